@@ -1,0 +1,204 @@
+"""Text and chat messages -> `Tokens`: which ids the model reads, and which of them are targets of the loss.
+
+The only file that talks to a tokenizer. The document is user input: control tokens written inside it are encoded as
+ordinary text, so a document cannot open a turn of its own.
+
+The prompts are those of the paper's code (arXiv 2406.16069, IAAR-Shanghai/FastMem `src/train_and_inference.py`).
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from fastmem.errors import InputError, one_of
+
+log = logging.getLogger("fastmem")
+
+Placement = Literal["assistant", "user", "text", "prompt"]
+PLACEMENTS: tuple[Placement, ...] = ("assistant", "user", "text", "prompt")
+
+# Used where a tokenizer brings no chat template (base models): one turn a line, nothing to learn.
+PLAIN_TEMPLATE = (
+    "{{ bos_token or '' }}{% for m in messages %}{{ m['role'] | capitalize + ': ' + m['content'] | trim }}"
+    "{{ eos_token or '' if m['role'] == 'assistant' else '' }}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What is read, and what of it is memorized.
+
+    ids: [S] int64 token ids.
+    scored: [S] bool; `scored[i]` says that token `i` is a target of the loss, predicted from the tokens before it.
+        The first token can never be one. None scores every token but the first.
+    """
+
+    ids: torch.Tensor
+    scored: torch.Tensor
+
+    def __init__(self, ids: torch.Tensor | Sequence[int], scored: torch.Tensor | Sequence[bool] | None = None):
+        ids = torch.as_tensor(ids, dtype=torch.int64)
+        if ids.ndim != 1 or len(ids) == 0:
+            raise InputError(f"Tokens takes a non-empty list of ids, [S]; given shape {list(ids.shape)}.")
+        mask = torch.ones(len(ids), dtype=torch.bool) if scored is None else torch.as_tensor(scored, dtype=torch.bool)
+        if mask.shape != ids.shape:
+            raise InputError(f"Tokens takes one `scored` flag per id; given {list(mask.shape)} for {len(ids)} ids.")
+        mask = mask.clone()
+        mask[0] = False
+        object.__setattr__(self, "ids", ids)
+        object.__setattr__(self, "scored", mask)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def question_prompt(context: str, question: str) -> str:
+    """The paper's user turn for extractive question answering (NQ, NQ-SWAP, HotpotQA)."""
+    return (
+        "Please extract from the context the span that best answers the question and provide the answer in the "
+        f'following format: "The answer is: ...".\nContext: {context}\nQuestion: {with_mark(question)}'
+    )
+
+
+def question_alone(question: str) -> str:
+    """The user turn without the document: what the contrast with and without context (CAD) compares with."""
+    return f"Question: {with_mark(question)}"
+
+
+def with_mark(question: str) -> str:
+    """The question, ending in one question mark."""
+    return question.strip().rstrip("?").rstrip() + "?"
+
+
+def chat_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> torch.Tensor:
+    """Token ids [S] of a conversation, up to and including the header of the answer.
+
+    Control tokens inside the messages are read as text. Errors: `InputError` for messages the template refuses.
+    """
+    for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise InputError(f'a chat message is {{"role": ..., "content": ...}}; given {message!r}.')
+    kwargs: dict[str, Any] = {"sanitize_control_tokens": True} if _any_control(tokenizer, messages) else {}
+    try:
+        encoded = tokenizer.apply_chat_template(
+            list(messages), chat_template=template(tokenizer), add_generation_prompt=True, return_dict=True, **kwargs
+        )
+    except Exception as error:  # templates raise jinja2 errors of their own wording
+        raise InputError(f"the model's chat template refuses these messages: {error}") from error
+    return torch.tensor(encoded["input_ids"], dtype=torch.int64)
+
+
+def memory_tokens(tokenizer: Any, context: str, placement: Placement = "assistant") -> Tokens:
+    """The document as it is memorized, as `Tokens`: its own tokens and the end of its turn are scored.
+
+    placement: "assistant", the paper's (Llama 3: begin-of-text, assistant header, context, end-of-turn, with no
+    system or user turn); "user", the same as a user turn; "text", begin-of-text and the bare context with
+    end-of-text. "prompt" needs a question: see `in_place`.
+    """
+    context = require_text(context)
+    one_of(placement, PLACEMENTS, "placement")
+    if placement == "prompt":
+        raise InputError(
+            'placement "prompt" memorizes the document inside a question\'s prompt: use answer(question, context), '
+            "or pass Tokens; accepted here: assistant, user, text."
+        )
+    if placement == "text":
+        before, after = tokenizer.bos_token or "", tokenizer.eos_token or ""
+    else:
+        before, after = _turn(tokenizer, placement)
+    return _encode(tokenizer, before, context, after, score_after=True)
+
+
+def in_place(tokenizer: Any, prompt: str, context: str) -> Tokens:
+    """A user turn that contains `context`, ready to be answered; only the context's tokens are scored.
+
+    Memorizing these tokens needs no trunk pass of its own: the answer is decoded from the same one.
+    """
+    context = require_text(context)
+    rendered = _render(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+    start = rendered.rfind(context)
+    if start < 0:
+        raise InputError("placement 'prompt' needs a prompt that contains the document word for word; it does not.")
+    return _encode(tokenizer, rendered[:start], context, rendered[start + len(context) :], score_after=False)
+
+
+def truncated(tokenizer: Any, context: str, tokens_over: int) -> str:
+    """The context without its last `tokens_over` tokens; the question is never what is cut."""
+    ids = tokenizer(context, add_special_tokens=False)["input_ids"]
+    if tokens_over >= len(ids):
+        raise InputError("nothing of the document is left after truncation: shorten the question or the answer.")
+    return tokenizer.decode(ids[: len(ids) - tokens_over], skip_special_tokens=True) if tokens_over > 0 else context
+
+
+def require_text(context: str) -> str:
+    """The context, stripped. Errors: `InputError` where there is none."""
+    if not isinstance(context, str) or not context.strip():
+        raise InputError("the context is empty: give the document to be faithful to, as text.")
+    return context.strip()
+
+
+def template(tokenizer: Any) -> str | None:
+    """None for the tokenizer's own chat template, `PLAIN_TEMPLATE` (with a notice, once) where it has none."""
+    if tokenizer.chat_template is not None:
+        return None
+    if not getattr(tokenizer, "_fastmem_noticed", False):
+        tokenizer._fastmem_noticed = True
+        log.warning("the tokenizer has no chat template: using plain 'User: ... / Assistant: ...' turns.")
+    return PLAIN_TEMPLATE
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+    return tokenizer.apply_chat_template(
+        messages, chat_template=template(tokenizer), add_generation_prompt=add_generation_prompt, tokenize=False
+    )
+
+
+def _turn(tokenizer: Any, role: str) -> tuple[str, str]:
+    """(begin-of-text and header, end-of-turn) that surround the content of a first turn of `role`."""
+    probe = "FastMem-content"
+    user = {"role": "user", "content": "FastMem-user"}
+    if role == "user":
+        before, _, after = _render(tokenizer, [user | {"content": probe}]).partition(probe)
+        return before, _end_of_turn(after)
+    # Many templates refuse an assistant turn without a user turn, or put a default system turn first (Qwen), so the
+    # assistant turn is what a conversation gains by having one.
+    opening = _render(tokenizer, [user])
+    whole = _render(tokenizer, [user, {"role": "assistant", "content": probe}])
+    shared = next((i for i, (a, b) in enumerate(zip(opening, whole, strict=False)) if a != b), len(opening))
+    before, _, after = whole[shared:].partition(probe)
+    bos = tokenizer.bos_token or ""
+    return (bos if bos and opening.startswith(bos) else "") + before, _end_of_turn(after)
+
+
+def _end_of_turn(after: str) -> str:
+    """The end-of-turn without the line break some templates write behind it (Qwen, Gemma)."""
+    return after.rstrip() or after
+
+
+def _encode(tokenizer: Any, before: str, content: str, after: str, score_after: bool) -> Tokens:
+    """`before + content + after` as Tokens; the tokens that touch the content (and `after`, if asked) are scored."""
+    if _any_control(tokenizer, [{"content": content}]):
+        pieces = [
+            tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"]
+            for text, split in ((before, False), (content, True), (after, False))
+        ]
+        flags = [False] * len(pieces[0]) + [True] * len(pieces[1]) + [score_after] * len(pieces[2])
+        return Tokens([i for piece in pieces for i in piece], flags)
+    text, start = before + content + after, len(before)
+    end = len(text) if score_after else start + len(content)
+    if tokenizer.is_fast:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        flags = [right > start and left < end for left, right in encoded["offset_mapping"]]
+        return Tokens(encoded["input_ids"], flags)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    first = len(tokenizer(text[:start], add_special_tokens=False)["input_ids"])
+    last = len(tokenizer(text[:end], add_special_tokens=False)["input_ids"])
+    return Tokens(ids, [first <= i < last for i in range(len(ids))])
+
+
+def _any_control(tokenizer: Any, messages: Sequence[dict[str, str]]) -> bool:
+    return any(token in str(m["content"]) for m in messages for token in tokenizer.added_tokens_encoder)
