@@ -1,0 +1,225 @@
+"""Find the parts of a decoder-only model by what they do, never by their names.
+
+One short forward pass through a structural copy of the model is watched. From who called whom with what:
+
+- the *body* is the module that returns `last_hidden_state`;
+- its *layers* are the module list that was walked through;
+- in a layer, the *feed-forward network* (FFN) is what has matrices and treats every position alone;
+- the *mixers* (attention, convolutions) are what has matrices and does not;
+- the *closing* modules (the final norm, a projection) are those that took the last layer's output onwards.
+
+So a model family that is new tomorrow needs no entry here. Whether the findings are right is for the probe of
+`trunk.py` to say.
+"""
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmem.errors import UnsupportedModelError
+
+log = logging.getLogger("fastmem")
+
+# Length of the watched sequence: odd and unlike usual sizes, so that a dimension of this length is the positions.
+PROBE_TOKENS = 11
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer, by the names of its parts relative to the whole model.
+
+    path: the layer.
+    ffn: the FFN's modules; usually one, two where a layer holds bare linears (OPT) or a shared expert beside.
+    mixers: name of each token mixer -> how many values its forward returns (0: a bare tensor, not a tuple).
+    call: the watched positional and keyword arguments behind the first, the hidden states; what a replay passes on.
+    """
+
+    path: str
+    ffn: tuple[str, ...]
+    mixers: dict[str, int]
+    call: tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where everything is in one model. All names are relative to the whole model."""
+
+    body: str
+    layers: tuple[Layer, ...]
+    closing: tuple[str, ...]
+    output_type: type
+
+
+@dataclass(frozen=True)
+class _Call:
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    snapshot: Tensor | None  # of the hidden states in `out`, since some layers add to them in place (Falcon)
+
+
+def shared_copy(module: nn.Module, replace: dict[int, Any] | None = None) -> nn.Module:
+    """The same modules once more, in evaluation mode, around the same storage: no weight is copied.
+
+    The copy is ours to hook and re-wire; the original is never written to. Its parameters are frozen, so gradients
+    exist only where a caller puts a tensor of its own. `replace` maps `id(part)` to what stands in its place.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
+            if isinstance(value, Tensor):
+                plain = type(value) is nn.Parameter and value.device.type != "meta"
+                memo[id(value)] = nn.Parameter(value.detach(), requires_grad=False) if plain else value
+        for config in ("config", "generation_config"):
+            if config in vars(part):
+                memo[id(vars(part)[config])] = vars(part)[config]
+    twin = copy.deepcopy(module, memo | (replace or {}))
+    return twin.eval()
+
+
+def first(output: Any) -> Tensor:
+    """The hidden states of a module that returns them alone or in front of other things."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def dissect(model: nn.Module) -> Anatomy:
+    """Watch one forward pass of `PROBE_TOKENS` tokens and name the parts.
+
+    Errors: `UnsupportedModelError` with the family and the part that could not be found.
+    """
+    family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise unsupported(family, "it is an encoder-decoder", "give a decoder-only causal language model")
+    twin = shared_copy(model)
+    calls = _watch(twin, family)
+    bodies = [call for call in calls if call.name and getattr(call.out, "last_hidden_state", None) is not None]
+    if not bodies:
+        raise unsupported(family, "no part of it returns a last hidden state", "give a transformers causal model")
+    body = min(bodies, key=lambda call: call.name.count("."))
+    called = {call.name: call for call in calls}
+    paths = _layer_paths(twin, body.name, called)
+    if not paths:
+        raise unsupported(family, "it has no list of decoder layers", "give a decoder-only transformer")
+    layers = tuple(_layer(twin, path, called) for path in paths)
+    if not layers[-1].ffn:
+        raise unsupported(family, "its last layer holds no feed-forward network", "give a transformer that has one")
+    closing = _closing(first(called[paths[-1]].out), paths[-1], calls, body.out.last_hidden_state)
+    if closing is None:
+        raise unsupported(family, "what follows its last layer cannot be followed", "report the family")
+    return Anatomy(body.name, layers, closing, type(body.out))
+
+
+def unsupported(family: str, reason: str, remedy: str) -> UnsupportedModelError:
+    """The one wording of a refusal: family, reason, what can be done."""
+    return UnsupportedModelError(f"{family!r} cannot be split at its last feed-forward network: {reason}; {remedy}.")
+
+
+def _watch(twin: nn.Module, family: str) -> list[_Call]:
+    """Every call of every module in one forward pass, in the order in which they returned."""
+    calls: list[_Call] = []
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda _, args, kwargs, out: calls.append(_Call(name, args, kwargs, out, _snapshot(out)))
+
+    handles = [m.register_forward_hook(hook(name), with_kwargs=True) for name, m in twin.named_modules()]
+    ids = (torch.arange(PROBE_TOKENS) * 7 % vocabulary(twin))[None].to(input_device(twin))
+    try:
+        with torch.no_grad():
+            twin(input_ids=ids, use_cache=False)
+    except (TypeError, ValueError) as error:  # not a causal language model of transformers
+        raise unsupported(family, f"a plain forward pass failed ({error})", "give a transformers causal model") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _snapshot(out: Any) -> Tensor | None:
+    states = first(out)
+    return states.clone() if isinstance(states, Tensor) else None
+
+
+def vocabulary(model: nn.Module) -> int:
+    """How many token ids the embedding knows."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where token ids go; the embedding may lie on another device than the last layer."""
+    device = model.get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _layer_paths(twin: nn.Module, body: str, called: dict[str, _Call]) -> list[str]:
+    """The layers: the outermost module list of the body whose members were called, the longest if several."""
+    lists = [
+        (name.count("."), -len(m), [f"{name}.{i}" for i in range(len(m)) if f"{name}.{i}" in called])
+        for name, m in twin.named_modules()
+        if isinstance(m, nn.ModuleList) and (name.startswith(f"{body}.") or not body)
+    ]
+    lists = [entry for entry in lists if entry[2]]
+    return min(lists, key=lambda entry: entry[:2])[2] if lists else []
+
+
+def _layer(twin: nn.Module, path: str, called: dict[str, _Call]) -> Layer:
+    ffn, mixers = [], {}
+    for child, module in twin.get_submodule(path).named_children():
+        call = called.get(f"{path}.{child}")
+        if call is None or not any(p.ndim >= 2 for p in module.parameters()):
+            continue
+        if _position_wise(module, call):
+            ffn.append(call.name)
+        else:
+            mixers[call.name] = len(call.out) if isinstance(call.out, tuple) else 0
+    # A layer with a whole FFN module may hold bare linears beside it (Gemma 3n's gates): they are no FFN.
+    whole = [name for name in ffn if next(twin.get_submodule(name).children(), None) is not None]
+    call = called[path]
+    kwargs = {k: v for k, v in call.kwargs.items() if k != "hidden_states"}
+    return Layer(path, tuple(whole or ffn), mixers, (call.args[1:], kwargs))
+
+
+def _position_wise(module: nn.Module, call: _Call) -> bool:
+    """Does the module, called on the last position alone, give what it gave for it among the others?"""
+    tensors = [*call.args, *call.kwargs.values()]
+    if call.snapshot is None or not tensors or not all(isinstance(t, Tensor) and _positions(t) is not None for t in tensors):
+        return False
+    with torch.no_grad():
+        args = [_last(t) for t in call.args]
+        alone = first(module(*args, **{k: _last(t) for k, t in call.kwargs.items()})).float()
+    among = _last(call.snapshot).float()
+    # Kernels differ with the shape: a few units in the last place of the working type, relative to the largest value.
+    tolerance = 64 * torch.finfo(call.snapshot.dtype).eps
+    return bool((alone.reshape(-1) - among.reshape(-1)).abs().max() <= tolerance * (among.abs().max() + 1e-6))
+
+
+def _positions(tensor: Tensor) -> int | None:
+    """The dimension that counts positions in [1, S, ...] or [S, ...]; None where there is none."""
+    return next((d for d in (1, 0) if tensor.ndim > d + 1 and tensor.shape[d] == PROBE_TOKENS), None)
+
+
+def _last(tensor: Tensor) -> Tensor:
+    dimension = _positions(tensor)
+    return tensor if dimension is None else tensor.narrow(dimension, PROBE_TOKENS - 1, 1)
+
+
+def _closing(state: Tensor, path: str, calls: list[_Call], target: Tensor) -> tuple[str, ...] | None:
+    """Names of the modules that lead from the last layer's output to the last hidden state."""
+    chain: list[str] = []
+    while not _same(state, target):
+        takers = [c for c in calls if c.args and c.args[0] is state and not c.name.startswith(path) and c.name]
+        if not takers or takers[0].name in chain:
+            return None
+        chain.append(takers[0].name)
+        state = first(takers[0].out)
+    return tuple(chain)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """One tensor, or a view of all of it (GPT-2 reshapes what its final norm returns)."""
+    return a is b or (a.data_ptr() == b.data_ptr() and a.numel() == b.numel())

@@ -1,0 +1,308 @@
+"""A model, split at its FFNs: run the trunk once, rebuild what follows as often as needed with other weights.
+
+Nothing after the last FFN feeds attention, so for the same tokens everything below it, keys and values included, is
+the same with and without a memory. `Trunk` turns that into three calls:
+
+    hidden = trunk.forward(ids, ffn=..., record=...)      [B, T] -> [B, T, D], the last hidden state
+    hidden = trunk.tail(activations, ffn=...)             the same from what `record` kept, without the trunk
+    logits = trunk.head(hidden)                           [N, D] -> [N, V], soft caps and scales included
+
+`ffn` says which weights an FFN uses in this call and no other. Every module called is the model's own code on
+`shared_copy`s of it; the model itself is never written to, and a `Trunk` keeps no state between calls, so threads may
+share one. A probe on construction compares rebuilt logits with the model's own and refuses where they differ.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fastmem.core.anatomy import dissect, first, input_device, shared_copy, unsupported, vocabulary
+from fastmem.errors import InputError
+
+# The modules an FFN is made of, by name, each with what is called instead of it.
+FFN = Mapping[str, Callable[..., Any]]
+
+
+@dataclass
+class Recording:
+    """What `forward` is asked to keep: copies of the inputs of `layers` and of the outputs of their mixers.
+
+    layers: indices from 0. select: which positions of a [B, T, D] tensor to keep; by default all.
+    inputs: layer index -> hidden states. mixed: mixer name -> its output. calls: layer index -> other arguments.
+    """
+
+    layers: frozenset[int]
+    select: Callable[[Tensor], Tensor] = lambda hidden: hidden
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    mixed: dict[str, Tensor] = field(default_factory=dict)
+    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """All that the layers from the lowest tuned one upwards need to be run again.
+
+    layer: that layer's index. hidden: its input, [N, D] at the wanted positions if it is the last layer, else
+    [1, S, D]. mixed: what its mixers gave, likewise. calls: the other arguments of the layers above, whose attention
+    has to run again (empty for the last layer). positions: [N], which of the S are wanted in the end (None: all N).
+    """
+
+    layer: int
+    hidden: Tensor
+    mixed: dict[str, Tensor]
+    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = ()
+    positions: Tensor | None = None
+
+    def split(self, size: int) -> Iterator["Activations"]:
+        """Pieces of at most `size` positions; one piece where layers above attend to all of them."""
+        if self.calls:
+            yield self
+            return
+        for start in range(0, len(self.hidden), size):
+            part = slice(start, start + size)
+            yield replace(self, hidden=self.hidden[part], mixed={k: v[part] for k, v in self.mixed.items()})
+
+
+@dataclass(frozen=True)
+class _Now:
+    """The arguments of the running call that the model's own `forward`s cannot be handed."""
+
+    ffn: FFN = field(default_factory=dict)
+    replay: Mapping[str, Tensor] | None = None
+    record: Recording | None = None
+
+
+# Context-local: each thread, and each nested call, sees its own.
+_NOW: ContextVar[_Now] = ContextVar("fastmem_now", default=_Now())
+
+
+@contextmanager
+def _now(**arguments: Any) -> Iterator[None]:
+    token = _NOW.set(_Now(**arguments))
+    try:
+        yield
+    finally:
+        _NOW.reset(token)
+
+
+class _Passed(nn.Module):
+    """Stands where the body was: hands on what it is given as the last hidden state."""
+
+    def __init__(self, output_type: type):
+        super().__init__()
+        self.output_type = output_type
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
+        return self.output_type(last_hidden_state=inputs_embeds)
+
+
+class Trunk:
+    """`model`, a transformers causal language model, taken apart once.
+
+    Errors: `UnsupportedModelError` where the parts are not found or the rebuilt logits are not the model's own.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.family: str = model.config.model_type
+        self.anatomy = dissect(model)
+        body = model.get_submodule(self.anatomy.body)
+        twin = shared_copy(model)
+        self._body = twin.get_submodule(self.anatomy.body)
+        self._head = shared_copy(model, {id(body): _Passed(self.anatomy.output_type)})
+        self._layers = [twin.get_submodule(layer.path) for layer in self.anatomy.layers]
+        self._closing = [twin.get_submodule(name) for name in self.anatomy.closing]
+        self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
+        for index, layer in enumerate(self.anatomy.layers):
+            self._layers[index].register_forward_pre_hook(functools.partial(_keep_input, index), with_kwargs=True)
+            for name in layer.ffn:
+                part = twin.get_submodule(name)
+                part.forward = functools.partial(_switch_ffn, name, part.forward)
+            for name, returns in layer.mixers.items():
+                part = twin.get_submodule(name)
+                part.forward = functools.partial(_switch_mixer, index, name, returns, part.forward)
+        self.vocabulary = vocabulary(model)
+        self.input_device = input_device(model)
+        last = next(model.get_submodule(self.anatomy.layers[-1].ffn[0]).parameters())
+        self.device, self.dtype = last.device, last.dtype
+        _probe(self)
+
+    @property
+    def depth(self) -> int:
+        """Number of decoder layers."""
+        return len(self.anatomy.layers)
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence the model has positions for; None where its configuration names none."""
+        config = self.model.config
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        return getattr(text, "max_position_embeddings", None)
+
+    def indices(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """`layers`, negative ones counted from the end, as sorted indices from 0. Errors: `InputError`."""
+        found = set()
+        for layer in layers:
+            if not -self.depth <= layer < self.depth:
+                raise InputError(f"layer {layer} does not exist: accepted are {-self.depth} to {self.depth - 1}.")
+            if not self.anatomy.layers[layer].ffn:
+                raise InputError(f"layer {layer} has no feed-forward network to tune: choose another.")
+            found.add(layer % self.depth)
+        return tuple(sorted(found))
+
+    def parameters(self, layers: Sequence[int]) -> dict[str, Tensor]:
+        """The model's own FFN weights of `layers`, by their full names. Not copies: not to be written to."""
+        return {
+            f"{module}.{name}": parameter.detach()
+            for index in self.indices(layers)
+            for module in self.anatomy.layers[index].ffn
+            for name, parameter in self.model.get_submodule(module).named_parameters()
+        }
+
+    def ffn(self, weights: Mapping[str, Tensor]) -> FFN:
+        """FFN modules that use `weights` (full parameter name -> tensor), ready for `forward` and `tail`.
+
+        Weights in another type than the model's are cast, differentiably, in every call.
+        """
+        modules: dict[str, Callable[..., Any]] = {}
+        for module in {name for layer in self.anatomy.layers for name in layer.ffn}:
+            own = {k.removeprefix(f"{module}."): v for k, v in weights.items() if k.startswith(f"{module}.")}
+            if own:
+                modules[module] = functools.partial(_with_weights, shared_copy(self.model.get_submodule(module)), own)
+        return modules
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+        ffn: FFN | None = None,
+        record: Recording | None = None,
+    ) -> Tensor:
+        """The last hidden state [B, T, D] (after the final norm) for ids [B, T].
+
+        mask: [B, past + T], 0 where a position is padding. positions: [B, T] position numbers. cache: a transformers
+        cache, extended in place. ffn: weights for this call. record: filled on the way.
+        """
+        kwargs: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None, "past_key_values": cache}
+        if positions is not None and self._takes_positions:
+            kwargs["position_ids"] = positions.to(self.input_device)
+        with _now(ffn=ffn or {}, record=record):
+            return self._body(input_ids=ids.to(self.input_device), **kwargs).last_hidden_state
+
+    def activations(self, recording: Recording, positions: Tensor | None = None) -> Activations:
+        """What `recording` kept, as the input of `tail`; its lowest layer is where the tail begins."""
+        layer = min(recording.layers)
+        mixed = {name: recording.mixed[name] for name in self.anatomy.layers[layer].mixers}
+        above = tuple(recording.calls[i] for i in range(layer + 1, self.depth))
+        return Activations(layer, recording.inputs[layer], mixed, above, positions)
+
+    def read(self, ids: Tensor, positions: Tensor, layers: Sequence[int] = (-1,), cache: Any = None) -> Activations:
+        """One forward pass over ids [S]; the activations at positions [N] that tuning `layers` needs. No gradient."""
+        lowest = min(self.indices(layers))
+        fast = lowest == self.depth - 1
+        where = positions.to(self.device)
+        recording = Recording(
+            frozenset(range(lowest, self.depth)), (lambda hidden: hidden[0, where]) if fast else (lambda hidden: hidden)
+        )
+        with torch.no_grad():
+            self.forward(ids[None], cache=cache, record=recording)
+        return self.activations(recording, None if fast else where)
+
+    def tail(self, activations: Activations, ffn: FFN | None = None) -> Tensor:
+        """The last hidden state [N, D] from the activations, with gradients to whatever `ffn` was made of."""
+        at, hidden = activations.layer, activations.hidden
+        leading = hidden.shape[:-1]
+        with _now(ffn=ffn or {}, replay={k: v.reshape(1, -1, v.shape[-1]) for k, v in activations.mixed.items()}):
+            args, kwargs = self.anatomy.layers[at].call
+            hidden = first(self._layers[at](hidden.reshape(1, -1, hidden.shape[-1]), *args, **kwargs))
+        with _now(ffn=ffn or {}):
+            for layer, (args, kwargs) in zip(self._layers[at + 1 :], activations.calls, strict=True):
+                hidden = first(layer(hidden, *args, **kwargs))
+            hidden = self.close(hidden)
+        if activations.positions is not None:
+            return hidden[0, activations.positions]
+        return hidden.reshape(*leading, -1)
+
+    def close(self, hidden: Tensor) -> Tensor:
+        """What follows the last layer and precedes the head: the final norm."""
+        for module in self._closing:
+            hidden = first(module(hidden))
+        return hidden
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of last hidden states [..., D], in the model's type."""
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        return self._head(inputs_embeds=rows, use_cache=False).logits.reshape(*hidden.shape[:-1], -1)
+
+
+def _keep_input(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    record = _NOW.get().record
+    if record is not None and index in record.layers:
+        record.inputs[index] = record.select(args[0] if args else kwargs["hidden_states"]).clone()
+        others = {k: v for k, v in kwargs.items() if k not in ("hidden_states", "past_key_values", "use_cache")}
+        record.calls[index] = (args[1:], others)
+
+
+def _switch_ffn(name: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return _NOW.get().ffn.get(name, own)(*args, **kwargs)
+
+
+def _switch_mixer(index: int, name: str, returns: int, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    now = _NOW.get()
+    if now.replay is not None and name in now.replay:
+        return (now.replay[name], *[None] * (returns - 1)) if returns else now.replay[name]
+    out = own(*args, **kwargs)
+    if now.record is not None and index in now.record.layers:
+        now.record.mixed[name] = now.record.select(first(out)).clone()
+    return out
+
+
+def _with_weights(module: nn.Module, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    dtypes = {name: parameter.dtype for name, parameter in module.named_parameters()}
+    return functional_call(module, {k: w.to(dtypes[k]) for k, w in weights.items()}, args, kwargs)
+
+
+def _probe(trunk: Trunk) -> None:
+    """Compare rebuilt logits with the model's own, as it is and with the FFN's output scaled; refuse if they differ."""
+    ids = (torch.arange(10) * 5 + 1) % trunk.vocabulary
+    module = trunk.anatomy.layers[-1].ffn[-1]
+
+    def scaled(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        out = own(*args, **kwargs)
+        return (out[0] * 1.5, *out[1:]) if isinstance(out, tuple) else out * 1.5
+
+    whole = shared_copy(trunk.model)
+    part = whole.get_submodule(module)
+    activations = trunk.read(ids, torch.arange(10))
+    with torch.no_grad():
+        own = whole(input_ids=ids[None].to(trunk.input_device), use_cache=False).logits[0].float()
+        prefix = whole(input_ids=ids[None, :6].to(trunk.input_device), use_cache=False).logits[0].float()
+        rebuilt = trunk.head(trunk.tail(activations)).float()
+        other = {module: functools.partial(scaled, shared_copy(trunk.model.get_submodule(module)))}
+        rebuilt_scaled = trunk.head(trunk.tail(activations, other)).float()
+        part.forward = functools.partial(scaled, part.forward)
+        own_scaled = whole(input_ids=ids[None].to(trunk.input_device), use_cache=False).logits[0].float()
+    # 64 units in the last place of the model's type, relative to the largest logit: kernels differ with the shape.
+    allowed = 64 * torch.finfo(trunk.dtype).eps * own.abs().max().item()
+    if not (ahead := (own[:6] - prefix).abs().max().item()) <= allowed:
+        raise unsupported(
+            trunk.family, f"it reads ahead (logits move by {ahead:.2g} with later tokens)", "give a causal model"
+        )
+    for label, a, b in (("rebuilt", rebuilt, own), ("rebuilt with another FFN", rebuilt_scaled, own_scaled)):
+        if not (apart := (a - b).abs().max().item()) <= allowed:
+            raise unsupported(
+                trunk.family,
+                f"{label} logits differ from its own by {apart:.2g}, {allowed:.2g} allowed",
+                "report the family, or answer with method 'base' or 'cad' through transformers",
+            )
