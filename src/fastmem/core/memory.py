@@ -1,0 +1,164 @@
+"""What was learnt (`Memory`), how (`Recipe`), and for which base (`Base`).
+
+A memory is the difference  w - w_0  of every tuned tensor, by the tensor's full name in the model. It is a value:
+nothing in it changes, and the model it was made on is never written to.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastmem.errors import InputError, MemoryMismatchError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to memorize. The defaults are the paper's for question answering with Llama-3-8B."""
+
+    learning_rate: float = 1e-5
+    """Constant AdamW rate (betas 0.9/0.999, eps 1e-8). Small models want more: 1e-3 at 5 M parameters."""
+    steps: int = 10
+    """Updates, each on the whole document. 0 gives a memory that changes nothing."""
+    kl_weight: float = 0.1
+    """Weight of KL(original || now) beside the cross entropy."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay; the authors' code uses torch's default, whatever its scripts say."""
+    max_grad_norm: float = 1.0
+    """The gradient over all tuned tensors together is clipped to this norm; the Trainer's default in their code."""
+    layers: tuple[int, ...] = (-1,)
+    """Layers whose FFN is tuned, from 0 or negative from the end. Only the last is fast and shares the base's cache."""
+    placement: str = "assistant"
+    """What is memorized: the document as an `assistant` turn (the paper), a `user` turn, bare `text`, or in place in
+    the question's `prompt`, which needs no trunk pass of its own."""
+    adaptive_kl: float | None = None
+    """Target KL in nats of the adaptive weight (Ziegler et al. 2019, arXiv 1909.08593, eq. 4 with the authors' clip at
+    0.2 and `steps` as horizon; their target is 5.0). None keeps `kl_weight` constant."""
+    target_loss: float | None = None
+    """Stop as soon as the loss is at or below this. None: run all steps."""
+    max_kl: float | None = None
+    """Stop when the KL exceeds this many nats, keeping the last weights below it. None: no ceiling."""
+    patience: int | None = None
+    """Stop when the loss has not improved for this many steps, keeping the best weights. None: never."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        for name, least, greatest in (
+            ("learning_rate", 0.0, 10.0),
+            ("kl_weight", 0.0, math.inf),
+            ("weight_decay", 0.0, 10.0),
+            ("max_grad_norm", 0.0, math.inf),
+        ):
+            _number(name, getattr(self, name), least, greatest)
+        for name in ("adaptive_kl", "target_loss", "max_kl"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), 0.0, math.inf)
+        _whole("steps", self.steps, 0)
+        if self.patience is not None:
+            _whole("patience", self.patience, 1)
+        if not self.layers or not all(isinstance(layer, int) for layer in self.layers):
+            raise InputError(f"recipe layers takes layer numbers such as (-1,); given {self.layers!r}.")
+
+
+class Step(NamedTuple):
+    """One step of memorizing, measured before its update. Losses in nats per scored token."""
+
+    index: int
+    loss: float
+    cross_entropy: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class Base:
+    """Which model a memory belongs to. digest: of the original weights of the tuned FFNs."""
+
+    name: str
+    family: str
+    digest: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """The tuned FFN of one document, as a difference from the base.
+
+    tensors: full parameter name -> w - w_0, float32. trace: one `Step` per step. stopped: why it ended before
+    `recipe.steps`, or None. details: whatever the caller wants kept with it (digests of text, tokenizer, template).
+    """
+
+    tensors: Mapping[str, Tensor]
+    recipe: Recipe
+    base: Base
+    trace: tuple[Step, ...] = ()
+    stopped: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the tensors in memory."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+    def weights(self, originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tuned weights, float32 or wider, from the original tensors by name. Errors: `MemoryMismatchError`."""
+        tuned = {}
+        for name, difference in self.tensors.items():
+            if name not in originals or originals[name].shape != difference.shape:
+                found = list(originals[name].shape) if name in originals else "absent"
+                raise MemoryMismatchError(
+                    f"this memory belongs to {self.base.name} ({self.base.family}): it has {name} "
+                    f"{list(difference.shape)}, the model has {found}; load the base it was made for."
+                )
+            original = originals[name]
+            wide = torch.promote_types(original.dtype, difference.dtype)
+            tuned[name] = original.to(wide) + difference.to(original.device, wide)
+        return tuned
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Within the block, `model` itself answers with this memory; on leaving it is as it was, to the bit.
+
+        The parameters are exchanged for other tensors and put back: the original storage is never written to. Not for
+        several threads at once on one model; `FastMem.generate` is.
+        """
+        own = {name: model.get_parameter(name) for name in self.tensors}
+        tuned = self.weights({name: p.detach() for name, p in own.items()})
+        try:
+            for name, parameter in own.items():
+                _put(model, name, nn.Parameter(tuned[name].to(parameter.dtype), requires_grad=False))
+            yield model
+        finally:
+            for name, parameter in own.items():
+                _put(model, name, parameter)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        sha.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return sha.hexdigest()
+
+
+def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    path, _, leaf = name.rpartition(".")
+    model.get_submodule(path)._parameters[leaf] = parameter
+
+
+def _number(name: str, value: Any, least: float, greatest: float) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or not math.isfinite(value) or not least <= value <= greatest:
+        upper = "" if math.isinf(greatest) else f" to {greatest:g}"
+        raise InputError(f"recipe {name} (--{name.replace('_', '-')}) is {value!r}: give a number from {least:g}{upper}.")
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"recipe {name} (--{name}) is {value!r}: give a whole number, {least} or more.")
