@@ -1,0 +1,1 @@
+"""The experiments: tasks, scores, statistics, and what runs, searches and reports them."""

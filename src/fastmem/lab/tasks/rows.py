@@ -1,0 +1,191 @@
+"""Rows of data files and of the hub: where they are read, and what is said when they cannot be.
+
+A row is a mapping and the place it came from, for error texts. Knows no task.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastmem.errors import TaskError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_LONGEST_CSV_FIELD = 2**31 - 1  # bytes; Python's default of 131,072 is shorter than some WikiHow articles
+
+
+@dataclass(frozen=True)
+class Row:
+    """values: column -> value. where: "FILE, line 12" and the like. number: from 1 in its source. path: its file."""
+
+    values: dict[str, Any]
+    where: str
+    number: int
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A data set on the Hugging Face hub. `revision` is a commit, or a branch where the note says why."""
+
+    id: str
+    split: str
+    revision: str
+    config: str | None = None
+
+
+def files_of(data: Path) -> tuple[Path, ...]:
+    """The files that `data` names: a file, the data files of a folder, or those of a pattern such as `memotrap/*.csv`.
+
+    Errors: `TaskError` where there is none, or where a folder mixes kinds (the same rows in two forms, most likely).
+    """
+    if data.is_file():
+        files = [data]
+    elif data.is_dir():
+        files = sorted(file for file in data.iterdir() if file.suffix in SUFFIXES)
+        kinds = sorted({file.suffix for file in files})
+        if len(kinds) > 1:
+            raise TaskError(
+                f"{data} mixes {' and '.join(kinds)} files: name one file, or a pattern such as {data}/*{kinds[0]}."
+            )
+    else:
+        files = sorted(data.parent.glob(data.name)) if "*" in data.name and data.parent.is_dir() else []
+    if not files:
+        raise TaskError(
+            f"no data file at {data}: check the path, or leave it out to load from the hub. "
+            f"Accepted: {', '.join(SUFFIXES)}."
+        )
+    for file in files:
+        if file.suffix not in SUFFIXES:
+            raise TaskError(f"cannot read {file.name}: accepted are {', '.join(SUFFIXES)}.")
+    return tuple(files)
+
+
+def file_rows(files: Iterable[Path]) -> Iterator[Row]:
+    """The rows of the files, by their suffixes, numbered through. Errors: `TaskError`, with the line if it has one."""
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    number = 0
+    for path in files:
+        try:
+            for where, values in readers[path.suffix](path):
+                number += 1
+                if not isinstance(values, dict):
+                    raise TaskError(
+                        f"{path.name}, {where}: expected an object with columns; found {str(values)[:60]!r}."
+                    )
+                yield Row(values, f"{path.name}, {where}", number, path)
+        except UnicodeDecodeError as error:
+            raise TaskError(f"{path.name} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
+        except OSError as error:
+            raise TaskError(f"cannot read {path}: {error.strerror or error}.") from error
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"line {number}", _parsed(line, path, number)
+
+
+def _json(path: Path) -> Iterator[tuple[str, Any]]:
+    loaded = _parsed(path.read_text(encoding="utf-8"), path, 1)
+    if not isinstance(loaded, list):
+        raise TaskError(
+            f"{path.name}: expected a list of rows; found {type(loaded).__name__}. One row a line is .jsonl."
+        )
+    for number, values in enumerate(loaded, 1):
+        yield f"item {number}", values
+
+
+def _parsed(text: str, path: Path, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise TaskError(
+            f"{path.name}, line {line}: not JSON ({error.msg}, column {error.colno}). Is the file truncated?"
+        ) from error
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(_LONGEST_CSV_FIELD)
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        first = 2
+        try:
+            for values in reader:
+                if None in values or None in values.values():
+                    raise TaskError(
+                        f"{path.name}, line {first}: {len(reader.fieldnames or ())} columns are named in line 1, this "
+                        f"row has {'more' if None in values else 'fewer'}. Is the file truncated?"
+                    )
+                yield f"line {first}", values
+                first = reader.line_num + 1
+        except csv.Error as error:
+            raise TaskError(f"{path.name}, line {first}: not CSV ({error}). Is the file truncated?") from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        rows = (values for batch in file.iter_batches(batch_size=512) for values in batch.to_pylist())
+        for number, values in enumerate(rows, 1):
+            yield f"row {number}", values
+    except pyarrow.ArrowException as error:
+        raise TaskError(f"{path.name} is not a whole parquet file ({str(error).splitlines()[0]}).") from error
+
+
+def digest(files: Iterable[Path]) -> str:
+    """`sha256:` and the first 16 hex digits over the bytes of the files, one after the other."""
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(2**20):
+                whole.update(chunk)
+    return f"sha256:{whole.hexdigest()[:16]}"
+
+
+def hub_rows(hub: Hub) -> tuple[Iterator[Row], str]:
+    """The rows of a hub data set and the commit they are of; offline from the cache of an earlier load.
+
+    Errors: `TaskError` where it is neither reachable nor cached, where the split is absent, and where the cache holds
+    another commit than the pinned one.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise TaskError("loading a data set needs `datasets`: pip install 'fastmem[eval]'.") from error
+    asked = f"{hub.id} ({', '.join(filter(None, (hub.config, hub.split, f'revision {hub.revision}')))})"
+    try:
+        loaded = datasets.load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision)
+    except Exception as error:  # the hub client, the builder and the file system each raise kinds of their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TaskError(
+            f"cannot load {asked}: {reason}. Without network it must be in the cache; "
+            "a local copy can be given as the data file."
+        ) from error
+    commit = _commit(loaded.info.download_checksums) or hub.revision
+    if _is_commit(hub.revision) and _is_commit(commit) and commit != hub.revision:
+        raise TaskError(
+            f"{hub.id}: the cache holds commit {commit}, pinned is {hub.revision}. Load it once with network."
+        )
+    rows = (Row(dict(values), f"{hub.id} row {number}", number) for number, values in enumerate(loaded, 1))
+    return rows, commit
+
+
+def _commit(checksums: dict[str, Any] | None) -> str | None:
+    """The commit in `hf://datasets/NAMESPACE/NAME@COMMIT/FILE`, as `datasets` records its downloads."""
+    for url in checksums or ():
+        if url.startswith("hf://") and "@" in url:
+            return url.split("@", 1)[1].split("/", 1)[0]
+    return None
+
+
+def _is_commit(revision: str) -> bool:
+    return len(revision) == 40 and all(digit in "0123456789abcdef" for digit in revision)

@@ -1,0 +1,14 @@
+"""What the three summary tasks share: an article, one reference, an instruction."""
+
+from fastmem.lab.tasks.example import Example
+from fastmem.lab.tasks.rows import Row
+from fastmem.lab.tasks.schema import Schema, text
+
+
+def summary_schema(name: str, article: str, reference: str, instruction: str) -> Schema:
+    """The schema that takes article and reference as they stand in two columns."""
+
+    def parse(row: Row) -> Example:
+        return Example("", "summary", text(row, article), instruction, (text(row, reference).strip(),))
+
+    return Schema(name, (article, reference), parse)

@@ -1,0 +1,23 @@
+"""The embedded model's world of facts as tasks: the rows come from `fastmem.tiny.world`, no file is read."""
+
+from collections.abc import Iterator
+
+from fastmem.errors import one_of
+from fastmem.lab.tasks.example import Example
+
+TASKS = {
+    "world_open": "the embedded world's questions without a context: what the embedded model knows by heart",
+    "world": "the embedded world's questions with a context that agrees",
+    "world_swap": "the embedded world's questions with a context whose answer was swapped",
+    "world_new": "questions with a context about subjects the embedded model never met",
+}
+
+
+def examples(split: str, part: str) -> Iterator[Example]:
+    """The rows of `split`; `part` is "dev" or "test". The same fact has one id and one group in every split."""
+    from fastmem.tiny import world
+
+    for row in world.examples(split, one_of(part, world.PARTS, "part of the embedded world")):  # type: ignore[arg-type]
+        name = row.id.split("/", 1)[1]
+        known = tuple(answer for answer in row.original_answers if answer not in row.answers)
+        yield Example(name, "question", row.context, row.question, row.answers, known, group=name)

@@ -1,0 +1,15 @@
+"""XSum (arXiv 1808.08745): BBC articles with a one-sentence summary."""
+
+from fastmem.lab.tasks.rows import Hub
+from fastmem.lab.tasks.summaries import summary_schema
+
+# A branch, not a commit: main was a loading script for years, which `datasets` no longer runs, and the hub's automatic
+# parquet copy is rewritten in place. What was loaded is recorded with every run.
+HUB = Hub("EdinburghNLP/xsum", split="test", revision="refs/convert/parquet")
+
+INSTRUCTION = "Summarize the above article in 1 sentence."
+SCHEMAS = (
+    summary_schema("the hub's", "document", "summary", INSTRUCTION),
+    summary_schema("the paper's", "article", "summary", INSTRUCTION),
+    summary_schema("the paper's get_data.py", "text", "summary", INSTRUCTION),
+)
