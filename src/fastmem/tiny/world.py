@@ -1,0 +1,289 @@
+"""A made-up world: its facts, the texts that state them and the questions that ask for them.
+
+Everything follows from a seed and nothing else: no file, no network, no torch. `facts()` is what the embedded model
+knows by heart; `examples(split, part)` is what it is measured on:
+
+- `world_open`  a question alone: does it know the fact?
+- `world`       a context that agrees with what it knows.
+- `world_swap`  the same contexts with the answer exchanged for another of its kind, wherever it stands.
+- `world_new`   contexts about subjects that no training text mentions.
+
+`part` is `dev` or `test`: no subject is in both. The wording of a measured row was never trained: a frame and a
+core of `phrases.py` meet in training only where `is_trained_pair` says so, and rows use the other pairs.
+`Writer` makes the texts for both, training and measuring, so that they differ in nothing but these pairs.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from random import Random
+from typing import Literal
+
+from fastmem.errors import InputError, one_of
+from fastmem.tiny.phrases import (
+    FILLERS,
+    NAME_SHAPES,
+    QUESTION_FRAMES,
+    RELATIONS,
+    STATEMENT_FRAMES,
+    WORDS,
+    Relation,
+)
+
+SEED = 2406
+SUBJECTS = {"person": 160, "town": 80, "firm": 60, "book": 60, "ship": 40}
+POOLS = {"river": 40, "language": 24}
+KINDS = (*SUBJECTS, *POOLS, *WORDS, "year")
+SPLITS = ("world_open", "world", "world_swap", "world_new")
+PARTS = ("dev", "test")
+MAX_SENTENCES = 10
+
+INSTRUCTION = (
+    "Please extract from the context the span that best answers the question and provide the answer in the following "
+    'format: "The answer is: ...".'
+)
+
+_ONSETS, _VOWELS, _CODAS = (
+    letters.split()
+    for letters in (
+        "b br d dr f fl g gl h j k kl kr l m n p pl qu r s sk sn t th tr v vr w z zh zw",
+        "a e i o u a e i o u ei oo ua",
+        "b d k l m n p r s t v x z lb ld lk lm nd rk rn rv sk th",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """`answer` to `relation` of `subject`."""
+
+    subject: str
+    relation: Relation
+    answer: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One measured row. `context` is empty in `world_open`; `original_answers` is what the model learned by heart."""
+
+    id: str
+    context: str
+    question: str
+    answers: tuple[str, ...]
+    original_answers: tuple[str, ...]
+
+
+def invented_word(random: Random) -> str:
+    """An invented word of two or three syllables and 6 to 9 letters."""
+    while True:
+        syllables = [random.choice(_ONSETS) + random.choice(_VOWELS) for _ in range(random.choice((2, 2, 3)))]
+        word = "".join(syllables) + random.choice(_CODAS)
+        if 6 <= len(word) <= 9:
+            return word.capitalize()
+
+
+def invent(kind: str, random: Random) -> str:
+    """A value of `kind`: an invented name, an ordinary word for jobs, instruments and goods, or a year."""
+    if kind == "year":
+        return str(random.randrange(1100, 1900))
+    if kind in WORDS:
+        return random.choice(WORDS[kind])
+    return random.choice(NAME_SHAPES[kind]).format(invented_word(random), invented_word(random))
+
+
+def _stable(*parts: object) -> int:
+    """A number that depends on the texts alone (Python's `hash` of a str changes from run to run)."""
+    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:6], "big")
+
+
+def _distinct(kind: str, count: int, random: Random, taken: set[str]) -> tuple[str, ...]:
+    """`count` names of `kind` that share no invented word with one another or with `taken`, which grows."""
+    names: list[str] = []
+    while len(names) < count:
+        name = invent(kind, random)
+        words = words_of(name)
+        if not words & taken:
+            taken |= words
+            names.append(name)
+    return tuple(names)
+
+
+_ORDINARY = {word for shapes in NAME_SHAPES.values() for shape in shapes for word in shape.split()}
+
+
+def words_of(name: str) -> set[str]:
+    """The invented words of a name: `the Star of Zhanivor` -> `{"Zhanivor"}`."""
+    return {word for word in name.split() if word[0].isupper() and word not in _ORDINARY}
+
+
+@cache
+def pools() -> dict[str, tuple[str, ...]]:
+    """Every name of the world by kind; subjects among them."""
+    random, taken = Random(SEED), set[str]()
+    named = {kind: _distinct(kind, count, random, taken) for kind, count in (SUBJECTS | POOLS).items()}
+    return named | WORDS | {"year": tuple(str(year) for year in range(1100, 1900))}
+
+
+@cache
+def new_subjects() -> dict[str, tuple[str, ...]]:
+    """Names kept for `world_new`, by kind: they share no word with the world, and training never draws them."""
+    taken = {word for kind in SUBJECTS | POOLS for name in pools()[kind] for word in words_of(name)}
+    random = Random(SEED + 1)
+    return {kind: _distinct(kind, count, random, taken) for kind, count in SUBJECTS.items()}
+
+
+@cache
+def reserved_words() -> frozenset[str]:
+    """Invented words that training must not draw for its own unknown subjects."""
+    names = [name for kind in SUBJECTS | POOLS for name in pools()[kind]]
+    names += [name for pool in new_subjects().values() for name in pool]
+    return frozenset(word for name in names for word in words_of(name))
+
+
+def _facts_of(subjects: dict[str, tuple[str, ...]], random: Random) -> tuple[Fact, ...]:
+    made = []
+    for relation in RELATIONS:
+        for subject in subjects[relation.subject]:
+            answer = random.choice([value for value in pools()[relation.answer] if value != subject])
+            made.append(Fact(subject, relation, answer))
+    return tuple(made)
+
+
+@cache
+def facts() -> tuple[Fact, ...]:
+    """What the embedded model knows by heart: one answer per relation of every subject (1,440 facts)."""
+    return _facts_of(pools(), Random(SEED + 2))
+
+
+@cache
+def new_facts() -> tuple[Fact, ...]:
+    """Facts about the subjects of `world_new`; the answers are of the world, the subjects are not."""
+    return _facts_of(new_subjects(), Random(SEED + 3))
+
+
+def part_of(subject: str) -> str:
+    """`dev` or `test`; a subject is wholly in one."""
+    return PARTS[_stable(subject) % 2]
+
+
+def is_trained_pair(relation: Relation, frame: int, core: int) -> bool:
+    """Whether training puts this frame around this core: each core has one frame in six that it never meets."""
+    return (RELATIONS.index(relation) + frame + core) % 6 != 0
+
+
+class Writer:
+    """Turns facts into sentences, questions and contexts, with the trained or with the unseen pairs of wording."""
+
+    def __init__(self, random: Random, *, trained: bool) -> None:
+        self.random, self.trained = random, trained
+
+    def _worded(self, frames: tuple[str, ...], cores: tuple[str, ...], fact: Fact) -> str:
+        pairs = [(f, c) for f in range(len(frames)) for c in range(len(cores))]
+        frame, core = self.random.choice(
+            [pair for pair in pairs if is_trained_pair(fact.relation, *pair) == self.trained]
+        )
+        text = frames[frame].format(c=cores[core].format(s=fact.subject, a=fact.answer))
+        return text[0].upper() + text[1:]
+
+    def sentence(self, fact: Fact) -> str:
+        return self._worded(STATEMENT_FRAMES, fact.relation.statements, fact)
+
+    def question(self, fact: Fact) -> str:
+        return self._worded(QUESTION_FRAMES, fact.relation.questions, fact)
+
+    def context(self, fact: Fact, others: Callable[[], Fact], sentences: int) -> str:
+        """`fact` stated once (sometimes twice) among `sentences` sentences; none of the others names its answer."""
+        told, spent = [self.sentence(fact)], {(fact.subject, fact.relation)}
+        if sentences > 2 and self.random.random() < 0.2:
+            told.append(self.sentence(fact))
+        while len(told) < sentences:
+            other = others()
+            if self.random.random() < 0.15:
+                told.append(self.random.choice(FILLERS))
+            elif (other.subject, other.relation) not in spent:
+                told.append(self.sentence(other))
+                spent.add((other.subject, other.relation))
+        self.random.shuffle(told)
+        return " ".join(told)
+
+
+def normalize(text: str) -> str:
+    """Lower case, words only: what decides whether a text mentions an answer."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def mentions(text: str, answer: str) -> bool:
+    """Whether `answer` stands in `text` as whole words, whatever the case."""
+    return f" {normalize(answer)} " in f" {normalize(text)} "
+
+
+@cache
+def _by_kind(known: bool) -> dict[str, tuple[Fact, ...]]:
+    source = facts() if known else new_facts()
+    return {kind: tuple(fact for fact in source if fact.relation.subject == kind) for kind in SUBJECTS}
+
+
+@cache
+def _by_subject(known: bool) -> dict[str, tuple[Fact, ...]]:
+    grouped: dict[str, list[Fact]] = {}
+    for fact in facts() if known else new_facts():
+        grouped.setdefault(fact.subject, []).append(fact)
+    return {subject: tuple(group) for subject, group in grouped.items()}
+
+
+def distractor(fact: Fact, random: Random, *, known: bool = True) -> Fact:
+    """A true fact to stand beside `fact`: of the same subject, of the same relation, of its kind, or any."""
+    dice = random.random()
+    if dice < 0.35 and fact.subject in _by_subject(known):
+        return random.choice(_by_subject(known)[fact.subject])
+    same_kind = _by_kind(known)[fact.relation.subject]
+    if dice < 0.65:
+        return random.choice([other for other in same_kind if other.relation is fact.relation])
+    return random.choice(same_kind if dice < 0.85 else facts())
+
+
+def swapped(fact: Fact, random: Random) -> Fact:
+    """`fact` with another answer of the same kind; neither answer contains the other."""
+    while True:
+        answer = random.choice(pools()[fact.relation.answer])
+        if answer != fact.subject and not mentions(answer, fact.answer) and not mentions(fact.answer, answer):
+            return replace(fact, answer=answer)
+
+
+def _row(split: str, fact: Fact) -> Example:
+    """The row of one fact; `world` and `world_swap` differ in the answer alone, sentence by sentence."""
+    random = Random(_stable(SEED, fact.subject, fact.relation.name))
+    writer = Writer(random, trained=False)
+    row_id = f"{split}/{fact.relation.name}/{fact.subject.lower().replace(' ', '-')}"
+    question = writer.question(fact)
+    if split == "world_open":
+        return Example(row_id, "", question, (fact.answer,), (fact.answer,))
+    other_answer = swapped(fact, random)
+    said = other_answer if split == "world_swap" else fact
+
+    def others() -> Fact:
+        while True:
+            other = distractor(fact, random, known=split != "world_new")
+            text = f"{other.subject} {other.answer}"
+            if not mentions(text, fact.answer) and not mentions(text, other_answer.answer):
+                return other
+
+    context = writer.context(said, others, random.randint(1, MAX_SENTENCES))
+    known = () if split == "world_new" else (fact.answer,)
+    return Example(row_id, context, question, (said.answer,), known)
+
+
+Part = Literal["dev", "test"]
+
+
+def examples(split: str, part: Part = "dev", limit: int | None = None) -> tuple[Example, ...]:
+    """The rows of one split in a fixed, mixed order: one per fact (more than 600 in each part); `limit` cuts it."""
+    one_of(split, SPLITS, "split of the embedded world")
+    one_of(part, PARTS, "part")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be at least 1 or left out; given {limit}.")
+    source = new_facts() if split == "world_new" else facts()
+    chosen = [fact for fact in source if part_of(fact.subject) == part]
+    chosen.sort(key=lambda fact: _stable(fact.subject, fact.relation.name))
+    return tuple(_row(split, fact) for fact in chosen[:limit])
