@@ -1,1 +1,59 @@
+"""Make a language model stay faithful to the document it was given (FastMem, arXiv 2406.16069).
+
+Importing this loads no torch; the names do, when first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+__all__ = [
+    "METHODS",
+    "Answer",
+    "FastMem",
+    "FastMemError",
+    "InputError",
+    "Memory",
+    "MemoryFileError",
+    "MemoryMismatchError",
+    "Recipe",
+    "ResourceError",
+    "TaskError",
+    "Tokens",
+    "UnsupportedModelError",
+]
+
+_HOMES = {
+    "FastMem": "fastmem.model",
+    "Answer": "fastmem.generation",
+    "Memory": "fastmem.core.memory",
+    "Recipe": "fastmem.core.memory",
+    "METHODS": "fastmem.core.contrast",
+    "Tokens": "fastmem.prompts",
+}
+
+if TYPE_CHECKING:
+    from fastmem.core.contrast import METHODS
+    from fastmem.core.memory import Memory, Recipe
+    from fastmem.errors import (
+        FastMemError,
+        InputError,
+        MemoryFileError,
+        MemoryMismatchError,
+        ResourceError,
+        TaskError,
+        UnsupportedModelError,
+    )
+    from fastmem.generation import Answer
+    from fastmem.model import FastMem
+    from fastmem.prompts import Tokens
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'fastmem' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES.get(name, "fastmem.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -56,6 +56,10 @@ class Tokens:
         return len(self.ids)
 
 
+# A user turn as text, ready tokens, or chat messages.
+Prompt = str | Tokens | Sequence[dict[str, str]]
+
+
 def question_prompt(context: str, question: str) -> str:
     """The paper's user turn for extractive question answering (NQ, NQ-SWAP, HotpotQA)."""
     return (

@@ -133,7 +133,9 @@ def _watch(twin: nn.Module, family: str) -> list[_Call]:
         with torch.no_grad():
             twin(input_ids=ids, use_cache=False)
     except (TypeError, ValueError) as error:  # not a causal language model of transformers
-        raise unsupported(family, f"a plain forward pass failed ({error})", "give a transformers causal model") from error
+        raise unsupported(
+            family, f"a plain forward pass failed ({error})", "give a transformers causal model"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -145,12 +147,12 @@ def _snapshot(out: Any) -> Tensor | None:
     return states.clone() if isinstance(states, Tensor) else None
 
 
-def vocabulary(model: nn.Module) -> int:
+def vocabulary(model: Any) -> int:
     """How many token ids the embedding knows."""
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def input_device(model: nn.Module) -> torch.device:
+def input_device(model: Any) -> torch.device:
     """Where token ids go; the embedding may lie on another device than the last layer."""
     device = model.get_input_embeddings().weight.device
     return torch.device("cpu") if device.type == "meta" else device
@@ -187,7 +189,9 @@ def _layer(twin: nn.Module, path: str, called: dict[str, _Call]) -> Layer:
 def _position_wise(module: nn.Module, call: _Call) -> bool:
     """Does the module, called on the last position alone, give what it gave for it among the others?"""
     tensors = [*call.args, *call.kwargs.values()]
-    if call.snapshot is None or not tensors or not all(isinstance(t, Tensor) and _positions(t) is not None for t in tensors):
+    if call.snapshot is None or not tensors:
+        return False
+    if not all(isinstance(t, Tensor) and _positions(t) is not None for t in tensors):
         return False
     with torch.no_grad():
         args = [_last(t) for t in call.args]

@@ -210,7 +210,8 @@ def _without_rules(recipe: Recipe) -> Recipe:
 def _should_stop(trace: list[Step], recipe: Recipe) -> _Stop | None:
     now = trace[-1]
     if recipe.target_loss is not None and now.loss <= recipe.target_loss:
-        return _Stop(now.index, f"loss {now.loss:.4g} reached the target {recipe.target_loss:g} after {now.index} steps")
+        reason = f"loss {now.loss:.4g} reached the target {recipe.target_loss:g} after {now.index} steps"
+        return _Stop(now.index, reason)
     if recipe.max_kl is not None and now.kl > recipe.max_kl:
         keep = max(now.index - 1, 0)
         return _Stop(keep, f"KL {now.kl:.4g} exceeded {recipe.max_kl:g} after {now.index} steps; kept step {keep}")

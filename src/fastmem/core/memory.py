@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class Recipe:
     max_grad_norm: float = 1.0
     """The gradient over all tuned tensors together is clipped to this norm; the Trainer's default in their code."""
     layers: tuple[int, ...] = (-1,)
-    """Layers whose FFN is tuned, from 0 or negative from the end. Only the last is fast and shares the base's cache."""
+    """Layers whose FFN is tuned, from 0 or negative from the end. Only the last is fast and shares the base cache."""
     placement: str = "assistant"
     """What is memorized: the document as an `assistant` turn (the paper), a `user` turn, bare `text`, or in place in
     the question's `prompt`, which needs no trunk pass of its own."""
@@ -65,7 +65,8 @@ class Recipe:
             raise InputError(f"recipe layers takes layer numbers such as (-1,); given {self.layers!r}.")
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """One step of memorizing, measured before its update. Losses in nats per scored token."""
 
     index: int
@@ -143,7 +144,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
-        sha.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
@@ -156,7 +157,8 @@ def _number(name: str, value: Any, least: float, greatest: float) -> None:
     good = isinstance(value, int | float) and not isinstance(value, bool)
     if not good or not math.isfinite(value) or not least <= value <= greatest:
         upper = "" if math.isinf(greatest) else f" to {greatest:g}"
-        raise InputError(f"recipe {name} (--{name.replace('_', '-')}) is {value!r}: give a number from {least:g}{upper}.")
+        flag = f"--{name.replace('_', '-')}"
+        raise InputError(f"recipe {name} ({flag}) is {value!r}: give a number, {least:g}{upper or ' or more'}.")
 
 
 def _whole(name: str, value: Any, least: int) -> None:

@@ -81,7 +81,7 @@ class _Now:
 
 
 # Context-local: each thread, and each nested call, sees its own.
-_NOW: ContextVar[_Now] = ContextVar("fastmem_now", default=_Now())
+_NOW: ContextVar[_Now] = ContextVar("fastmem_now", default=_Now())  # noqa: B039 - frozen
 
 
 @contextmanager
@@ -110,7 +110,7 @@ class Trunk:
     Errors: `UnsupportedModelError` where the parts are not found or the rebuilt logits are not the model's own.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         self.model = model
         self.family: str = model.config.model_type
         self.anatomy = dissect(model)
@@ -120,6 +120,7 @@ class Trunk:
         self._head = shared_copy(model, {id(body): _Passed(self.anatomy.output_type)})
         self._layers = [twin.get_submodule(layer.path) for layer in self.anatomy.layers]
         self._closing = [twin.get_submodule(name) for name in self.anatomy.closing]
+        # Alibi models take none (BLOOM, MPT).
         self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
         for index, layer in enumerate(self.anatomy.layers):
             self._layers[index].register_forward_pre_hook(functools.partial(_keep_input, index), with_kwargs=True)
@@ -129,6 +130,8 @@ class Trunk:
             for name, returns in layer.mixers.items():
                 part = twin.get_submodule(name)
                 part.forward = functools.partial(_switch_mixer, index, name, returns, part.forward)
+        # The base's own FFN modules, outside the switches: for rows of a batch that use them beside others.
+        self.own_ffn = {n: shared_copy(model.get_submodule(n)) for layer in self.anatomy.layers for n in layer.ffn}
         self.vocabulary = vocabulary(model)
         self.input_device = input_device(model)
         last = next(model.get_submodule(self.anatomy.layers[-1].ffn[0]).parameters())
@@ -212,9 +215,9 @@ class Trunk:
         lowest = min(self.indices(layers))
         fast = lowest == self.depth - 1
         where = positions.to(self.device)
-        recording = Recording(
-            frozenset(range(lowest, self.depth)), (lambda hidden: hidden[0, where]) if fast else (lambda hidden: hidden)
-        )
+        recording = Recording(frozenset(range(lowest, self.depth)))
+        if fast:
+            recording.select = lambda hidden: hidden[0, where]
         with torch.no_grad():
             self.forward(ids[None], cache=cache, record=recording)
         return self.activations(recording, None if fast else where)
@@ -234,10 +237,14 @@ class Trunk:
             return hidden[0, activations.positions]
         return hidden.reshape(*leading, -1)
 
-    def close(self, hidden: Tensor) -> Tensor:
-        """What follows the last layer and precedes the head: the final norm."""
+    def close(self, hidden: Tensor, norms: bool = True) -> Tensor:
+        """What follows the last layer and precedes the head: the final norm, and a projection where there is one.
+
+        norms: False leaves out what has no matrix, as published DoLa does with early states.
+        """
         for module in self._closing:
-            hidden = first(module(hidden))
+            if norms or any(p.ndim >= 2 for p in module.parameters()):
+                hidden = first(module(hidden))
         return hidden
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -274,7 +281,7 @@ def _with_weights(module: nn.Module, weights: Mapping[str, Tensor], *args: Any, 
 
 
 def _probe(trunk: Trunk) -> None:
-    """Compare rebuilt logits with the model's own, as it is and with the FFN's output scaled; refuse if they differ."""
+    """Compare rebuilt logits with the model's own, as it is and with the FFN's output scaled; refuse a difference."""
     ids = (torch.arange(10) * 5 + 1) % trunk.vocabulary
     module = trunk.anatomy.layers[-1].ffn[-1]
 

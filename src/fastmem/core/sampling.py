@@ -1,0 +1,83 @@
+"""From logits to the next token: pure functions, applied in the order transformers applies its processors.
+
+Repetition penalty (arXiv 1909.05858), temperature, top-k, top-p (arXiv 1904.09751), min-p (arXiv 2407.01082), then one
+draw. Temperature 0 is greedy.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastmem.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    """0 takes the most likely token."""
+    top_k: int = 0
+    """Keep this many tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the most likely tokens that together reach this probability."""
+    min_p: float = 0.0
+    """Keep tokens with at least this fraction of the top probability."""
+    repetition_penalty: float = 1.0
+    """Divide (or multiply, below 0) the logits of tokens seen so far, prompt included; 1 does nothing."""
+    seed: int | None = None
+    """Of this answer's own generator; None draws one."""
+
+    def __post_init__(self) -> None:
+        for name, good, accepted in (
+            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0; 1 does nothing"),
+        ):
+            if not good:
+                value = getattr(self, name)
+                raise InputError(f"{name} (--{name.replace('_', '-')}) is {value!r}: give a number {accepted}.")
+
+    def generator(self) -> torch.Generator:
+        """A generator of its own, so that an answer does not depend on who shares its batch."""
+        generator = torch.Generator()
+        generator.seed() if self.seed is None else generator.manual_seed(self.seed)
+        return generator
+
+
+def penalized(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """logits [V] with the tokens `seen` [S] made less likely."""
+    if penalty == 1:
+        return logits
+    seen = seen.unique()
+    score = logits[seen]
+    return logits.index_copy(0, seen, torch.where(score < 0, score * penalty, score / penalty))
+
+
+def warped(logits: Tensor, sampling: Sampling) -> Tensor:
+    """logits [V] after temperature and cuts; what is cut is -inf."""
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
+    if sampling.top_p < 1:
+        ascending, order = logits.sort()
+        cut = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        cut[-1] = False
+        logits = logits.masked_fill(torch.zeros_like(cut).scatter(0, order, cut), -torch.inf)
+    if sampling.min_p > 0:
+        probability = logits.softmax(-1)
+        logits = logits.masked_fill(probability < sampling.min_p * probability.max(), -torch.inf)
+    return logits
+
+
+def choose(logits: Tensor, sampling: Sampling, seen: Tensor, generator: torch.Generator) -> Tensor:
+    """The next token, a 0-dimensional int64 tensor on the device of `logits` [V]."""
+    logits = penalized(logits, seen, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return logits.argmax()
+    # Drawn on the host in float64: one stream of numbers for every device.
+    probability = warped(logits, sampling).double().softmax(-1).cpu()
+    return torch.multinomial(probability, 1, generator=generator)[0].to(logits.device)

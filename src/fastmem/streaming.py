@@ -1,0 +1,57 @@
+"""Token ids -> text, piece by piece: only whole characters are handed out, and nothing of a stop string."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class Detokenizer:
+    """The text of one answer while it grows.
+
+    A piece is held back while it could still change: an unfinished character (several tokens to one code point), or
+    an ending that may be the beginning of a stop string.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
+        self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
+        self._ids: list[int] = []
+        self._decoded = ""  # text of the ids up to `_settled`
+        self._settled = 0
+        self._given = 0
+        self.text = ""
+        self.stopped = False
+
+    def finish(self) -> str:
+        """What was held back, once no token follows."""
+        return self._release(everything=True)
+
+    def add(self, token: int) -> str:
+        """The text that is certain after one more token. `stopped` says that a stop string ended it."""
+        self._ids.append(token)
+        # Decoding only from the last settled token keeps the work per token constant; one token of overlap lets
+        # tokenizers that write the space in front of a word (SentencePiece) see that there is a word before.
+        start = max(self._settled - 1, 0)
+        overlap = self._decode(self._ids[start : self._settled]) if self._settled else ""
+        tail = self._decode(self._ids[start:])[len(overlap) :]
+        self.text = self._decoded + tail
+        if not tail.endswith("\ufffd"):
+            self._decoded, self._settled = self.text, len(self._ids)
+        found = [at for stop in self._stop if (at := self.text.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            self.text = self.text[: min(found)]
+        return self._release(everything=self.stopped)
+
+    def _release(self, everything: bool) -> str:
+        held = 0 if everything else self._unsure()
+        end = max(len(self.text) - held, self._given)
+        piece, self._given = self.text[self._given : end], end
+        return piece
+
+    def _unsure(self) -> int:
+        """How many trailing characters may still change or turn out to belong to a stop string."""
+        broken = len(self.text) - len(self.text.rstrip("\ufffd"))
+        endings = (n for stop in self._stop for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
+        return max(broken, max(endings, default=0))
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
