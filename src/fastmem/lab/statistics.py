@@ -23,7 +23,7 @@ class Mean:
     """A mean over `n` rows in `groups` groups and its interval; `missing` rows had no value and are in none of these.
 
     how: "bootstrap" (percentile, over groups); "exact" (Clopper-Pearson, over groups) for right-or-wrong values that
-        are all alike, where resampling would pretend to certainty; "none" for other values that are all alike and for no
+        are all alike, where resampling would pretend to certainty; "none" for other values all alike and for no
         value at all, where low and high are None.
     """
 

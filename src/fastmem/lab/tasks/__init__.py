@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Data:
-    """What was loaded. source: file name, hub id or "embedded world"; revision: digest, commit or part, for records."""
+    """What was loaded. source: file, hub id or "embedded world". revision: digest, commit or part; for records."""
 
     task: str
     examples: tuple[Example, ...]
