@@ -37,7 +37,9 @@ class Scorers:
     factkb_tokenizer: the FactKB repository holds no tokenizer; it was trained with roberta-base's.
     hhem: off unless named (`vectara/hallucination_evaluation_model` is HHEM-2.1): loading it runs code from its
         repository, so name the commit in `hhem_revision` that you read.
-    max_tokens: what FactKB reads of summary and article together; longer articles are cut, as in the paper.
+    max_tokens: of summary and article together for FactKB, of each for BERTScore;
+        what is longer is cut, as in the paper.
+    batch_size: pairs at a time, in FactKB and HHEM.
     """
 
     bertscore: str | None = "roberta-large"
@@ -91,21 +93,31 @@ def rouge(summaries: Sequence[str], references: Sequence[str]) -> dict[str, list
 
 
 def bertscore_precision(summaries: Sequence[str], articles: Sequence[str], scorers: Scorers) -> list[Score]:
-    """BERTScore precision (arXiv 1904.09675) of summary against article, from torchmetrics; no idf, no rescaling."""
+    """BERTScore precision (arXiv 1904.09675) of summary against article, from torchmetrics; no idf, no rescaling.
 
-    def compute(model: str) -> list[float]:
+    One pair a call: torchmetrics 1.9.0 sorts both sides of a batch by length and undoes it by the same permutation
+    instead of its inverse (`functional/text/bert.py`), so in batches of three or more, rows meet the wrong articles.
+    """
+
+    def compute(name: str) -> list[float]:
         from torchmetrics.functional.text.bert import bert_score
 
-        return bert_score(
-            list(summaries),
-            list(articles),
-            model_name_or_path=model,
-            num_layers=scorers.bertscore_layer,
-            truncation=True,
-            max_length=scorers.max_tokens,
-            batch_size=scorers.batch_size,
-            device=scorers.device,
-        )["precision"].reshape(-1).tolist()  # fmt: skip
+        model, tokenizer = _encoder(name, scorers.device)
+        values: list[float] = []
+        for summary, article in zip(summaries, articles, strict=True):
+            scores = bert_score(
+                [summary],
+                [article],
+                model_name_or_path=name,
+                model=model,
+                user_tokenizer=tokenizer,
+                num_layers=scorers.bertscore_layer,
+                truncation=True,
+                max_length=scorers.max_tokens,
+                device=scorers.device,
+            )
+            values.append(float(scores["precision"]))
+        return values
 
     return _guarded("bertscore_precision", scorers.bertscore, len(summaries), compute)
 
@@ -140,12 +152,15 @@ def hhem(summaries: Sequence[str], articles: Sequence[str], scorers: Scorers) ->
     """HHEM-2.1: how far the article supports the summary, from the model's own `predict` of (article, summary)."""
 
     def compute(name: str) -> list[float]:
+        import torch
+
         model = _hhem_model(name, scorers.hhem_revision, scorers.device)
         values: list[float] = []
         for start in range(0, len(summaries), scorers.batch_size):
             stop = start + scorers.batch_size
             pairs = list(zip(articles[start:stop], summaries[start:stop], strict=True))
-            values += [float(value) for value in model.predict(pairs)]
+            with torch.inference_mode():
+                values += [float(value) for value in model.predict(pairs)]
         return values
 
     return _guarded("hhem", scorers.hhem, len(summaries), compute)
@@ -175,6 +190,13 @@ def _guarded(name: str, model: str | None, count: int, compute: Callable[[str], 
 def _line(error: Exception) -> str:
     """The first line of an error's text, which for hub errors is the one that says what is wrong."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no text")
+
+
+@lru_cache(maxsize=1)
+def _encoder(model: str, device: str) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoTokenizer
+
+    return AutoModel.from_pretrained(model).to(device).eval(), AutoTokenizer.from_pretrained(model)
 
 
 @lru_cache(maxsize=1)

@@ -112,7 +112,7 @@ def token_f1(answer: str, answers: Iterable[str]) -> float:
     def one(gold: str) -> float:
         said, asked = squad_normalize(answer).split(), squad_normalize(gold).split()
         common = sum((Counter(said) & Counter(asked)).values())
-        return 2 * common / (len(said) + len(asked))
+        return 2 * common / (len(said) + len(asked)) if said or asked else 1.0
 
     return max((one(gold) for gold in answers), default=0.0)
 

@@ -1,0 +1,168 @@
+"""Both forms of grading, case by case: every quirk of the paper's rule is pinned, and strict grading refuses each."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastmem.lab.scoring import (
+    exact_match,
+    grade,
+    paper_answer,
+    paper_correct,
+    paper_normalize,
+    squad_normalize,
+    strict_answer,
+    token_f1,
+)
+from fastmem.lab.tasks import Example, load
+
+
+def question(*answers: str, original: tuple[str, ...] = ()) -> Example:
+    return Example("1", "question", "context", "who?", answers, original)
+
+
+def choice(gold: str, other: str) -> Example:
+    return Example("1", "choice", "instruction", "sentence", (gold,), (other,), (gold, other))
+
+
+# reply, answers, right by the paper's rule, exact match, why
+QUIRKS = [
+    ("The answer is: 1948", ("1948",), True, True, "the plain case"),
+    ("the ANSWER is:1948.", ("1948",), True, True, "the marker in any case, without a blank"),
+    ("The answer is: 1977. No: the answer is: 1948", ("1948",), True, True, "the last marker counts"),
+    ("The answer is: 1948. The answer is: 1977", ("1948",), False, False, "and only the last"),
+    ("It was 1948.", ("1948",), False, False, "no marker: Unknown"),
+    ("The answer is 1948", ("1948",), False, False, "no colon is no marker"),
+    ("I cannot say.", ("no",), True, False, 'a missing marker counts as right where gold is "no": unkNOwn'),
+    ("The answer is: nobody", ("no",), True, False, "a gold answer inside a word"),
+    ("The answer is: 1948 or 1977", ("1948",), True, False, "an answer among others"),
+    ("The answer is: 19480", ("1948",), True, False, "a number inside a number"),
+    ("The answer is: 1977\nor perhaps 1948", ("1948",), True, False, "everything to the end of the reply counts"),
+    ("The answer is: 1948\n(not 1977)", ("1948",), True, True, "strict reads the first line"),
+    ("The answer is: whatever", ("The",), True, False, "a gold answer that normalizes to nothing is in everything"),
+    ("The answer is:", ("A",), True, False, "even in an empty answer"),
+    ("The answer is: 3,000", ("3 , 000",), False, False, "punctuation goes after blanks collapse: a double one stays"),
+    ("The answer is: 3 , 000", ("3 , 000",), True, True, "which the same spelling survives"),
+    ("The answer is: 1,200", ("1200",), True, True, "commas are punctuation before the thousands rule sees them"),
+    ("The answer is: $5", ("5",), True, True, "symbols go as well"),
+    ("The answer is: a  b", ("a b",), True, True, "blanks collapse where no punctuation stands"),
+    ("The answer is: the Nile", ("Nile",), True, True, "articles go"),
+    ("The answer is: Nile", ("Nil", "Nile"), True, True, "any of several answers"),
+    ("The answer is: \u201cNile\u201d", ("Nile",), True, False, "SQuAD's punctuation is ASCII alone"),
+    ("", ("1948",), False, False, "an empty reply"),
+]
+
+
+@pytest.mark.parametrize(("reply", "answers", "paper", "strict", "why"), QUIRKS, ids=[case[-1] for case in QUIRKS])
+def test_quirks(reply, answers, paper, strict, why):
+    result = grade(reply, question(*answers))
+    assert result.paper_correct is paper
+    assert result.exact_match is strict
+    assert (result.f1 == 1.0) is strict
+
+
+@pytest.mark.parametrize(
+    ("reply", "paper", "strict"),
+    [
+        ("The answer is: 1948", False, False),
+        ("It was 1948", True, True),
+        ("The answer is: Unknown", True, False),  # a genuine answer counts as a failure of the format
+        ("The answer is: unknown.", False, False),  # with a full stop it does not
+        ("The answer is:", False, True),  # nothing after the marker is no failure to the paper
+        ('The answer is: "..."', False, True),
+    ],
+)
+def test_failures(reply, paper, strict):
+    result = grade(reply, question("1948"))
+    assert (result.paper_failure, result.failure) == (paper, strict)
+    assert not (result.failure and (result.exact_match or result.f1))
+
+
+def test_failures_are_counted_for_nq_and_nq_swap_alone():
+    from fastmem.lab.tasks import TASKS
+
+    assert {name for name, task in TASKS.items() if task.counts_failures} == {"nq", "nq_swap"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "gold", "other", "paper", "strict"),
+    [
+        ("The answer is: heavy", "heavy", "fonder", True, True),
+        ('The answer is: "heavy".', "heavy", "fonder", True, True),
+        ("The answer is: fonder", "heavy", "fonder", False, False),
+        ('The answer is: "heavy" or "fonder"', "heavy", "fonder", True, False),  # both echoed
+        ("The answer is: Absence makes the heart grow heavy.", "heavy", "fonder", True, False),
+        ("The answer is: superstition", "it", "superstition", True, False),  # cannot be lost, in the paper's rule
+        ("The answer is: unclean", "clean", "unclean", True, False),
+        ("The answer is: god", "God", "god", True, False),  # letter case alone tells them apart
+        ("The answer is: God.", "God", "god", True, True),
+    ],
+)
+def test_choices(reply, gold, other, paper, strict):
+    result = grade(reply, choice(gold, other))
+    assert (result.paper_correct, result.exact_match, result.f1) == (paper, strict, float(strict))
+
+
+def test_remembered_answer():
+    example = question("1948", original=("1977", "'77"))
+    assert grade("The answer is: 1977.", example).remembered is True
+    assert grade("The answer is: 1950", example).remembered is False
+    assert grade("1977", example).remembered is False
+    assert grade("The answer is: 1977", question("1948")).remembered is None
+    assert grade("The answer is: heavy", choice("heavy", "fonder")).remembered is False
+    assert grade("The answer is: fonder", choice("heavy", "fonder")).remembered is True
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "f1"),
+    [
+        ("Timothy Schmit", "Timothy B. Schmit", 0.8),
+        ("Timothy Timothy", "Timothy B. Schmit", 0.4),  # a word counts as often as gold has it
+        ("the Nile", "Nile", 1.0),
+        ("Nile", "Rhine", 0.0),
+    ],
+)
+def test_f1(answer, gold, f1):
+    assert token_f1(answer, [gold]) == pytest.approx(f1)
+    assert token_f1(answer, ["x", gold]) == pytest.approx(f1)
+    assert token_f1(answer, []) == 0.0
+
+
+def test_normalizations_differ_where_the_paper_is_odd():
+    assert paper_normalize("The  Cat, a -- dog") == "cat  dog"  # what stood around the dashes stays
+    assert squad_normalize("The  Cat, a -- dog") == "cat dog"
+    assert squad_normalize("A") == "a"  # instead of nothing
+    assert paper_normalize("A") == ""
+    assert paper_answer("nothing") == "Unknown"
+    assert strict_answer("nothing") is None
+
+
+@given(st.text(max_size=40), st.text(min_size=1, max_size=12).filter(str.strip))
+def test_grading_never_raises_and_strict_implies_a_format(reply, answer):
+    result = grade(reply, question(answer))
+    assert 0.0 <= result.f1 <= 1.0
+    assert not (result.exact_match and result.failure)
+    assert paper_correct(f"The answer is: {answer}", [answer])
+
+
+@given(st.text(min_size=1, max_size=20))
+def test_exact_match_is_reflexive(text):
+    assert exact_match(text, [text])
+    assert token_f1(text, [text]) == pytest.approx(1.0)
+
+
+def test_real_memotrap_rows_that_cannot_be_lost(shared):
+    rows = load("memotrap", shared / "data/memotrap/memotrap_936.json").examples
+    lost = [e for e in rows if grade(f"The answer is: {e.original_answers[0]}", e).paper_correct]
+    assert len(lost) == 13
+    assert sum(e.choices[0].lower() == e.choices[1].lower() for e in lost) == 6
+    assert not any(grade(f"The answer is: {e.original_answers[0]}", e).exact_match for e in rows)
+    assert all(grade(f"The answer is: {e.answers[0]}", e).exact_match for e in rows)
+
+
+def test_real_gold_answers_are_right_and_swapped_ones_mostly_wrong(shared):
+    rows = load("nq_swap", shared / "data/nq_swap/dev.parquet").examples
+    gold = [grade(f"The answer is: {e.answers[0]}", e) for e in rows]
+    assert all(result.paper_correct and result.exact_match for result in gold)
+    known = [grade(f"The answer is: {e.original_answers[0]}", e) for e in rows]
+    assert sum(result.remembered for result in known) / len(rows) > 0.99

@@ -1,0 +1,106 @@
+"""Means carry n and an interval, groups widen it, and two methods are compared on the same rows."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fastmem.errors import InputError
+from fastmem.lab.statistics import compare, mean
+
+
+def test_mean_and_interval():
+    values = list(np.random.default_rng(1).normal(0.5, 0.2, 400))
+    result = mean(values)
+    assert result.value == pytest.approx(np.mean(values))
+    assert (result.n, result.groups, result.missing, result.how) == (400, 400, 0, "bootstrap")
+    error = 1.96 * np.std(values) / 20  # the normal interval, which the bootstrap meets at this n
+    assert result.low == pytest.approx(result.value - error, abs=0.1 * error)
+    assert result.high == pytest.approx(result.value + error, abs=0.1 * error)
+    assert mean(values) == result  # seeded
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    random = np.random.default_rng(2)
+    covered = 0
+    for _ in range(60):
+        result = mean([bool(value) for value in random.random(80) < 0.7])
+        covered += result.low <= 0.7 <= result.high
+    assert 51 <= covered <= 60  # binomial(60, 0.95) falls below 51 once in 900 times
+
+
+def test_rows_of_one_group_count_once():
+    random = np.random.default_rng(3)
+    answers = list(random.random(100) < 0.5)
+    alone = mean([bool(value) for value in answers])
+    repeated = [bool(value) for value in answers for _ in range(4)]
+    taken_as_rows = mean(repeated)
+    grouped = mean(repeated, [str(i // 4) for i in range(400)])
+    assert grouped.value == taken_as_rows.value == alone.value
+    assert (grouped.low, grouped.high) == (alone.low, alone.high)
+    assert grouped.high - grouped.low > 1.8 * (taken_as_rows.high - taken_as_rows.low)
+    assert (grouped.n, grouped.groups) == (400, 100)
+
+
+def test_groups_of_different_size_weigh_by_their_rows():
+    assert mean([1.0, 1.0, 0.0], ["a", "a", "b"]).value == pytest.approx(2 / 3)
+
+
+def test_missing_values_are_told():
+    result = mean([1.0, None, 0.0, None])
+    assert (result.value, result.n, result.missing) == (0.5, 2, 2)
+    nothing = mean([None, None])
+    assert (nothing.value, nothing.low, nothing.n, nothing.missing, nothing.how) == (None, None, 0, 2, "none")
+    assert mean([]).n == 0
+
+
+def test_all_right_is_not_certain():
+    result = mean([True] * 20)
+    assert (result.value, result.high, result.how) == (1.0, 1.0, "exact")
+    assert result.low == pytest.approx(0.025 ** (1 / 20))
+    assert mean([False] * 20).high == pytest.approx(1 - 0.025 ** (1 / 20))
+    assert mean([True] * 20, ["q"] * 20).low == pytest.approx(0.025)  # one question, asked 20 times
+    assert mean([0.3, 0.3]).how == "none"
+
+
+def test_mcnemar():
+    first = [True] * 50 + [False] * 30 + [True] * 3 + [False] * 12
+    second = [True] * 50 + [False] * 30 + [False] * 3 + [True] * 12
+    result = compare(first, second)
+    assert (result.test, result.n, result.only_first, result.only_second) == ("mcnemar", 95, 3, 12)
+    assert result.p_value == pytest.approx(2 * stats.binom.cdf(3, 15, 0.5))
+    assert result.difference.value == pytest.approx(9 / 95)
+    assert result.difference.low < 9 / 95 < result.difference.high
+
+
+def test_mcnemar_without_a_difference():
+    result = compare([True, False], [True, False])
+    assert (result.p_value, result.difference.value, result.difference.how) == (1.0, 0.0, "none")
+
+
+def test_paired_bootstrap():
+    random = np.random.default_rng(4)
+    first = random.normal(0.0, 1.0, 200)
+    better = compare(list(first), list(first + random.normal(0.05, 0.1, 200)))
+    assert better.test == "paired bootstrap"
+    assert better.p_value < 0.001  # the rows vary by 1, the differences by 0.1: unpaired this would drown
+    assert 0.0 < better.difference.low < better.difference.high < 0.1
+    same = compare(list(first), list(first + random.normal(0.0, 0.1, 200)))
+    assert same.p_value > 0.05
+    assert same.difference.low < 0 < same.difference.high
+    worse = compare(list(first + 0.05 * random.random(200)), list(first))
+    assert worse.difference.high < 0
+    assert worse.p_value < 0.001
+
+
+def test_comparison_takes_rows_that_both_have():
+    result = compare([0.1, None, 0.3, 0.4], [0.2, 0.5, None, 0.3])
+    assert (result.n, result.difference.missing, result.only_first, result.only_second) == (2, 2, 1, 1)
+    assert compare([None], [True]).p_value is None
+    assert compare([0.1, 0.2], [0.2, 0.3]).p_value is None or compare([0.0, 1.0], [1.0, 2.0]).p_value is None
+
+
+def test_rows_must_match():
+    with pytest.raises(InputError, match="same rows; given 2 and 1"):
+        compare([1.0, 2.0], [1.0])
+    with pytest.raises(InputError, match="given 1 groups for 2 values"):
+        mean([1.0, 2.0], ["a"])

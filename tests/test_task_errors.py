@@ -1,0 +1,132 @@
+"""Data that cannot be used are refused with the place, what was found and what is accepted."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fastmem.errors import FastMemError, InputError, TaskError
+from fastmem.lab.tasks import load
+from task_rows import HOTPOT_ROW, HUB_ROW, PAPER_ROW, TRAP_ROW, write
+
+
+def refused(name: str, path: Path, kind: type[FastMemError] = TaskError) -> str:
+    with pytest.raises(kind) as caught:
+        load(name, path)
+    return str(caught.value)
+
+
+def test_unknown_task():
+    with pytest.raises(InputError, match=r"unknown task 'nqswap'\. Did you mean 'nq_swap'"):
+        load("nqswap")
+
+
+def test_missing_column_names_found_and_expected(tmp_path):
+    row = {key: value for key, value in HUB_ROW.items() if key != "sub_answer"}
+    text = refused("nq_swap", write(tmp_path / "a.jsonl", [row]))
+    assert text == (
+        "a.jsonl, line 1: nq_swap finds no column 'sub_answer'. Found: question, org_context, "
+        "org_answer, sub_context. Accepted: question, sub_context, sub_answer, org_answer (the hub's); "
+        "input, sub_context, sub_answer, answer (the paper's)."
+    )
+
+
+def test_missing_column_further_down(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(PAPER_ROW) + "\n\n" + json.dumps({"input": "who"}) + "\n")
+    assert refused("nq", path) == "a.jsonl, line 3: no column 'context'; found input."
+
+
+@pytest.mark.parametrize("answer", ["", "  ", [], [""], None])
+def test_row_without_an_answer(answer, tmp_path):
+    path = write(tmp_path / "a.jsonl", [PAPER_ROW, PAPER_ROW | {"answer": answer}])
+    assert refused("nq", path) == f"a.jsonl, line 2: 'answer' holds no answer; found {answer!r}."
+
+
+def test_row_without_a_context(tmp_path):
+    path = write(tmp_path / "a.json", [PAPER_ROW | {"context": ""}])
+    assert refused("nq", path) == "a.json, item 1: 'context' must be a text; found ''."
+
+
+def test_duplicate_ids(tmp_path):
+    path = write(tmp_path / "a.jsonl", [HOTPOT_ROW, HOTPOT_ROW | {"id": "6"}, HOTPOT_ROW])
+    assert refused("hotpotqa", path) == (
+        "a.jsonl, line 3: the id '5a7' was used at a.jsonl, line 1 already; ids are unique in a task."
+    )
+
+
+def test_truncated_jsonl_names_the_line(tmp_path):
+    path = write(tmp_path / "a.jsonl", [PAPER_ROW] * 3)
+    path.write_text(path.read_text()[:-40])
+    assert refused("nq", path).startswith("a.jsonl, line 3: not JSON (Unterminated string")
+
+
+def test_truncated_json_names_the_line(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([PAPER_ROW] * 3, indent=1)[:-40])
+    assert refused("nq", path).startswith("a.json, line 20: not JSON")
+
+
+def test_truncated_csv_names_the_line_of_the_row(tmp_path):
+    path = write(tmp_path / "a.csv", [PAPER_ROW | {"context": "two\nlines"}] * 2)
+    path.write_text(path.read_text()[:-30])
+    assert refused("nq", path).startswith("a.csv, line 4: 5 columns are named in line 1, this row has fewer.")
+    whole = path.read_text()
+    path.write_text(whole[: whole.rindex("lines")])
+    assert refused("nq", path).startswith("a.csv, line 4: not CSV (unexpected end of data)")
+
+
+def test_truncated_parquet(tmp_path):
+    path = write(tmp_path / "a.parquet", [HUB_ROW])
+    path.write_bytes(path.read_bytes()[:-50])
+    assert refused("nq", path).startswith("a.parquet is not a whole parquet file (")
+
+
+def test_other_bad_files(tmp_path):
+    gone = tmp_path / "gone.jsonl"
+    assert refused("nq", gone).startswith(f"no data file at {gone}: check the path, or leave it out")
+    (tmp_path / "a.txt").write_text("x")
+    assert refused("nq", tmp_path / "a.txt") == "cannot read a.txt: accepted are .jsonl, .json, .csv, .parquet."
+    (tmp_path / "a.json").write_text('{"input": 1}')
+    assert "expected a list of rows; found dict" in refused("nq", tmp_path / "a.json")
+    (tmp_path / "b.jsonl").write_text("[1]\n")
+    assert refused("nq", tmp_path / "b.jsonl") == "b.jsonl, line 1: expected an object with columns; found '[1]'."
+    (tmp_path / "c.jsonl").write_bytes(b'{"input": "\xff"}')
+    assert refused("nq", tmp_path / "c.jsonl").startswith("c.jsonl is not UTF-8 text (byte 11)")
+    (tmp_path / "empty.jsonl").write_text("")
+    assert refused("nq", tmp_path / "empty.jsonl") == "empty.jsonl holds no row for the task 'nq'."
+    assert "mixes .json and .jsonl files: name one file, or a pattern such as" in refused("nq", tmp_path)
+
+
+def test_a_pattern_names_several_files(tmp_path):
+    for number in (2, 1):
+        write(tmp_path / f"{number}-part.csv", [TRAP_ROW | {"prompt": f"Say {number}: so"}])
+    (tmp_path / "notes.jsonl").write_text("{}")
+    data = load("memotrap_full", tmp_path / "*.csv")
+    assert [(e.id, e.context) for e in data.examples] == [("row-1", "Say 1."), ("row-2", "Say 2.")]
+    assert {e.subset for e in data.examples} == {"part"}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"prompt": "no seam"}, "no colon to split instruction and sentence at; found 'no seam'"),
+        ({"classes": "[' one']"}, "'classes' must be two candidates"),
+        ({"answer_index": "2"}, "'answer_index' must be 0 or 1; found '2'"),
+    ],
+)
+def test_bad_memotrap_rows(change, text, tmp_path):
+    assert text in refused("memotrap", write(tmp_path / "a.csv", [TRAP_ROW | change]))
+
+
+def test_what_cannot_be_chosen_together(tmp_path):
+    with pytest.raises(TaskError, match=r"'wikihow' is not on the hub .* give a data file \(wikihowAll.csv"):
+        load("wikihow")
+    with pytest.raises(InputError, match="takes no data file"):
+        load("world", tmp_path / "a.jsonl")
+    with pytest.raises(InputError, match="a split is chosen on the hub"):
+        load("nq", write(tmp_path / "a.jsonl", [PAPER_ROW]), split="dev")
+    with pytest.raises(InputError, match="at least 1; given 0"):
+        load("nq", write(tmp_path / "a.jsonl", [PAPER_ROW]), limit=0)
+    with pytest.raises(InputError, match="unknown part of the embedded world 'train'"):
+        load("world", split="train")

@@ -1,0 +1,116 @@
+"""Every task asks in the paper's words, to the letter, and a context is cut without touching the question."""
+
+import pytest
+
+from fastmem.errors import InputError
+from fastmem.lab.tasks import TASKS, cut, load, messages
+from task_rows import PAPER_ROW, TRAP_ROW, one
+
+QA_OPENING = (
+    "Please extract from the context the span that best answers the question and provide the answer in the following "
+    'format: "The answer is: ...".\n'
+)
+CHOICE_OPENING = (
+    "Please choose the candidate that best fits the instructions and provide the answer in the following format: "
+    '"The answer is: ...".\n'
+)
+
+
+def test_question_prompt(tmp_path):
+    example = one("nq_swap", tmp_path / "a.json", [PAPER_ROW])
+    asked = "Question: who keeps the light on orvel point?"
+    assert example.prompt == f"{QA_OPENING}Context: The light is kept by Jon Marsh .\n{asked}"
+    assert example.prompt_without_context == asked
+    assert example.context == "The light is kept by Jon Marsh ."
+
+
+def test_choice_prompt(tmp_path):
+    example = one("memotrap", tmp_path / "a.csv", [TRAP_ROW])
+    asked = 'Sentence: Coward: one who eats\nCandidates: "stew" or "alone"'
+    assert example.context == 'Write a quote that ends in the word "stew".'
+    assert example.prompt == f"{CHOICE_OPENING}Instruction: {example.context}\n{asked}"
+    assert example.prompt_without_context == f"{CHOICE_OPENING}{asked}"
+
+
+@pytest.mark.parametrize(
+    ("task", "instruction"),
+    [
+        ("xsum", "Summarize the above article in 1 sentence."),
+        ("cnndm", "Summarize the above article in 3 sentences."),
+        ("wikihow", "Summarize the above article in few steps using concise verb-object phrases directly."),
+    ],
+)
+def test_summary_prompt(task, instruction, tmp_path):
+    example = one(task, tmp_path / "a.jsonl", [{"article": "Rain fell.\nThen sun.", "summary": "Weather."}])
+    assert example.prompt == f"Article: Rain fell.\nThen sun.\n{instruction}"
+    assert example.prompt_without_context == instruction
+    assert (example.context, example.reference) == ("Rain fell.\nThen sun.", "Weather.")
+
+
+def test_every_question_ends_in_one_question_mark(shared):
+    data = load("coconflictqa", shared / "data/coconflictqa/squad.jsonl")
+    for example in data.examples:
+        last = example.prompt.rsplit("\nQuestion: ", 1)[1]
+        assert last.endswith("?")
+        assert not last.endswith("??")
+
+
+def test_one_shot_is_an_earlier_turn_of_the_same_form():
+    for name, task in TASKS.items():
+        shot = task.shot
+        assert shot.example.kind == task.kind, name
+        turns = messages(shot.example, shot=shot)
+        assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]
+        assert turns[0]["content"] == shot.example.prompt
+        if task.kind != "summary":
+            assert shot.reply == f"The answer is: {shot.example.answers[0]}"
+    assert messages(TASKS["nq"].shot.example, with_context=False) == [
+        {"role": "user", "content": "Question: Who built the lighthouse of Orvel Point?"}
+    ]
+
+
+def test_cut_takes_from_the_context_only(tokenizer, tmp_path):
+    example = one("xsum", tmp_path / "a.jsonl", [{"article": "Rain fell, née ☂ alors. " * 50, "summary": "Rain."}])
+    for limit in (1, 7, 13, 14, 15, 16, 100):
+        short = cut(example, limit, tokenizer)
+        assert 0 < len(tokenizer(short.context, add_special_tokens=False)["input_ids"]) <= limit
+        assert example.context.startswith(short.context)
+        assert short.prompt.endswith("\nSummarize the above article in 1 sentence.")
+    assert cut(example, 10_000, tokenizer) is example
+    with pytest.raises(InputError, match="at least 1 token; given 0"):
+        cut(example, 0, tokenizer)
+
+
+def test_cut_with_a_tokenizer_that_knows_no_offsets(tmp_path):
+    class Letters:
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": [ord(letter) for letter in text]}
+
+        def decode(self, ids):
+            return "".join(map(chr, ids))
+
+    example = one("nq", tmp_path / "a.json", [PAPER_ROW])
+    assert cut(example, 9, Letters()).context == "The light"
+
+
+def test_cut_leaves_the_instruction_of_memotrap(tokenizer, tmp_path):
+    example = one("memotrap", tmp_path / "a.csv", [TRAP_ROW])
+    assert cut(example, 1, tokenizer) is example
+
+
+def test_three_real_prompts(shared):
+    """Written out, so that a change of any word is seen."""
+    trap = load("memotrap", shared / "data/memotrap/memotrap_936.json", limit=1).examples[0]
+    assert trap.prompt == (
+        f'{CHOICE_OPENING}Instruction: Write a quote that ends in the word "more".\nSentence: A store is no\n'
+        'Candidates: "sore" or "more"'
+    )
+    swap = load("nq_swap", shared / "data/nq_swap/dev.parquet", limit=1).examples[0]
+    assert swap.prompt == (
+        f"{QA_OPENING}Context: <P> The fourth season of Chicago Fire , an American drama television series with "
+        "executive producer Dick Wolf , and producers Derek Haas , Michael Brandt , and Matt Olmstead , was ordered "
+        "on February 5 , 2015 , by NBC , and premiered on October 13 , 2015 and concluded on May 17 , 2016 . The "
+        "season contained 775 episodes . </P>\nQuestion: how many episodes are in chicago fire season 4?"
+    )
+    how = load("wikihow", shared / "data/wikihow/train_1000.jsonl", limit=2).examples[1]
+    assert how.prompt.startswith("Article:  If you haven't been to Pandaria yet, skip to the section below.\n")
