@@ -4,6 +4,7 @@ The one file that reaches into a transformers cache. Since a memory of the last 
 a prefix read once serves the base and every such memory.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,50 @@ class Prefix:
     def size_bytes(self) -> int:
         """Bytes of keys and values."""
         return sum(t.numel() * t.element_size() for layer in self.cache.layers for t in (layer.keys, layer.values))
+
+
+class PrefixCache:
+    """Prefixes read before, at most `limit_bytes` of them; the least recently used go first. Threads may share one.
+
+    salt: prefixes are only found again under the salt they were added with, so that from the time an answer takes
+    nobody learns what others have asked.
+    """
+
+    def __init__(self, limit_bytes: int):
+        self.limit_bytes = limit_bytes
+        self._held: list[tuple[str, Prefix]] = []  # least recently used first
+        self._lock = threading.Lock()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all keys and values held."""
+        with self._lock:
+            return sum(prefix.size_bytes for _, prefix in self._held)
+
+    def longest(self, ids: Tensor, salt: str = "") -> Prefix | None:
+        """The prefix that saves the most of reading `ids` [S]; None where none saves anything."""
+        with self._lock:
+            shared = [prefix.shared_with(ids) if own == salt else 0 for own, prefix in self._held]
+            best = max(range(len(shared)), key=shared.__getitem__, default=None)
+            if best is None or shared[best] == 0:
+                return None
+            self._held.append(self._held.pop(best))
+            return self._held[-1][1]
+
+    def add(self, prefix: Prefix | None, salt: str = "") -> None:
+        """Keep a prefix, instead of those that it goes on from; None, or one larger than the limit, is not kept."""
+        if prefix is None or prefix.size_bytes > self.limit_bytes:
+            return
+        with self._lock:
+            self._held = [(own, p) for own, p in self._held if own != salt or not _begins(prefix.ids, p.ids)]
+            self._held.append((salt, prefix))
+            size_bytes = sum(p.size_bytes for _, p in self._held)
+            while size_bytes > self.limit_bytes:
+                size_bytes -= self._held.pop(0)[1].size_bytes
+
+
+def _begins(ids: Tensor, start: Tensor) -> bool:
+    return len(start) <= len(ids) and torch.equal(ids[: len(start)], start)
 
 
 def new_cache(config: Any) -> DynamicCache:
