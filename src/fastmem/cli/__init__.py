@@ -1,0 +1,132 @@
+"""The command line: parse, call, print; nothing else. The table of commands, and `main`.
+
+To add a command:
+1. write a function in a module of this folder; its docstring is the help, its first line the one in `fastmem --help`;
+2. add one line to `COMMANDS`: name -> "module:function" (or "module:app", a `typer.Typer`, for a group of commands);
+3. import torch, transformers, rich and everything else that is heavy inside the function, never at the top;
+4. take the flags that several commands share as records of `flags.py` (`model: ModelFlags`), under `@with_flags`;
+5. refuse by raising a `FastMemError`: `main` prints its text on one line and leaves with exit code 2;
+6. data goes to standard output (`output.emit` for `--json`), all else to standard error (`output.say`, logging).
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from fastmem.cli import output
+from fastmem.errors import FastMemError, one_of
+
+COMMANDS: dict[str, str] = {
+    "demo": "fastmem.cli.demo:demo",
+    "ask": "fastmem.cli.ask:ask",
+    "memorize": "fastmem.cli.memories:memorize",
+    "memories": "fastmem.cli.memories:memories",
+    "export": "fastmem.cli.memories:export",
+    "serve": "fastmem.cli.serve:serve",
+    "eval": "fastmem.cli.lab:evaluate",
+    "report": "fastmem.cli.lab:report",
+    "search": "fastmem.cli.lab:search",
+    "paper": "fastmem.cli.lab:paper",
+    "lm-eval": "fastmem.cli.lab:lm_eval",
+    "bench": "fastmem.cli.bench:bench",
+    "env": "fastmem.cli.about:env",
+    "version": "fastmem.cli.about:version",
+}
+
+HELP = """Make a language model stay faithful to the document it was given.
+
+FastMem memorizes the document in the model's last feed-forward network, then answers with the document in front of it.
+
+\b
+Examples:
+  fastmem demo
+  fastmem ask "Who is the mayor?" --context report.txt --model Qwen/Qwen3-0.6B
+  cat report.txt | fastmem ask "Who is the mayor?" --context - --compare
+  fastmem eval --task nq_swap --methods base,fastmem --limit 100 --output runs/first
+"""
+
+# The base of every refusal of the parser; typer keeps its name private.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+
+EXIT_BUG, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class Commands(TyperGroup):
+    """The commands of `COMMANDS`, each imported when it is asked for (its help included)."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name in COMMANDS if _there(name)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return command(one_of(cmd_name, self.list_commands(ctx), "command"))
+
+
+def group() -> Any:
+    """The whole command line as a click group."""
+    app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, help=HELP)
+    app.callback()(lambda: None)
+    return typer.main.get_command(app)
+
+
+def command(name: str) -> Any:
+    """One command of `COMMANDS` as a click command."""
+    module, _, attribute = COMMANDS[name].partition(":")
+    target = getattr(importlib.import_module(module), attribute)
+    if isinstance(target, typer.Typer):
+        return typer.main.get_command(target)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name)(target)
+    return typer.main.get_command(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; its exit code: 0, 2 refused with a reason, 130 interrupted, 1 a bug of ours."""
+    arguments = list(arguments) or ["--help"]
+    debug = "--debug" in arguments
+    with output.notices(quiet="--quiet" in arguments or "-q" in arguments, debug=debug):
+        try:
+            app = group()
+            with app.make_context("fastmem", arguments) as context:
+                app.invoke(context)
+        except typer.Exit as leaving:
+            return leaving.exit_code
+        except (KeyboardInterrupt, typer.Abort):
+            output.say("interrupted: the model is as it was, nothing was left half written.")
+            return EXIT_INTERRUPTED
+        except BrokenPipeError:  # `fastmem ... | head`: the reader has left; Python must not complain on the way out
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as error:
+            if debug:
+                raise
+            output.say(f"error: {_line(error)}")
+            return EXIT_REFUSED if isinstance(error, FastMemError | USAGE_ERROR) else EXIT_BUG
+    return 0
+
+
+def _line(error: Exception) -> str:
+    """What went wrong, on one line."""
+    if isinstance(error, USAGE_ERROR):
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "fastmem"
+        return f"{error.format_message()} See '{path} --help'."  # type: ignore[attr-defined]
+    text = " ".join(str(error).split())
+    if isinstance(error, FastMemError):
+        return text
+    return f"{type(error).__name__}: {text} (not a refusal but a bug: --debug shows where)"
+
+
+def _there(name: str) -> bool:
+    module, _, attribute = COMMANDS[name].partition(":")
+    return importlib.util.find_spec(module) is not None and hasattr(importlib.import_module(module), attribute)

@@ -1,0 +1,48 @@
+"""`fastmem env` and `fastmem version`: what is installed, for people and for bug reports."""
+
+from fastmem.cli.flags import OutputFlags, with_flags
+from fastmem.cli.output import emit
+
+
+def version() -> None:
+    """Print the version."""
+    from fastmem import __version__
+
+    print(__version__)
+
+
+@with_flags
+def env(output: OutputFlags) -> None:
+    """Print what a bug report needs: versions, device, threads."""
+    import platform
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    import torch
+
+    from fastmem import __version__
+
+    def package(name: str) -> str | None:
+        try:
+            return installed(name)
+        except PackageNotFoundError:
+            return None
+
+    found = {
+        "fastmem": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cpu_threads": torch.get_num_threads(),
+    } | {name: package(name) for name in PACKAGES}
+    if output.json:
+        return emit(found)
+    for name, value in found.items():
+        print(f"{name:<18}{'not installed' if value is None else value}")
+
+
+PACKAGES = (
+    "transformers", "tokenizers", "safetensors", "huggingface_hub", "datasets", "torchmetrics", "rouge_score", "optuna",
+    "fastapi", "peft", "lm_eval",
+)  # fmt: skip
