@@ -10,12 +10,13 @@ earlier step are found again when a later one turns out worse: by running up to 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from fastmem.core import lora
 from fastmem.core.memory import Base, Memory, Recipe, Step
 from fastmem.core.objective import losses_and_gradient
 from fastmem.core.trunk import Activations, Trunk
@@ -67,24 +68,36 @@ def memorize_path(
     on_step: Callable[[Step], None] | None = None,
 ) -> list[Memory]:
     """One memory for each number of steps in `at`, all from one run: 10 and 20 lie on the way to 50."""
+    running = stepwise(trunk, reading, recipe, base, at, watch=on_step is not None)
+    while True:
+        try:
+            step = next(running)
+        except StopIteration as end:
+            return end.value
+        if on_step is not None and step is not None:
+            on_step(step)
+
+
+def stepwise(
+    trunk: Trunk, reading: Reading, recipe: Recipe, base: Base, at: Sequence[int], watch: bool = True
+) -> Generator[Step | None, None, list[Memory]]:
+    """`memorize_path` one update at a time, for who has other work to do in between: yields before every update and
+    returns the memories. watch: yield the `Step`s, each a synchronisation with the device, instead of None."""
     if recipe.adaptive_kl is not None and len(set(at)) > 1:
         raise InputError("adaptive_kl depends on the number of steps: memorize once for each instead of along a path.")
     run = _Run(trunk, reading, recipe)
-    watched = on_step is not None or any(
-        rule is not None for rule in (recipe.target_loss, recipe.max_kl, recipe.patience)
-    )
+    ruled = any(rule is not None for rule in (recipe.target_loss, recipe.max_kl, recipe.patience))
     found: dict[int, dict[str, Tensor]] = {}
     stop: _Stop | None = None
     for index in range(max(at) + 1):
         if index in at:
-            found[index] = run.differences()
+            found[index] = run.tensors()
         if index == max(at):
             break
         run.gradients(index)
-        if watched:
-            steps = run.trace()
-            if on_step is not None:
-                on_step(steps[-1])
+        steps = run.trace() if watch or ruled else []
+        yield steps[-1] if steps else None
+        if steps:
             stop = _should_stop(steps, recipe)
         if stop is not None:
             break
@@ -93,7 +106,7 @@ def memorize_path(
     stop = stop or _diverged(trace, found)
     kept = {n: min(n, stop.keep) if stop else n for n in at}
     if stop is not None and (missing := sorted(set(kept.values()) - found.keys())):
-        again = memorize_path(trunk, reading, _without_rules(recipe), base, missing)
+        again = yield from stepwise(trunk, reading, _without_rules(recipe), base, missing, watch=False)
         found |= {n: dict(memory.tensors) for n, memory in zip(missing, again, strict=True)}
     return [
         Memory(
@@ -116,12 +129,19 @@ class _Stop:
 
 
 class _Run:
-    """The state of one optimization: float32 masters, their gradients, AdamW, the losses so far."""
+    """The state of one optimization: float32 masters, their gradients, AdamW, the losses so far.
+
+    masters: what AdamW updates, the weights themselves or their low-rank factors.
+    """
 
     def __init__(self, trunk: Trunk, reading: Reading, recipe: Recipe):
         self.trunk, self.reading, self.recipe = trunk, reading, recipe
         self.originals = trunk.parameters(recipe.layers)
-        self.masters = {name: w.to(_wide(w), copy=True) for name, w in self.originals.items()}
+        self.low_rank = recipe.parametrization == "lora"
+        if self.low_rank:
+            self.masters = lora.start(self.originals, recipe.rank, recipe.seed)
+        else:
+            self.masters = {name: w.to(_wide(w), copy=True) for name, w in self.originals.items()}
         self.optimizer = torch.optim.AdamW(
             list(self.masters.values()), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
@@ -135,11 +155,10 @@ class _Run:
         if self.recipe.adaptive_kl is not None:
             self._adapt(index)
         count = len(self.reading.targets)
-        leaves = {k: m.to(self.originals[k].dtype).detach().requires_grad_() for k, m in self.masters.items()}
+        leaves = {k: w.to(self.originals[k].dtype).detach().requires_grad_() for k, w in self.weights().items()}
         ffn = self.trunk.ffn(leaves)
+        gradients: dict[str, Tensor] = {}
         sums = torch.zeros(2, device=self.trunk.device, dtype=torch.float64)
-        for master in self.masters.values():
-            master.grad = None
         start = 0
         for part in self.reading.activations.split(CHUNK_POSITIONS):
             hidden = self.trunk.tail(part, ffn)
@@ -150,10 +169,14 @@ class _Run:
                 sums += losses
                 start += len(rows)
             found = torch.autograd.grad(hidden, list(leaves.values()), torch.cat(pulls) / count, allow_unused=True)
-            for master, gradient in zip(self.masters.values(), found, strict=True):
+            for name, gradient in zip(leaves, found, strict=True):
                 if gradient is not None:  # a bias that only picks experts has none
-                    wide = gradient.to(master.dtype)
-                    master.grad = wide if master.grad is None else master.grad.add_(wide)
+                    wide = gradient.to(_wide(gradient))
+                    gradients[name] = gradients[name].add_(wide) if name in gradients else wide
+        if self.low_rank:
+            gradients = lora.pulled_back(gradients, self.masters, self.recipe.lora_scale)
+        for name, master in self.masters.items():
+            master.grad = gradients.get(name)
         ce, kl = sums / count
         self.losses.append(torch.stack([ce + self.kl_weight * kl, ce, kl]))
 
@@ -167,8 +190,17 @@ class _Run:
         rows = torch.stack(self.losses).tolist() if self.losses else []
         return [Step(i, *row) for i, row in enumerate(rows)]
 
-    def differences(self) -> dict[str, Tensor]:
-        """w - w_0 of every tuned tensor."""
+    def weights(self) -> dict[str, Tensor]:
+        """The present weights of every tuned tensor, float32 or wider."""
+        if not self.low_rank:
+            return self.masters
+        differences = lora.differences(self.masters, self.recipe.lora_scale)
+        return {name: self.originals[name].to(d.dtype) + d for name, d in differences.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a memory keeps: w - w_0 of every tuned tensor, or the low-rank factors of it."""
+        if self.low_rank:
+            return {name: m.clone() for name, m in self.masters.items()}
         return {name: m - self.originals[name].to(m.dtype) for name, m in self.masters.items()}
 
     def _head_gradient(self, rows: Tensor, where: slice) -> tuple[Tensor, Tensor]:
@@ -187,7 +219,7 @@ class _Run:
         """Ziegler et al. 2019, eq. 4, as in the authors' code: the weight follows this step's KL, before its loss."""
         total = 0.0
         with torch.no_grad():
-            ffn, start = self.trunk.ffn(self.masters), 0
+            ffn, start = self.trunk.ffn(self.weights()), 0
             for part in self.reading.activations.split(CHUNK_POSITIONS):
                 for rows in self.trunk.tail(part, ffn).split(CHUNK_POSITIONS):
                     where = slice(start, start + len(rows))

@@ -1,7 +1,8 @@
 """What was learnt (`Memory`), how (`Recipe`), and for which base (`Base`).
 
-A memory is the difference  w - w_0  of every tuned tensor, by the tensor's full name in the model. It is a value:
-nothing in it changes, and the model it was made on is never written to.
+A memory is the difference  w - w_0  of every tuned tensor, by the tensor's full name in the model, or the low-rank
+factors of that difference (`lora.py`). It is a value: nothing in it changes, and the model it was made on is never
+written to. Its form on disk is `files.py`.
 """
 
 import hashlib
@@ -14,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmem.errors import InputError, MemoryMismatchError
+from fastmem.core import lora
+from fastmem.errors import InputError, MemoryMismatchError, one_of
+
+PARAMETRIZATIONS = ("full", "lora")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,14 @@ class Recipe:
     """Stop when the KL exceeds this many nats, keeping the last weights below it. None: no ceiling."""
     patience: int | None = None
     """Stop when the loss has not improved for this many steps, keeping the best weights. None: never."""
+    parametrization: str = "full"
+    """What is tuned of the FFN: every weight (`full`, the paper), or low-rank factors of its matrices (`lora`)."""
+    rank: int = 8
+    """lora: the rank of every matrix's factors, capped by its smaller side."""
+    lora_alpha: float = 16.0
+    """lora: the product of the factors counts lora_alpha / rank times."""
+    seed: int = 0
+    """lora: of the drawn factor. Nothing else is random."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -61,8 +73,17 @@ class Recipe:
         _whole("steps", self.steps, 0)
         if self.patience is not None:
             _whole("patience", self.patience, 1)
+        one_of(self.parametrization, PARAMETRIZATIONS, "parametrization")
+        _whole("rank", self.rank, 1)
+        _number("lora_alpha", self.lora_alpha, 0.0, math.inf)
+        _whole("seed", self.seed, 0)
         if not self.layers or not all(isinstance(layer, int) for layer in self.layers):
             raise InputError(f"recipe layers takes layer numbers such as (-1,); given {self.layers!r}.")
+
+    @property
+    def lora_scale(self) -> float:
+        """What the product of the low-rank factors is multiplied with."""
+        return self.lora_alpha / self.rank
 
 
 @dataclass(frozen=True)
@@ -89,7 +110,8 @@ class Base:
 class Memory:
     """The tuned FFN of one document, as a difference from the base.
 
-    tensors: full parameter name -> w - w_0, float32. trace: one `Step` per step. stopped: why it ended before
+    tensors: full parameter name -> w - w_0, float32 unless a file held less; for a low-rank memory the two factors of
+    each, see `lora.py`. trace: one `Step` per step. stopped: why it ended before
     `recipe.steps`, or None. details: whatever the caller wants kept with it (digests of text, tokenizer, template).
     """
 
@@ -105,10 +127,16 @@ class Memory:
         """Bytes of the tensors in memory."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
+    def differences(self) -> Mapping[str, Tensor]:
+        """Full parameter name -> w - w_0, in the shape of the parameter."""
+        if self.recipe.parametrization == "lora":
+            return lora.differences(self.tensors, self.recipe.lora_scale)
+        return self.tensors
+
     def weights(self, originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tuned weights, float32 or wider, from the original tensors by name. Errors: `MemoryMismatchError`."""
         tuned = {}
-        for name, difference in self.tensors.items():
+        for name, difference in self.differences().items():
             if name not in originals or originals[name].shape != difference.shape:
                 found = list(originals[name].shape) if name in originals else "absent"
                 raise MemoryMismatchError(
@@ -116,7 +144,7 @@ class Memory:
                     f"{list(difference.shape)}, the model has {found}; load the base it was made for."
                 )
             original = originals[name]
-            wide = torch.promote_types(original.dtype, difference.dtype)
+            wide = torch.promote_types(torch.promote_types(original.dtype, difference.dtype), torch.float32)
             tuned[name] = original.to(wide) + difference.to(original.device, wide)
         return tuned
 
@@ -127,7 +155,7 @@ class Memory:
         The parameters are exchanged for other tensors and put back: the original storage is never written to. Not for
         several threads at once on one model; `FastMem.generate` is.
         """
-        own = {name: model.get_parameter(name) for name in self.tensors}
+        own = {name: model.get_parameter(name) for name in self.differences()}
         tuned = self.weights({name: p.detach() for name, p in own.items()})
         try:
             for name, parameter in own.items():

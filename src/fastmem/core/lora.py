@@ -1,0 +1,61 @@
+"""Low-rank memories (LoRA, arXiv 2106.09685): tune two small factors of every FFN matrix instead of the matrix.
+
+    w = w_0 + scale * B @ A        w [..., n, m],  B [..., n, r],  A [..., r, m],  scale = lora_alpha / rank
+
+Leading dimensions are experts, each with factors of its own. A is drawn uniformly within +-1/sqrt(m) from the recipe's
+seed, B is zero, so a run starts exactly at the original. The rule is the same for every layout: where a family stores
+a matrix transposed (GPT-2, the experts of gpt-oss), the drawn factor is on the side of the outputs. Vectors (biases)
+stay the base's: no exchange format for low-rank adapters that is read everywhere has a place for them.
+
+Pure functions over dictionaries: weights by full name, factors by that name and one of two endings.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+ENDINGS = (".lora_A", ".lora_B")
+
+
+def start(originals: Mapping[str, Tensor], rank: int, seed: int) -> dict[str, Tensor]:
+    """The factors before the first step, float32 or wider, for every matrix; r is at most its smaller side.
+
+    Drawn on the host in the order of the names: the same on every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    factors = {}
+    for name in sorted(name for name, weight in originals.items() if weight.ndim >= 2):
+        weight = originals[name]
+        *experts, n, m = weight.shape
+        r = min(rank, n, m)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        drawn = torch.rand(*experts, r, m, generator=generator, dtype=wide) * 2 - 1
+        factors[f"{name}.lora_A"] = (drawn * m**-0.5).to(weight.device)
+        factors[f"{name}.lora_B"] = torch.zeros(*experts, n, r, dtype=wide, device=weight.device)
+    return factors
+
+
+def names(factors: Mapping[str, Tensor]) -> list[str]:
+    """The full names of the weights that have factors."""
+    return [name.removesuffix(".lora_A") for name in factors if name.endswith(".lora_A")]
+
+
+def differences(factors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """w - w_0 = scale * B @ A of every weight, float32 or wider."""
+    found = {}
+    for name in names(factors):
+        a, b = factors[f"{name}.lora_A"], factors[f"{name}.lora_B"]
+        wide = torch.promote_types(a.dtype, torch.float32)
+        found[name] = scale * (b.to(wide) @ a.to(wide))
+    return found
+
+
+def pulled_back(gradients: Mapping[str, Tensor], factors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Gradients of the factors from gradients of the weights: dA = scale * B' G, dB = scale * G A'."""
+    found = {}
+    for name, gradient in gradients.items():
+        a, b = factors[f"{name}.lora_A"], factors[f"{name}.lora_B"]
+        found[f"{name}.lora_A"] = scale * (b.mT @ gradient)
+        found[f"{name}.lora_B"] = scale * (gradient @ a.mT)
+    return found
