@@ -105,6 +105,7 @@ def test_a_pattern_names_several_files(tmp_path):
     data = load("memotrap_full", tmp_path / "*.csv")
     assert [(e.id, e.context) for e in data.examples] == [("row-1", "Say 1."), ("row-2", "Say 2.")]
     assert {e.subset for e in data.examples} == {"part"}
+    assert data.source == f"{tmp_path.name}/*.csv"
 
 
 @pytest.mark.parametrize(

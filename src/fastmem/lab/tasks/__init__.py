@@ -140,8 +140,10 @@ def _source(name: str, task: Task, data: str | Path | None, split: str | None) -
             raise InputError(
                 f"a split is chosen on the hub; the file {str(data)!r} is read whole. Leave one of them out."
             )
-        files = files_of(Path(data))
-        return examples_of(file_rows(files), task.schemas, name), Path(data).name, digest(files)
+        path = Path(data)
+        files = files_of(path)
+        source = path.name if len(files) == 1 else f"{path.parent.name}/{path.name}"
+        return examples_of(file_rows(files), task.schemas, name), source, digest(files)
     if task.hub is None:
         raise TaskError(
             f"the task {name!r} is not on the hub in a form that can be loaded: give a data file ({task.obtain})."

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastmem.errors import InputError
-from fastmem.prompts import question_alone, question_prompt
 
 Kind = Literal["question", "choice", "summary"]
 
@@ -52,6 +51,8 @@ class Example:
     @property
     def prompt(self) -> str:
         """The user turn with the document."""
+        from fastmem.prompts import question_alone, question_prompt  # brings torch, which regrading does without
+
         if self.kind == "summary":
             return f"Article: {self.context}\n{self.question}"
         if self.kind == "choice":
@@ -65,6 +66,8 @@ class Example:
         Questions: `Question: ...?` alone; summaries: the instruction alone; MemoTrap: the same prompt without its
         `Instruction:` line (what is memorized there is the instruction, so that is what the contrast leaves out).
         """
+        from fastmem.prompts import question_alone
+
         if self.kind == "summary":
             return self.question
         return f"{_CHOOSE}{self._sentence}" if self.kind == "choice" else question_alone(self.question)
