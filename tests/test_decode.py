@@ -4,13 +4,26 @@ import pytest
 import reference
 import torch
 from families import build
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fastmem import FastMem, InputError, Recipe, Tokens
-from fastmem.core.contrast import METHODS, divergence
+from fastmem.core.contrast import METHODS, candidate_layers, divergence, dola
 from fastmem.core.decode import Batch, Request
 
 # RoPE, ALiBi, learned absolute positions, parallel residual, soft caps, flattened FFN inputs, a tuple-returning MoE.
-FAMILIES = ("llama", "gpt2", "opt", "bloom", "mpt", "gpt_neox", "gemma2", "falcon_alibi", "gpt_oss", "mixtral", "cohere2")
+FAMILIES = (
+    "llama",
+    "gpt2",
+    "opt",
+    "bloom",
+    "mpt",
+    "gpt_neox",
+    "gemma2",
+    "falcon_alibi",
+    "gpt_oss",
+    "mixtral",
+    "cohere2",
+)
 STEPS = 5
 # Scores may differ by rounding only: kernels see other shapes with a cache or in a batch.
 ROUNDING = 2e-5
@@ -19,8 +32,8 @@ ROUNDING = 2e-5
 class Case:
     """A family with prompts of different lengths, their versions without the document, and a memory for each."""
 
-    def __init__(self, family: str):
-        self.model = build(family)
+    def __init__(self, family: str, model: PreTrainedModel | None = None):
+        self.model = model or build(family)
         self.llm = FastMem(self.model)
         generator = torch.Generator().manual_seed(7)
 
@@ -127,10 +140,31 @@ def test_rows_join_and_leave_between_steps(case: Case) -> None:
 
 
 @pytest.mark.parametrize("final_norm", [True, False])
-def test_dola_with_and_without_the_final_norm(final_norm: bool) -> None:
-    case = Case("llama")
-    ((_, scores),) = run(case.llm, [case.request(0, "dola", final_norm=final_norm)])
-    assert_close(scores, case.truth(0, "dola", final_norm).logits)
+@pytest.mark.parametrize("method", ["dola", "fastmem+dola"])
+def test_dola_chooses_among_layers_with_and_without_the_final_norm(method: str, final_norm: bool) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=48, intermediate_size=96, num_hidden_layers=9, num_attention_heads=4
+    )
+    case = Case("llama", LlamaForCausalLM(config).eval())
+    assert candidate_layers(9) == (4, 6, 8)
+    for i in range(2):
+        ((tokens, scores),) = run(case.llm, [case.request(i, method, final_norm=final_norm)])
+        truth = case.truth(i, method, final_norm)
+        assert_close(scores, truth.logits)
+        assert tokens == truth.tokens
+
+
+def test_dola_takes_the_candidate_that_diverges_most_row_by_row() -> None:
+    """The published code averages the divergence over the batch, which makes an answer depend on its neighbours."""
+    generator = torch.Generator().manual_seed(2)
+    final, near = torch.randn(2, 50, generator=generator), torch.randn(2, 50, generator=generator)
+    far = -3 * final
+    early = torch.stack([torch.stack([near[0], far[1]]), torch.stack([far[0], near[1]])])
+    scores = dola(final, early, relative_top=1e-30)
+    assert torch.allclose(scores, final.log_softmax(-1) - far.log_softmax(-1), atol=1e-5)
+    masked = dola(final, early, relative_top=0.5)
+    assert torch.equal(masked.isfinite(), final.softmax(-1) >= 0.5 * final.softmax(-1).amax(-1, keepdim=True))
 
 
 def test_base_equals_transformers_generate(case: Case) -> None:
@@ -175,9 +209,7 @@ def test_a_prefix_read_before_changes_nothing(case: Case) -> None:
     assert prefix is not None
     longer = torch.cat([case.prompts[0], case.prompts[1]])
     for memory in (None, case.memories[0]):
-        requests = [
-            case.llm.request(Tokens(longer), memory, max_new_tokens=STEPS, prefix=p) for p in (None, prefix)
-        ]
+        requests = [case.llm.request(Tokens(longer), memory, max_new_tokens=STEPS, prefix=p) for p in (None, prefix)]
         (cold, cold_scores), (warm, warm_scores) = (run(case.llm, [request])[0] for request in requests)
         assert cold == warm
         assert_close(warm_scores, cold_scores)
@@ -225,6 +257,7 @@ SAMPLING = (
     {"temperature": 1.3, "top_k": 7},
     {"temperature": 1.0, "top_p": 0.6},
     {"temperature": 1.0, "min_p": 0.4},
+    {"temperature": 1.0, "repetition_penalty": 1.7},
     {"temperature": 0.9, "top_k": 20, "top_p": 0.8, "min_p": 0.05, "repetition_penalty": 1.4},
 )
 
@@ -341,5 +374,3 @@ def test_left_padding_is_right_for_absolute_positions_where_guidance_is_not() ->
     together = run(case.llm, [case.request(i, "cad") for i in range(3)])
     for i in range(3):
         assert_close(together[i][1], case.truth(i, "cad").logits)
-
-

@@ -1,0 +1,219 @@
+"""The face of the library: text in, text out, streams, stop strings, lengths, threads, and a model never written to."""
+
+import threading
+
+import pytest
+import torch
+from families import build
+from tiny_tokenizer import build_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fastmem import FastMem, InputError, MemoryMismatchError, Recipe, ResourceError, Tokens
+from fastmem.prompts import question_alone, question_prompt
+from fastmem.streaming import Detokenizer
+
+CONTEXT = "The river Ilm rises in Tarn and ends in the sea of Quoll."
+QUESTION = "where does the Ilm end"
+RECIPE = Recipe(learning_rate=3e-3, steps=4)
+
+
+@pytest.fixture(scope="module")
+def llm() -> FastMem:
+    return FastMem(build("llama"), build_tokenizer(), recipe=RECIPE)
+
+
+def state(llm: FastMem) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in llm.model.state_dict().items()}
+
+
+def same(llm: FastMem, before: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(before[name], tensor) for name, tensor in llm.model.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["base", "fastmem", "cad", "fastmem+cd", "fastmem+cad", "fastmem+dola"])
+def test_answer_is_memorize_and_generate_with_the_papers_prompt(llm: FastMem, method: str) -> None:
+    before = state(llm)
+    out = llm.answer(QUESTION, CONTEXT, method=method, max_new_tokens=6)
+    memory = llm.memorize(CONTEXT) if "fastmem" in method else None
+    options = {"without_context": question_alone(QUESTION)} if "cad" in method else {}
+    prompt = question_prompt(CONTEXT, QUESTION)
+    by_hand = llm.generate(prompt, memory, method, max_new_tokens=6, **options)
+    chat = llm.generate([{"role": "user", "content": prompt}], memory, method, max_new_tokens=6, **options)
+    assert out.token_ids == by_hand.token_ids == chat.token_ids
+    assert out.text == by_hand.text == llm.tokenizer.decode(out.token_ids, skip_special_tokens=True)
+    assert (out.method, out.memory is None) == (method, memory is None)
+    assert same(llm, before)
+
+
+def test_in_place_reads_the_prompt_once_and_answers_alike(llm: FastMem) -> None:
+    recipe = Recipe(learning_rate=3e-3, steps=4, placement="prompt")
+    out = llm.answer(QUESTION, CONTEXT, recipe=recipe, max_new_tokens=6)
+    assert out.cached_tokens == out.prompt_tokens - 1, "only the last token is read again"
+    cold = llm.generate(question_prompt(CONTEXT, QUESTION), out.memory, "fastmem", max_new_tokens=6)
+    assert out.token_ids == cold.token_ids
+    assert out.memory.details["scored_tokens"] == len(CONTEXT.encode())
+
+
+def test_a_stream_says_what_generate_says(llm: FastMem) -> None:
+    whole = llm.generate("Say something.", max_new_tokens=30)
+    stream = llm.stream("Say something.", max_new_tokens=30)
+    pieces = list(stream)
+    assert "".join(pieces) == whole.text
+    assert len(pieces) > 3
+    assert stream.answer.token_ids == whole.token_ids
+
+
+def test_stop_strings_end_an_answer_and_are_not_part_of_it(llm: FastMem) -> None:
+    whole = llm.generate("Say something.", max_new_tokens=40).text
+    stop = whole[10:13]
+    out = llm.generate("Say something.", max_new_tokens=40, stop=["never said", stop])
+    assert out.text == whole[: whole.index(stop)]
+    assert out.reason == "stop"
+    assert len(out.token_ids) < 40
+    stream = llm.stream("Say something.", max_new_tokens=40, stop=stop)
+    assert "".join(stream) == out.text, "no part of a stop string is handed out before it is complete"
+
+
+class Pieces:
+    """A tokenizer as far as a detokenizer sees one: one token is one byte string."""
+
+    def __init__(self, *tokens: bytes):
+        self.tokens = tokens
+
+    def decode(self, ids: list[int], **_: object) -> str:
+        return b"".join(self.tokens[i] for i in ids).decode("utf-8", errors="replace")
+
+
+def test_unfinished_characters_and_beginnings_of_stop_strings_are_held_back() -> None:
+    euro = "€".encode()
+    text = Detokenizer(Pieces(b"a", euro[:1], euro[1:2], euro[2:], b"ST", b"OX", b"STO", b"P!"), stop=["STOP"])
+    assert [text.add(i) for i in range(7)] == ["a", "", "", "€", "", "STOX", ""]
+    assert text.add(7) == ""
+    assert (text.stopped, text.text) == (True, "a€STOX")
+    ending = Detokenizer(Pieces(b"x", b"ST"), stop=["STOP"])
+    assert [ending.add(0), ending.add(1), ending.finish()] == ["x", "", "ST"]
+
+
+def test_prompts_and_memories_of_a_list_belong_together(llm: FastMem) -> None:
+    contexts = [CONTEXT, "Nim sells salt.", "The tower of Ost is blue and very old."]
+    memories = llm.memorize(contexts)
+    prompts = [question_prompt(c, QUESTION) for c in contexts]
+    together = llm.generate(prompts, memories, "fastmem+cd", max_new_tokens=5)
+    alone = [llm.generate(p, m, "fastmem+cd", max_new_tokens=5) for p, m in zip(prompts, memories, strict=True)]
+    assert [a.token_ids for a in together] == [a.token_ids for a in alone]
+    assert [a.memory for a in together] == memories
+    with pytest.raises(InputError, match="memory: 2 given for 3 prompts; give one for each"):
+        llm.generate(prompts, memories[:2])
+
+
+def short(positions: int = 160) -> FastMem:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=261,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=positions,
+    )
+    return FastMem(LlamaForCausalLM(config).eval(), build_tokenizer(), recipe=Recipe(learning_rate=1e-3, steps=2))
+
+
+def test_what_is_too_long_says_by_how_much_and_is_cut_on_request() -> None:
+    llm = short()
+    long = "words" * 60
+    tokens = len(llm.tokenizer(long)["input_ids"]) + len("assistant\n\n") + 4
+    over = tokens - 160
+    with pytest.raises(InputError) as error:
+        llm.memorize(long)
+    assert f"{tokens} tokens are {over} too many: the model has 160 positions." in str(error.value)
+    assert "--truncate" in str(error.value)
+    assert llm.memorize(long, truncate=True).details["tokens"] == 160
+    llm = short(400)
+    with pytest.raises(InputError, match=r"\d+ tokens and 20 for the answer are \d+ too many"):
+        llm.answer(QUESTION, long, max_new_tokens=20)
+    out = llm.answer(QUESTION, long, max_new_tokens=20, truncate=True)
+    assert out.prompt_tokens + 20 <= 400
+    ids = llm.ids(question_prompt("C", QUESTION))
+    assert out.prompt_tokens > len(ids), "some of the context is left, and all of the question"
+
+
+def test_threads_with_their_own_memories_do_not_mix(llm: FastMem) -> None:
+    contexts = ["Ab is red.", "The moon of Ost is made of glass, they say."]
+    alone = [llm.answer(QUESTION, c, "fastmem+cd", max_new_tokens=8).token_ids for c in contexts]
+    before, found = state(llm), {0: [], 1: []}
+
+    def work(i: int) -> None:
+        for _ in range(4):
+            found[i].append(llm.answer(QUESTION, contexts[i], "fastmem+cd", max_new_tokens=8).token_ids)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {0: [alone[0]] * 4, 1: [alone[1]] * 4}
+    assert same(llm, before)
+
+
+def test_applied_gives_transformers_generate_the_memory_and_takes_it_back(llm: FastMem) -> None:
+    memory, before = llm.memorize(CONTEXT), state(llm)
+    ids = llm.ids(question_prompt(CONTEXT, QUESTION))[None]
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False}
+    with memory.applied(llm.model) as model:
+        own = model.generate(ids, **options)[0, ids.shape[1] :].tolist()
+    assert own == list(llm.generate(question_prompt(CONTEXT, QUESTION), memory, max_new_tokens=6).token_ids)
+    with pytest.raises(KeyboardInterrupt), memory.applied(llm.model):
+        raise KeyboardInterrupt
+    assert same(llm, before)
+    assert all(p.requires_grad for p in llm.model.parameters())
+
+
+def test_a_memory_of_another_base_is_refused_with_both_named(llm: FastMem) -> None:
+    other = FastMem(build("llama", seed=1), build_tokenizer())
+    with pytest.raises(MemoryMismatchError, match=r"this memory was made on .* this model is .*: load the base"):
+        other.generate("Hello?", llm.memorize(CONTEXT))
+
+
+def test_running_out_of_memory_says_what_to_lower(llm: FastMem, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(llm.trunk, "head", full)
+    for call in (lambda: llm.memorize(CONTEXT), lambda: llm.generate("Hello?")):
+        with pytest.raises(ResourceError, match=r"out of memory .*: shorten the context \(--truncate\), lower"):
+            call()
+
+
+def test_without_a_tokenizer_only_tokens_come() -> None:
+    llm = FastMem(build("llama"))
+    assert llm.generate(Tokens([1, 2, 3]), max_new_tokens=2).text == ""
+    for call in (lambda: llm.memorize("text"), lambda: llm.generate("text"), lambda: llm.answer("q", "text")):
+        with pytest.raises(InputError, match="there is no tokenizer to read text with: give Tokens, or"):
+            call()
+    with pytest.raises(InputError, match="stop strings need a tokenizer"):
+        llm.generate(Tokens([1, 2, 3]), stop="x")
+
+
+def test_empty_questions_and_prompts(llm: FastMem) -> None:
+    with pytest.raises(InputError, match="the question is empty"):
+        llm.answer(" ", CONTEXT)
+    with pytest.raises(InputError, match="the prompt is empty"):
+        llm.generate("  ")
+    with pytest.raises(InputError, match="the context is empty"):
+        llm.answer(QUESTION, "\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"steps": -1}, "recipe steps (--steps) is -1: give a whole number, 0 or more."),
+        ({"learning_rate": float("nan")}, "recipe learning_rate (--learning-rate) is nan: give a number, 0 to 10."),
+        ({"kl_weight": -0.1}, "recipe kl_weight (--kl-weight) is -0.1: give a number, 0 or more."),
+        ({"layers": ()}, "recipe layers takes layer numbers such as (-1,)"),
+    ],
+)
+def test_recipes_out_of_range(changes: dict, text: str) -> None:
+    with pytest.raises(InputError) as error:
+        Recipe(**changes)
+    assert text in str(error.value)
