@@ -141,6 +141,10 @@ class FastMem:
             self._modules[memory] = self.trunk.ffn(tuned)
         return self._modules[memory]
 
+    def release(self, memory: Memory) -> None:
+        """Drop the FFN modules made for a memory; `ffn` makes them anew when they are asked for again."""
+        self._modules.pop(memory, None)
+
     def generate(
         self,
         prompt: Prompt | list[Prompt],
@@ -168,7 +172,7 @@ class FastMem:
         ]
         answers: list[Answer | None] = [None] * len(many)
         decoding = Decoding.of(options | dict.fromkeys(spread))
-        with _explained_out_of_memory():
+        with explained_out_of_memory():
             for event in decode(self.trunk, self.tokenizer, requests, decoding):
                 if event.answer is not None:
                     answers[event.index] = replace(event.answer, method=method, memory=memories[event.index])
@@ -286,7 +290,7 @@ class FastMem:
     ) -> Memory:
         self._check_length(len(tokens), 0)
         layers = self.trunk.indices(recipe.layers)
-        with _explained_out_of_memory():
+        with explained_out_of_memory():
             reading = read(self.trunk, tokens.ids, tokens.scored, layers, cache)
             memory = memorize(self.trunk, reading, recipe, self.base(layers), on_step)
         if memory.stopped:
@@ -320,12 +324,12 @@ class FastMem:
 
 
 def _guarded(events: Iterator[Any]) -> Iterator[Any]:
-    with _explained_out_of_memory():
+    with explained_out_of_memory():
         yield from events
 
 
 @contextmanager
-def _explained_out_of_memory() -> Iterator[None]:
+def explained_out_of_memory() -> Iterator[None]:
     """Turn an allocator's failure into a `ResourceError` that says what to lower."""
     try:
         yield
