@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from fastmem.cli import output
 from fastmem.errors import FastMemError, one_of
@@ -67,6 +67,21 @@ class Commands(TyperGroup):
         return command(one_of(cmd_name, self.list_commands(ctx), "command"))
 
 
+class Command(TyperCommand):
+    """A command whose help has a section for every record of shared flags."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            own = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            if record is not None:
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or own, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
 def group() -> Any:
     """The whole command line as a click group."""
     app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, help=HELP)
@@ -81,7 +96,7 @@ def command(name: str) -> Any:
     if isinstance(target, typer.Typer):
         return typer.main.get_command(target)
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name)(target)
+    app.command(name, cls=Command)(target)
     return typer.main.get_command(app)
 
 

@@ -42,7 +42,8 @@ def env(output: OutputFlags) -> None:
         print(f"{name:<18}{'not installed' if value is None else value}")
 
 
+# What the extras bring.
 PACKAGES = (
-    "transformers", "tokenizers", "safetensors", "huggingface_hub", "datasets", "torchmetrics", "rouge_score", "optuna",
-    "fastapi", "peft", "lm_eval",
+    "transformers", "tokenizers", "safetensors", "huggingface_hub", "datasets", "torchmetrics", "rouge_score",
+    "optuna", "fastapi", "peft", "lm_eval",
 )  # fmt: skip

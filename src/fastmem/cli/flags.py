@@ -12,9 +12,9 @@ import inspect
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
@@ -31,30 +31,41 @@ def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     records: dict[str, Any] = {
         p.name: p.annotation for p in signature.parameters.values() if is_dataclass(p.annotation)
     }
-    parameters: list[inspect.Parameter] = []
+    own: list[inspect.Parameter] = []
+    shared: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
         if parameter.name in records:
-            hints = get_type_hints(records[parameter.name], include_extras=True)
-            parameters += [
-                inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-                for f in fields(records[parameter.name])
-            ]
+            shared += _options(records[parameter.name])
         else:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            own.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
     def flat(**given: Any) -> Any:
         made = {n: record(**{f.name: given.pop(f.name) for f in fields(record)}) for n, record in records.items()}
         return command(**given, **made)
 
-    flat.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    flat.__annotations__ = {p.name: p.annotation for p in parameters}
+    flat.__signature__ = signature.replace(parameters=own + shared)  # type: ignore[attr-defined]
+    flat.__annotations__ = {p.name: p.annotation for p in own + shared}
     return flat
+
+
+def _options(record: Any) -> list[inspect.Parameter]:
+    """One keyword parameter per field, under the record's heading in the help."""
+    options = []
+    for name, hint in get_type_hints(record, include_extras=True).items():
+        if name == "heading":
+            continue
+        hint.__metadata__[0].rich_help_panel = record.heading
+        default = record.__dataclass_fields__[name].default
+        options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint))
+    return options
 
 
 @dataclass(frozen=True)
 class ModelFlags:
     """Which model, where, in which type."""
+
+    heading: ClassVar[str] = "Model"
 
     model: Annotated[
         str | None,
@@ -83,14 +94,16 @@ class ModelFlags:
 class RecipeFlags:
     """How to memorize: a file, and single values that win over it. What is left out is the model's default."""
 
+    heading: ClassVar[str] = "Recipe"
+
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="JSON of recipe fields, as search writes it.")
     ] = None
-    learning_rate: Annotated[float | None, typer.Option(help="AdamW rate.")] = None
-    steps: Annotated[int | None, typer.Option(help="Updates, each on the whole document.")] = None
-    kl_weight: Annotated[float | None, typer.Option(help="Weight of KL(original || now).")] = None
-    weight_decay: Annotated[float | None, typer.Option(help="AdamW's weight decay.")] = None
-    max_grad_norm: Annotated[float | None, typer.Option(help="Clip the gradient to this norm.")] = None
+    learning_rate: Annotated[float | None, typer.Option(metavar="X", help="AdamW rate.")] = None
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Updates, each on the whole document.")] = None
+    kl_weight: Annotated[float | None, typer.Option(metavar="X", help="Weight of KL(original || now).")] = None
+    weight_decay: Annotated[float | None, typer.Option(metavar="X", help="AdamW's weight decay.")] = None
+    max_grad_norm: Annotated[float | None, typer.Option(metavar="X", help="Clip the gradient to this norm.")] = None
     layers: Annotated[
         str | None,
         typer.Option(metavar="N,N", help="Layers whose FFN is tuned, negative ones from the end: -1 or 4,5."),
@@ -98,25 +111,80 @@ class RecipeFlags:
     placement: Annotated[
         str | None, typer.Option(metavar="WHERE", help="The document as assistant turn, user turn, text, or prompt.")
     ] = None
-    adaptive_kl: Annotated[float | None, typer.Option(help="Target KL of an adaptive weight, nats.")] = None
-    target_loss: Annotated[float | None, typer.Option(help="Stop at this loss.")] = None
-    max_kl: Annotated[float | None, typer.Option(help="Stop above this KL, nats.")] = None
-    patience: Annotated[int | None, typer.Option(help="Stop after so many steps without a better loss.")] = None
+    adaptive_kl: Annotated[float | None, typer.Option(metavar="X", help="Target KL of an adaptive weight, nats.")] = (
+        None
+    )
+    target_loss: Annotated[float | None, typer.Option(metavar="X", help="Stop at this loss.")] = None
+    max_kl: Annotated[float | None, typer.Option(metavar="X", help="Stop above this KL, nats.")] = None
+    patience: Annotated[
+        int | None, typer.Option(metavar="N", help="Stop after so many steps without a better loss.")
+    ] = None
+    parametrization: Annotated[str | None, typer.Option(metavar="NAME", help="Tune full weights, or lora.")] = None
+    rank: Annotated[int | None, typer.Option(metavar="N", help="lora: rank of the factors.")] = None
+    lora_alpha: Annotated[
+        float | None, typer.Option(metavar="X", help="lora: the product counts lora-alpha / rank times.")
+    ] = None
+    recipe_seed: Annotated[
+        int | None, typer.Option("--recipe-seed", metavar="N", help="lora: of the drawn factor.")
+    ] = None
 
     def make(self, default: "Recipe") -> "Recipe":
         """`default`, changed by the file and then by the single flags. Errors: `InputError`."""
-        from dataclasses import replace
-
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
+        given["seed"] = given.pop("recipe_seed")  # --seed is the sampling's
         changed = {name: value for name, value in given.items() if value is not None}
         if self.layers is not None:
             changed["layers"] = _layers(self.layers)
         return replace(default, **(_recipe_file(self.recipe, [f.name for f in fields(default)]) | changed))
 
+    def check(self) -> None:
+        """Refuse what cannot be used before a model is loaded. Errors: `InputError`."""
+        from fastmem.core.memory import Recipe
+        from fastmem.prompts import PLACEMENTS
+
+        one_of(self.make(Recipe()).placement, PLACEMENTS, "placement (--placement)")
+
+
+@dataclass(frozen=True)
+class DecodingFlags:
+    """How to decode; what is left out is `Decoding`'s default."""
+
+    heading: ClassVar[str] = "Decoding"
+
+    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer; 100.")] = None
+    temperature: Annotated[float | None, typer.Option(metavar="X", help="0 takes the most likely token; 0.")] = None
+    top_k: Annotated[int | None, typer.Option(metavar="N", help="Sample among this many tokens; 0 is all.")] = None
+    top_p: Annotated[
+        float | None, typer.Option(metavar="X", help="Sample among the most likely of this probability; 1.")
+    ] = None
+    min_p: Annotated[
+        float | None, typer.Option(metavar="X", help="Sample above this fraction of the top probability; 0.")
+    ] = None
+    repetition_penalty: Annotated[float | None, typer.Option(metavar="X", help="Above 1 repeats less; 1.")] = None
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of the sampling.")] = None
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End the answer here; repeatable.")] = None
+    alpha: Annotated[float | None, typer.Option(metavar="X", help="Strength of a contrast; 0.5.")] = None
+    relative_top: Annotated[float | None, typer.Option(metavar="X", help="DoLa's plausibility cut; 0.1.")] = None
+    final_norm: Annotated[bool | None, typer.Option("--final-norm", help="DoLa: norm early states.")] = None
+
+    def options(self) -> dict[str, Any]:
+        """What was given, as keyword arguments of `generate`. Errors: `InputError`."""
+        from fastmem.core.contrast import Contrast
+        from fastmem.generation import Decoding
+
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        options = {name: value for name, value in given.items() if value is not None}
+        checked = Decoding.of(options)
+        checked.sampling()
+        Contrast("dola", checked.alpha, relative_top=checked.relative_top)
+        return options
+
 
 @dataclass(frozen=True)
 class OutputFlags:
     """How to print. `run` reads --quiet and --debug itself."""
+
+    heading: ClassVar[str] = "Output"
 
     json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of standard output.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices and no progress.")] = False

@@ -1,0 +1,118 @@
+"""What memorizing did: the losses of every step, and the document token by token, before and after.
+
+On a terminal the more surprising a token was, the hotter its colour. Without colour a bar stands under every
+character instead. Surprise is -log probability in nats; the mean over the tokens is the cross entropy of the steps.
+"""
+
+import textwrap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastmem.cli.output import writes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fastmem.core.memory import Memory
+    from fastmem.model import FastMem
+    from fastmem.prompts import Tokens
+
+BARS = " ▁▂▃▄▅▆▇█"
+ASCII_BARS = " .:-=+*#@"
+COLOURS = ("bright_black", "default", "yellow", "bright_red", "bold white on red")
+FULL_NATS = 8.0  # the highest bar and the hottest colour: a probability of 1 in 3,000
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """One token of the document, and how surprising it was, in nats."""
+
+    text: str
+    before: float
+    after: float
+
+
+def memorized_tokens(llm: "FastMem", question: str, context: str, recipe: Any, truncate: bool) -> "Tokens":
+    """The tokens that memorizing reads for this recipe."""
+    from fastmem import prompts
+
+    if recipe.placement == "prompt":
+        return prompts.in_place(llm.tokenizer, prompts.question_prompt(context, question), context.strip())
+    return llm.memory_tokens(context, recipe, truncate)
+
+
+def token_surprises(llm: "FastMem", tokens: "Tokens", memory: "Memory") -> list[Surprise]:
+    """One `Surprise` per scored token, in order."""
+    from fastmem.core.memorize import read
+    from fastmem.core.surprise import surprises
+    from fastmem.streaming import Detokenizer
+
+    reading = read(llm.trunk, tokens.ids, tokens.scored, memory.recipe.layers)
+    before = surprises(llm.trunk, reading).tolist()
+    after = surprises(llm.trunk, reading, llm.ffn(memory)).tolist()
+    pieces = Detokenizer(llm.tokenizer)
+    texts = [pieces.add(token) for token in tokens.ids.tolist()]
+    scored = [text for text, wanted in zip(texts, tokens.scored.tolist(), strict=True) if wanted]
+    return [Surprise(*row) for row in zip(scored, before, after, strict=True)]
+
+
+def print_steps(console: "Console", memory: "Memory") -> None:
+    """Loss, cross entropy and KL of every step."""
+    console.print(f"{'step':>4}  {'loss':>8}  {'cross entropy':>13}  {'KL':>9}   (nats per token, before the update)")
+    for step in memory.trace:
+        console.print(f"{step.index:>4}  {step.loss:>8.4f}  {step.cross_entropy:>13.4f}  {step.kl:>9.5f}")
+
+
+def print_tokens(console: "Console", tokens: list[Surprise]) -> None:
+    """The document before and after: coloured where the console has colours, else with bars below the text."""
+    means = [sum(values) / len(tokens) for values in zip(*((t.before, t.after) for t in tokens), strict=True)]
+    coloured = console.color_system is not None
+    scale = "the hotter the colour" if coloured else "the higher the bar"
+    console.print(
+        f"\nThe document, {scale} the more surprising; {means[0]:.2f} nats per token before, {means[1]:.2f} after:"
+    )
+    if coloured:
+        _print_coloured(console, tokens)
+    else:
+        _print_bars(console, tokens)
+
+
+def _print_coloured(console: "Console", tokens: list[Surprise]) -> None:
+    from rich.text import Text
+
+    for title, values in (("before", [t.before for t in tokens]), ("after", [t.after for t in tokens])):
+        text = Text(f"{title}\n", style="bold", end="\n")
+        for token, value in zip(tokens, values, strict=True):
+            text.append(token.text, style=f"not bold {COLOURS[_level(value, len(COLOURS))]}")
+        console.print(text)
+
+
+def _print_bars(console: "Console", tokens: list[Surprise]) -> None:
+    bars = BARS if writes(console, BARS) else ASCII_BARS
+    text = "".join(token.text for token in tokens)
+    before, after = (
+        "".join(bars[_level(value, len(bars))] * len(token.text) for token, value in zip(tokens, values, strict=True))
+        for values in ([t.before for t in tokens], [t.after for t in tokens])
+    )
+    for start, end in _lines(text, console.width - 8):
+        shown = text[start:end].replace("\t", " ").replace("\r", " ").replace("\n", " ")
+        console.print(f"        {shown}", soft_wrap=True)
+        console.print(f"before  {before[start:end]}", soft_wrap=True)
+        console.print(f"after   {after[start:end]}\n", soft_wrap=True)
+
+
+def _level(value: float, levels: int) -> int:
+    return min(int(value / FULL_NATS * levels), levels - 1)
+
+
+def _lines(text: str, width: int) -> list[tuple[int, int]]:
+    """Where lines of at most `width` characters begin and end, broken at blanks and line ends."""
+    lines, start = [], 0
+    for line in text.splitlines(keepends=True):
+        for part in textwrap.TextWrapper(
+            width, drop_whitespace=False, replace_whitespace=False, expand_tabs=False
+        ).wrap(line):
+            if part.strip():
+                lines.append((start, start + len(part.rstrip())))
+            start += len(part)
+    return lines
