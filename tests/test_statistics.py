@@ -43,6 +43,15 @@ def test_rows_of_one_group_count_once():
 
 def test_groups_of_different_size_weigh_by_their_rows():
     assert mean([1.0, 1.0, 0.0], ["a", "a", "b"]).value == pytest.approx(2 / 3)
+    values, groups = [], []
+    for question in range(80):  # one wrong row, or nine right ones
+        rows = 9 if question % 2 else 1
+        values += [rows == 9] * rows
+        groups += [str(question)] * rows
+    result = mean(values, groups)
+    drawn = stats.binom(80, 0.5).ppf([0.025, 0.975])  # large groups in a resample of 80
+    assert result.value == pytest.approx(0.9)
+    assert (result.low, result.high) == pytest.approx(tuple(9 * drawn / (9 * drawn + 80 - drawn)), abs=0.01)
 
 
 def test_missing_values_are_told():
