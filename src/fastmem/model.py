@@ -9,6 +9,7 @@ The model is never written to, and nothing here keeps state between calls but ca
 several threads may use one `FastMem`.
 """
 
+import functools
 import logging
 import time
 import weakref
@@ -95,7 +96,7 @@ class FastMem:
             return [self.memorize(one, recipe, on_step=on_step, truncate=truncate) for one in context]
         recipe = recipe or self.recipe
         tokens = context if isinstance(context, Tokens) else self.memory_tokens(context, recipe, truncate)
-        return self._memorize(tokens, recipe, on_step)
+        return self._memorize(tokens, recipe, on_step, text=context if isinstance(context, str) else None)
 
     def memory_tokens(self, context: str, recipe: Recipe | None = None, truncate: bool = False) -> Tokens:
         """The document as `memorize` reads it. Errors: `InputError` where it is empty or too long."""
@@ -124,18 +125,38 @@ class FastMem:
         self._check_length(len(ids), 0)
         return self.trunk.head(self.trunk.forward(ids[None], ffn=self.ffn(memory))[0]).float()
 
+    def require(self, memory: Memory) -> None:
+        """Errors: `MemoryMismatchError`, with both sides named, for a memory of another base or tokenizer."""
+        own = self.base(memory.recipe.layers)
+        if own.digest != memory.base.digest:
+            raise MemoryMismatchError(
+                f"this memory was made on {memory.base.name} ({memory.base.family}, FFN "
+                f"{memory.base.digest[:12]}), this model is {own.name} ({own.family}, FFN {own.digest[:12]}): "
+                "load the base it was made for."
+            )
+        memory.require(self.trunk.parameters(memory.recipe.layers))
+        for what, found in self.reader.items():
+            if (made_with := memory.details.get(what, found)) != found:
+                reads = what.removesuffix("_sha256").replace("_", " ")
+                message = (
+                    f"this memory was made with another {reads} ({str(made_with)[:12]}) than that of {own.name} "
+                    f"({found[:12]})"
+                )
+                if what == "tokenizer_sha256":
+                    raise MemoryMismatchError(f"{message}: load the tokenizer it was made with.")
+                log.warning("%s: the document may be laid out differently in the prompt.", message)
+
+    @functools.cached_property
+    def reader(self) -> dict[str, str]:
+        """Digests of what turns text into token ids, as a memory records them; empty without a tokenizer."""
+        return {} if self.tokenizer is None else prompts.identity(self.tokenizer)
+
     def ffn(self, memory: Memory | None) -> FFN | None:
         """The FFN modules of a memory in the model's type, made once per memory. Errors: `MemoryMismatchError`."""
         if memory is None:
             return None
         if memory not in self._modules:
-            own = self.base(memory.recipe.layers)
-            if own.digest != memory.base.digest:
-                raise MemoryMismatchError(
-                    f"this memory was made on {memory.base.name} ({memory.base.family}, FFN "
-                    f"{memory.base.digest[:12]}), this model is {own.name} ({own.family}, FFN {own.digest[:12]}): "
-                    "load the base it was made for."
-                )
+            self.require(memory)
             originals = self.trunk.parameters(memory.recipe.layers)
             tuned = {n: w.to(originals[n].dtype) for n, w in memory.weights(originals).items()}
             self._modules[memory] = self.trunk.ffn(tuned)
@@ -228,7 +249,7 @@ class FastMem:
             if recipe.placement == "prompt":
                 prompt = prompts.in_place(self._require_tokenizer(), text, context)
                 cache = new_cache(self.model.config)
-                memory = self._memorize(prompt, recipe, on_step, cache if joinable(cache) else None)
+                memory = self._memorize(prompt, recipe, on_step, cache if joinable(cache) else None, context)
                 options["prefix"] = Prefix(prompt.ids, cache) if joinable(cache) else None
             else:
                 memory = self.memorize(context, recipe, on_step=on_step, truncate=truncate)
@@ -286,7 +307,12 @@ class FastMem:
         return frozenset(flat)
 
     def _memorize(
-        self, tokens: Tokens, recipe: Recipe, on_step: Callable[[Step], None] | None, cache: Any = None
+        self,
+        tokens: Tokens,
+        recipe: Recipe,
+        on_step: Callable[[Step], None] | None,
+        cache: Any = None,
+        text: str | None = None,
     ) -> Memory:
         self._check_length(len(tokens), 0)
         layers = self.trunk.indices(recipe.layers)
@@ -295,7 +321,14 @@ class FastMem:
             memory = memorize(self.trunk, reading, recipe, self.base(layers), on_step)
         if memory.stopped:
             log.warning("memorizing stopped early: %s.", memory.stopped)
-        return replace(memory, details={"tokens": len(tokens), "scored_tokens": int(tokens.scored.sum())})
+        return replace(memory, details=self.provenance(tokens, text))
+
+    def provenance(self, tokens: Tokens, text: str | None = None) -> dict[str, Any]:
+        """The details of a memory of this document: counts, and digests of ids, text, tokenizer and template.
+
+        The text itself is among them too; `Memory.save` writes it only if asked.
+        """
+        return prompts.document_identity(tokens, text) | self.reader
 
     def _fitting(self, question: str, context: str, decoding: Decoding, truncate: bool) -> str:
         """The context, cut where asked to so that prompt and answer fit the model's positions."""

@@ -6,6 +6,8 @@ ordinary text, so a document cannot open a turn of its own.
 The prompts are those of the paper's code (arXiv 2406.16069, IAAR-Shanghai/FastMem `src/train_and_inference.py`).
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,6 +147,26 @@ def require_text(context: str) -> str:
     return context.strip()
 
 
+def identity(tokenizer: Any) -> dict[str, str]:
+    """SHA-256 of the tokenizer and of its chat template, by the names under which a memory records them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        tables: Any = [sorted(tokenizer.get_vocab().items()), sorted(tokenizer.added_tokens_encoder.items())]
+    else:  # padding and truncation are settings of the last call, not of the tokenizer
+        tables = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
+    return {
+        "tokenizer_sha256": _sha256(json.dumps(tables, sort_keys=True)),
+        "template_sha256": _sha256(str(tokenizer.chat_template or PLAIN_TEMPLATE)),
+    }
+
+
+def document_identity(tokens: Tokens, text: str | None = None) -> dict[str, Any]:
+    """What a memory records of its document: counts, SHA-256 of the tokens and of the text, and the text."""
+    ids = ",".join(f"{i}{'*' * s}" for i, s in zip(tokens.ids.tolist(), tokens.scored.tolist(), strict=True))
+    found = {"tokens": len(tokens), "scored_tokens": int(tokens.scored.sum()), "tokens_sha256": _sha256(ids)}
+    return found if text is None else found | {"text_sha256": _sha256(require_text(text)), "text": require_text(text)}
+
+
 def template(tokenizer: Any) -> str | None:
     """None for the tokenizer's own chat template, `PLAIN_TEMPLATE` (with a notice, once) where it has none."""
     if tokenizer.chat_template is not None:
@@ -202,6 +224,10 @@ def _encode(tokenizer: Any, before: str, content: str, after: str, score_after: 
     first = len(tokenizer(text[:start], add_special_tokens=False)["input_ids"])
     last = len(tokenizer(text[:end], add_special_tokens=False)["input_ids"])
     return Tokens(ids, [first <= i < last for i in range(len(ids))])
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _any_control(tokenizer: Any, messages: Sequence[dict[str, str]]) -> bool:

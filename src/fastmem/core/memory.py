@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,20 +134,44 @@ class Memory:
             return lora.differences(self.tensors, self.recipe.lora_scale)
         return self.tensors
 
-    def weights(self, originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tuned weights, float32 or wider, from the original tensors by name. Errors: `MemoryMismatchError`."""
-        tuned = {}
-        for name, difference in self.differences().items():
-            if name not in originals or originals[name].shape != difference.shape:
+    def require(self, originals: Mapping[str, Tensor]) -> None:
+        """Errors: `MemoryMismatchError` where a tensor has no original of its name and shape."""
+        try:
+            shapes = {name: difference.shape for name, difference in self.differences().items()}
+        except (KeyError, RuntimeError) as error:  # low-rank factors that do not belong together
+            raise MemoryMismatchError(
+                f"this memory's low-rank factors do not fit each other ({error}): memorize again."
+            ) from error
+        for name, shape in shapes.items():
+            if name not in originals or originals[name].shape != shape:
                 found = list(originals[name].shape) if name in originals else "absent"
                 raise MemoryMismatchError(
                     f"this memory belongs to {self.base.name} ({self.base.family}): it has {name} "
-                    f"{list(difference.shape)}, the model has {found}; load the base it was made for."
+                    f"{list(shape)}, the model has {found}; load the base it was made for."
                 )
+
+    def weights(self, originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tuned weights, float32 or wider, from the original tensors by name. Errors: `MemoryMismatchError`."""
+        self.require(originals)
+        tuned = {}
+        for name, difference in self.differences().items():
             original = originals[name]
             wide = torch.promote_types(torch.promote_types(original.dtype, difference.dtype), torch.float32)
             tuned[name] = original.to(wide) + difference.to(original.device, wide)
         return tuned
+
+    def save(self, path: str | Path, *, dtype: str | None = None, text: bool = False) -> None:
+        """Write the memory to `path`, all or nothing; see `files.save`."""
+        from fastmem.core import files  # which imports this file
+
+        files.save(self, path, dtype=dtype, text=text)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any = None) -> "Memory":
+        """The memory in `path`, refused where it is damaged or does not fit `model`, a `FastMem`; see `files.load`."""
+        from fastmem.core import files
+
+        return files.load(path, model)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
