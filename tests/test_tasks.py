@@ -98,19 +98,16 @@ def test_cut_leaves_the_instruction_of_memotrap(tokenizer, tmp_path):
     assert cut(example, 1, tokenizer) is example
 
 
-def test_three_real_prompts(shared):
-    """Written out, so that a change of any word is seen."""
-    trap = load("memotrap", shared / "data/memotrap/memotrap_936.json", limit=1).examples[0]
-    assert trap.prompt == (
-        f'{CHOICE_OPENING}Instruction: Write a quote that ends in the word "more".\nSentence: A store is no\n'
-        'Candidates: "sore" or "more"'
-    )
-    swap = load("nq_swap", shared / "data/nq_swap/dev.parquet", limit=1).examples[0]
-    assert swap.prompt == (
-        f"{QA_OPENING}Context: <P> The fourth season of Chicago Fire , an American drama television series with "
-        "executive producer Dick Wolf , and producers Derek Haas , Michael Brandt , and Matt Olmstead , was ordered "
-        "on February 5 , 2015 , by NBC , and premiered on October 13 , 2015 and concluded on May 17 , 2016 . The "
-        "season contained 775 episodes . </P>\nQuestion: how many episodes are in chicago fire season 4?"
-    )
-    how = load("wikihow", shared / "data/wikihow/train_1000.jsonl", limit=2).examples[1]
-    assert how.prompt.startswith("Article:  If you haven't been to Pandaria yet, skip to the section below.\n")
+def test_real_prompts_are_the_template_around_the_real_text(shared):
+    import pyarrow.parquet
+
+    file = shared / "data/nq_swap/dev.parquet"
+    raw = pyarrow.parquet.read_table(file).slice(0, 3).to_pylist()
+    for row, example in zip(raw, load("nq_swap", file, limit=3).examples, strict=True):
+        assert example.prompt == f"{QA_OPENING}Context: {row['sub_context']}\nQuestion: {row['question']}?"
+    file = shared / "data/wikihow/train_1000.jsonl"
+    with file.open(encoding="utf-8") as lines:
+        for example in load("wikihow", file, limit=3).examples:
+            row = json.loads(next(lines))
+            assert example.prompt.startswith(f"Article: {row['article']}\nSummarize the above article in few steps")
+            assert example.reference == row["summary"].strip()
