@@ -32,6 +32,10 @@ class TaskError(FastMemError, RuntimeError):
     """A data set that is absent, unreadable or not of the expected columns."""
 
 
+class RunError(FastMemError, OSError):
+    """A folder of results that belongs to another run, is in use, is damaged or cannot be written."""
+
+
 class ResourceError(FastMemError, MemoryError):
     """Not enough memory on the device; the text says what was needed and what to lower."""
 

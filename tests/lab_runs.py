@@ -1,0 +1,77 @@
+"""A run that is small enough to be killed and repeated: a tiny random model, a few made-up questions.
+
+Also a program: `python lab_runs.py OUTPUT MODEL DATA` starts the run and kills it, again and again.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastmem import FastMem, Recipe
+from fastmem.lab.experiment import Experiment
+from fastmem.lab.runner import run
+from fastmem.lab.tasks import Data, load
+
+METHODS = ("base", "cad", "fastmem", "fastmem+adacd")
+UNREPEATABLE = ("seconds", "peak_bytes")  # what no two runs have in common
+
+
+def write_questions(path: Path, count: int = 6) -> Path:
+    """Rows in the paper's form; two of them share a passage."""
+    names = ["Ada Quill", "Jon Marsh", "Ilse Brandt", "Tom Reed", "Eva Stone", "Max Field"]
+    rows = [
+        {
+            "input": f"who keeps light {i}",
+            "context": f"Light {i // 2 * 2} is kept by {names[i // 2]}.",
+            "answer": names[i // 2],
+            "sub_context": f"Light {i // 2 * 2} is kept by {names[i // 2 - 1]}.",
+            "sub_answer": names[i // 2 - 1],
+        }
+        for i in range(count)
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def experiment(methods: tuple[str, ...] = METHODS, **options: Any) -> Experiment:
+    recipe = options.pop("recipe", Recipe(learning_rate=1e-2, steps=3))
+    options = {"max_new_tokens": 6, "batch_size": 2} | options
+    return Experiment("nq_swap", methods, recipe, **options)
+
+
+def questions(folder: Path, count: int = 6) -> Data:
+    return load("nq_swap", write_questions(folder / "rows.json", count))
+
+
+def repeatable(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in UNREPEATABLE} for row in rows]
+
+
+def lines(folder: Path) -> int:
+    path = folder / "rows.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_after(rows: int, output: Path, llm: FastMem, data: Data) -> None:
+    """Start the run in a process of its own and kill it (SIGKILL) as soon as `rows` rows are there."""
+    process = os.fork()
+    if process == 0:
+        run(llm, experiment(), data, output)
+        os._exit(0)
+    ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while lines(output) < rows and os.waitid(os.P_PID, process, ended) is None:
+        pass
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+if __name__ == "__main__":
+    # One import of torch for all the deaths; nothing has made a thread before the forks.
+    folder, model, rows = map(Path, sys.argv[1:])
+    loaded, asked = FastMem.from_pretrained(model), load("nq_swap", rows)
+    for count in (1, 3, 4, 7, 12, 13, 19):
+        kill_after(count, folder, loaded, asked)
+    print(lines(folder))

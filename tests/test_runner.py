@@ -1,0 +1,249 @@
+"""A run ends with the same rows however often it was stopped, refuses to go on as another, and counts what broke."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import lab_runs
+from fastmem import FastMem, Recipe
+from fastmem.core.memorize import memorize
+from fastmem.errors import InputError, RunError
+from fastmem.lab import answering, records
+from fastmem.lab.experiment import Experiment
+from fastmem.lab.records import Appender, read_examples, read_rows
+from fastmem.lab.runner import run
+from fastmem.lab.tasks import load
+from lab_runs import METHODS, experiment, questions, repeatable, write_questions
+
+
+@pytest.fixture
+def llm(llama, tokenizer):
+    return FastMem(llama, tokenizer)
+
+
+def test_one_row_for_every_example_and_method(llm, tmp_path):
+    seen = []
+    summary = run(llm, experiment(), questions(tmp_path), tmp_path / "run", seen.append)
+    rows = read_rows(tmp_path / "run")
+    assert len(rows) == 24 == len({(row["id"], row["method"]) for row in rows})
+    assert summary == json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["complete"]
+    assert list(summary["methods"]) == list(METHODS)
+    for method, found in summary["methods"].items():
+        assert (found["rows"], found["errors"]) == (6, 0)
+        assert found["scores"]["paper_correct"]["n"] == 6
+        assert found["peak_bytes"] > 0
+        assert found["seconds"]["decode"] > 0
+        assert (found["seconds"]["steps"] > 0) == (method.startswith("fastmem"))
+    assert summary["environment"]["packages"]["torch"]
+    assert summary["environment"]["device"] == "cpu"
+    memorized = [row for row in rows if row["method"] == "fastmem"]
+    assert all(len(row["trace"]) == 3 and row["trace"][0][2] == 0 for row in memorized)
+    assert [p.rows for p in seen] == sorted(p.rows for p in seen)
+    assert (seen[0].rows, seen[0].seconds_left, seen[-1].rows, seen[-1].seconds_left) == (0, None, 24, 0)
+    assert [e.question for e in read_examples(tmp_path / "run")] == [f"who keeps light {i}" for i in range(6)]
+
+
+def test_answers_are_those_of_the_model_alone(llm, tmp_path):
+    data = questions(tmp_path)
+    run(llm, experiment(), data, tmp_path / "run")
+    rows = {(row["id"], row["method"]): row for row in read_rows(tmp_path / "run")}
+    for example in data.examples:
+        for method in METHODS:
+            alone = llm.answer(example.question, example.context, method, experiment().recipe, max_new_tokens=6)
+            assert rows[example.id, method]["text"] == alone.text, method
+
+
+def test_moved_tokens_carry_both_log_probabilities(llm, tmp_path):
+    wild = experiment(("base", "fastmem"), recipe=Recipe(learning_rate=0.1, steps=5))
+    run(llm, wild, questions(tmp_path), tmp_path / "run")
+    rows = read_rows(tmp_path / "run")
+    base = {row["id"]: row for row in rows if row["method"] == "base"}
+    changed = [row for row in rows if row["method"] == "fastmem" and row["text"] != base[row["id"]]["text"]]
+    assert changed
+    row = changed[0]
+    example = next(e for e in read_examples(tmp_path / "run") if e.id == row["id"])
+    memory = llm.memorize(example.context, wild.recipe)
+    ids = llm.ids(example.prompt).tolist() + row["token_ids"]
+    at = len(ids) - len(row["token_ids"]) - 1
+    for number, logits in ((1, llm.logits(ids)), (2, llm.logits(ids, memory))):
+        wanted = [float(logits[at + i].log_softmax(-1)[t]) for i, t in enumerate(row["token_ids"])]
+        assert [entry[number] for entry in row["moved"]] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_rows_of_one_document_share_its_memory(llm, tmp_path, monkeypatch):
+    made = []
+
+    def counting(*args, **kwargs):
+        made.append(1)
+        return memorize(*args, **kwargs)
+
+    monkeypatch.setattr(answering, "memorize", counting)
+    run(llm, experiment(), questions(tmp_path), tmp_path / "run")
+    assert len(made) == 3  # six questions of three passages, two methods that memorize
+
+
+def test_killed_again_and_again_it_ends_with_the_same_rows(llama, tokenizer, tmp_path):
+    llama.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    data, output = write_questions(tmp_path / "rows.json"), tmp_path / "killed"
+    command = [sys.executable, lab_runs.__file__, str(output), str(tmp_path / "model"), str(data)]
+    killed = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True
+    )
+    assert int(killed.stdout) >= 19
+    # The worst instant: half a line on the disk.
+    with (output / records.ROWS).open("a") as rows:
+        rows.write('{"id": "row-1", "meth')
+    summary = run(FastMem.from_pretrained(tmp_path / "model"), experiment(), load("nq_swap", data), output)
+    assert summary["complete"]
+    run(FastMem.from_pretrained(tmp_path / "model"), experiment(), questions(tmp_path), tmp_path / "undisturbed")
+    assert repeatable(read_rows(output)) == repeatable(read_rows(tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"recipe": Recipe(learning_rate=1e-2, steps=4)}, "recipe.steps was 3, now 4"),
+        ({"recipe": Recipe(learning_rate=1e-2, steps=3, layers=(-2,))}, r"recipe.layers was \[-1\], now \[-2\]"),
+        ({"max_new_tokens": 7}, "decoding.max_new_tokens was 6, now 7"),
+        ({"alpha": 1.0}, "decoding.alpha was 0.5, now 1.0"),
+    ],
+)
+def test_another_run_is_not_gone_on_with(llm, tmp_path, change, said):
+    run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+    with pytest.raises(RunError, match=f"holds another run: {said}. Give another --output"):
+        run(llm, experiment(("base",), **change), questions(tmp_path), tmp_path / "run")
+    assert len(read_rows(tmp_path / "run")) == 6
+
+
+def test_another_model_or_other_data_is_refused(llm, tokenizer, tmp_path):
+    from families import build
+
+    run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+    other = FastMem(build("llama", seed=5), tokenizer)
+    with pytest.raises(RunError, match=r"holds another run: model.digest was"):
+        run(other, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+    with pytest.raises(RunError, match=r"holds another run: data.revision was"):
+        run(llm, experiment(("base",)), questions(tmp_path, 4), tmp_path / "run")
+
+
+def test_methods_are_added_to_a_run(llm, tmp_path):
+    run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+    summary = run(llm, experiment(("fastmem",)), questions(tmp_path), tmp_path / "run")
+    assert {m: found["rows"] for m, found in summary["methods"].items()} == {"fastmem": 6, "base": 6}
+
+
+@pytest.mark.parametrize("stage", ["memorize", "generate"])
+def test_a_broken_example_is_a_counted_error(llm, tmp_path, monkeypatch, stage):
+    data = questions(tmp_path)
+    broken = data.examples[2]
+    if stage == "memorize":
+        whole = llm.memory_tokens
+
+        def fails(context, *args):
+            if context == broken.context:
+                raise RuntimeError("tokenizer exploded")
+            return whole(context, *args)
+
+        monkeypatch.setattr(llm, "memory_tokens", fails)
+        wrong = 2  # the two examples of that document
+    else:
+        target, whole = llm.ids(broken.prompt).tolist(), llm.generate
+
+        def fails(prompts, *args, **options):
+            if any(prompt.ids.tolist() == target for prompt in prompts):
+                raise RuntimeError("tokenizer exploded")
+            return whole(prompts, *args, **options)
+
+        monkeypatch.setattr(llm, "generate", fails)
+        wrong = 1
+    summary = run(llm, experiment(("fastmem",)), data, tmp_path / "run")
+    found = summary["methods"]["fastmem"]
+    assert (found["rows"], found["errors"], found["scores"]["paper_correct"]["n"]) == (6, wrong, 6)
+    row = next(row for row in read_rows(tmp_path / "run") if row["id"] == broken.id)
+    assert row["error"] == "RuntimeError: tokenizer exploded"
+    assert (row["scores"]["paper_correct"], row["scores"]["failure"]) == (False, True)
+
+
+def test_a_too_long_document_is_one_error(llm, tmp_path):
+    data = questions(tmp_path)
+    long = replace(data.examples[0], context="far too long " * 60)
+    summary = run(llm, experiment(("base",)), replace(data, examples=(long, *data.examples[1:])), tmp_path / "run")
+    assert summary["methods"]["base"]["errors"] == 1
+    assert "positions" in read_rows(tmp_path / "run")[0]["error"]
+    cut = run(
+        llm,
+        experiment(("base",), max_context_tokens=50),
+        replace(data, examples=(long, *data.examples[1:])),
+        tmp_path / "cut",
+    )
+    assert cut["methods"]["base"]["errors"] == 0
+
+
+def test_interrupted_it_keeps_what_is_finished(llm, tmp_path):
+    def interrupt(progress):
+        if progress.rows >= 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(llm, experiment(), questions(tmp_path), tmp_path / "run", interrupt)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert not summary["complete"]
+    assert summary["methods"]["base"]["rows"] == 2
+    again = run(llm, experiment(), questions(tmp_path), tmp_path / "run")
+    assert again["complete"]
+    run(llm, experiment(), questions(tmp_path), tmp_path / "whole")
+    assert repeatable(read_rows(tmp_path / "run")) == repeatable(read_rows(tmp_path / "whole"))
+
+
+def test_a_full_disk_is_said_and_what_was_finished_stays(llm, tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full, a device that is always full")
+    run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+    with Appender(tmp_path / "run" / records.ROWS) as appender:
+        appender._file.close()
+        appender._file = open("/dev/full", "w")  # noqa: SIM115 - closed by the appender
+        with pytest.raises(RunError, match=r"the disk of .* is full: what was finished is kept; make room and start"):
+            appender.append({"id": "x"})
+    assert len(read_rows(tmp_path / "run")) == 6
+
+
+def test_folders_that_cannot_be_used(llm, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file is a file: give a folder for --output"):
+        run(llm, experiment(), questions(tmp_path), tmp_path / "file")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / records.ROWS).write_text("{}\n")
+    with pytest.raises(RunError, match=r"holds rows but no run.json: give another --output"):
+        run(llm, experiment(), questions(tmp_path), tmp_path / "rows")
+    with pytest.raises(RunError, match=r"holds no run: there is no rows.jsonl"):
+        read_rows(tmp_path)
+    run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+    rows = tmp_path / "run" / records.ROWS
+    with Appender(rows), pytest.raises(RunError, match=r"another process is writing to"):
+        Appender(rows)
+    rows.write_text("{broken\n" + rows.read_text())
+    with pytest.raises(RunError, match=r"rows.jsonl, line 1 is damaged .*: delete that line to go on"):
+        run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+
+
+def test_experiments_that_make_no_sense():
+    recipe = Recipe()
+    with pytest.raises(InputError, match=r"unknown method 'fastmen'. Did you mean 'fastmem'"):
+        Experiment("nq", ("fastmen",), recipe)
+    with pytest.raises(InputError, match=r"unknown task 'nqswap'. Did you mean 'nq_swap'"):
+        Experiment("nqswap", ("base",), recipe)
+    with pytest.raises(InputError, match=r"no method is given. Accepted: base, "):
+        Experiment("nq", (), recipe)
+    with pytest.raises(InputError, match=r"a method is named twice: base, base"):
+        Experiment("nq", ("base", "base"), recipe)
+    with pytest.raises(InputError, match=r"batch_size .--batch-size. is 0: give 1 or more"):
+        Experiment("nq", ("base",), recipe, batch_size=0)
+    with pytest.raises(InputError, match=r"'world_open' asks without a context, which 'fastmem' needs"):
+        Experiment("world_open", ("base", "fastmem"), recipe)
