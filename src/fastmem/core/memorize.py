@@ -13,29 +13,12 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from fastmem.core import lora
 from fastmem.core.memory import Base, Memory, Recipe, Step
-from fastmem.core.objective import losses_and_gradient
-from fastmem.core.trunk import Activations, Trunk
+from fastmem.core.optimize import Optimization, Reading
+from fastmem.core.trunk import Trunk
 from fastmem.errors import InputError
-
-# Positions a step handles at once. The logits of a chunk are the largest thing alive: 256 positions of a 128,256-token
-# vocabulary are 66 MB in bfloat16 and three times 131 MB while the soft-max runs in float32.
-CHUNK_POSITIONS = 256
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One document, read once: what the tuned layers need at the scored positions, and what comes next there.
-
-    activations: at N positions. targets: [N], the token that follows each.
-    """
-
-    activations: Activations
-    targets: Tensor
 
 
 def read(trunk: Trunk, ids: Tensor, scored: Tensor, layers: Sequence[int] = (-1,), cache: object = None) -> Reading:
@@ -85,13 +68,13 @@ def stepwise(
     returns the memories. watch: yield the `Step`s, each a synchronisation with the device, instead of None."""
     if recipe.adaptive_kl is not None and len(set(at)) > 1:
         raise InputError("adaptive_kl depends on the number of steps: memorize once for each instead of along a path.")
-    run = _Run(trunk, reading, recipe)
+    run = Optimization(trunk, [reading], recipe)
     ruled = any(rule is not None for rule in (recipe.target_loss, recipe.max_kl, recipe.patience))
     found: dict[int, dict[str, Tensor]] = {}
     stop: _Stop | None = None
     for index in range(max(at) + 1):
         if index in at:
-            found[index] = run.tensors()
+            found[index] = run.tunings[0].tensors()
         if index == max(at):
             break
         run.gradients(index)
@@ -126,113 +109,6 @@ class _Stop:
 
     keep: int
     reason: str
-
-
-class _Run:
-    """The state of one optimization: float32 masters, their gradients, AdamW, the losses so far.
-
-    masters: what AdamW updates, the weights themselves or their low-rank factors.
-    """
-
-    def __init__(self, trunk: Trunk, reading: Reading, recipe: Recipe):
-        self.trunk, self.reading, self.recipe = trunk, reading, recipe
-        self.originals = trunk.parameters(recipe.layers)
-        self.low_rank = recipe.parametrization == "lora"
-        if self.low_rank:
-            self.masters = lora.start(self.originals, recipe.rank, recipe.seed)
-        else:
-            self.masters = {name: w.to(_wide(w), copy=True) for name, w in self.originals.items()}
-        self.optimizer = torch.optim.AdamW(
-            list(self.masters.values()), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-        )
-        with torch.no_grad():
-            self.base_hidden = torch.cat([trunk.tail(p) for p in reading.activations.split(CHUNK_POSITIONS)])
-        self.kl_weight = recipe.kl_weight
-        self.losses: list[Tensor] = []
-
-    def gradients(self, index: int) -> None:
-        """Losses and gradients at the present weights, over all scored positions."""
-        if self.recipe.adaptive_kl is not None:
-            self._adapt(index)
-        count = len(self.reading.targets)
-        leaves = {k: w.to(self.originals[k].dtype).detach().requires_grad_() for k, w in self.weights().items()}
-        ffn = self.trunk.ffn(leaves)
-        gradients: dict[str, Tensor] = {}
-        sums = torch.zeros(2, device=self.trunk.device, dtype=torch.float64)
-        start = 0
-        for part in self.reading.activations.split(CHUNK_POSITIONS):
-            hidden = self.trunk.tail(part, ffn)
-            pulls = []
-            for rows in hidden.detach().split(CHUNK_POSITIONS):
-                pull, losses = self._head_gradient(rows, slice(start, start + len(rows)))
-                pulls.append(pull)
-                sums += losses
-                start += len(rows)
-            found = torch.autograd.grad(hidden, list(leaves.values()), torch.cat(pulls) / count, allow_unused=True)
-            for name, gradient in zip(leaves, found, strict=True):
-                if gradient is not None:  # a bias that only picks experts has none
-                    wide = gradient.to(_wide(gradient))
-                    gradients[name] = gradients[name].add_(wide) if name in gradients else wide
-        if self.low_rank:
-            gradients = lora.pulled_back(gradients, self.masters, self.recipe.lora_scale)
-        for name, master in self.masters.items():
-            master.grad = gradients.get(name)
-        ce, kl = sums / count
-        self.losses.append(torch.stack([ce + self.kl_weight * kl, ce, kl]))
-
-    def update(self) -> None:
-        """Clip and step."""
-        torch.nn.utils.clip_grad_norm_(self.masters.values(), self.recipe.max_grad_norm)
-        self.optimizer.step()
-
-    def trace(self) -> list[Step]:
-        """One `Step` per call of `gradients`. Synchronises with the device."""
-        rows = torch.stack(self.losses).tolist() if self.losses else []
-        return [Step(i, *row) for i, row in enumerate(rows)]
-
-    def weights(self) -> dict[str, Tensor]:
-        """The present weights of every tuned tensor, float32 or wider."""
-        if not self.low_rank:
-            return self.masters
-        differences = lora.differences(self.masters, self.recipe.lora_scale)
-        return {name: self.originals[name].to(d.dtype) + d for name, d in differences.items()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a memory keeps: w - w_0 of every tuned tensor, or the low-rank factors of it."""
-        if self.low_rank:
-            return {name: m.clone() for name, m in self.masters.items()}
-        return {name: m - self.originals[name].to(m.dtype) for name, m in self.masters.items()}
-
-    def _head_gradient(self, rows: Tensor, where: slice) -> tuple[Tensor, Tensor]:
-        """(gradient of the summed losses with respect to hidden states [n, D], [cross entropy, KL] summed)."""
-        rows = rows.requires_grad_()
-        logits = self.trunk.head(rows)
-        with torch.no_grad():
-            base_logits = self.trunk.head(self.base_hidden[where])
-            ce, kl, gradient = losses_and_gradient(
-                logits.detach(), base_logits, self.reading.targets[where], self.kl_weight
-            )
-        (pull,) = torch.autograd.grad(logits, rows, gradient)
-        return pull, torch.stack([ce.sum(), kl.sum()]).double()
-
-    def _adapt(self, index: int) -> None:
-        """Ziegler et al. 2019, eq. 4, as in the authors' code: the weight follows this step's KL, before its loss."""
-        total = 0.0
-        with torch.no_grad():
-            ffn, start = self.trunk.ffn(self.weights()), 0
-            for part in self.reading.activations.split(CHUNK_POSITIONS):
-                for rows in self.trunk.tail(part, ffn).split(CHUNK_POSITIONS):
-                    where = slice(start, start + len(rows))
-                    base_logits, targets = self.trunk.head(self.base_hidden[where]), self.reading.targets[where]
-                    total += losses_and_gradient(self.trunk.head(rows), base_logits, targets, 0.0)[1].sum().item()
-                    start += len(rows)
-        assert self.recipe.adaptive_kl is not None
-        error = total / len(self.reading.targets) / max(self.recipe.adaptive_kl, 1e-12) - 1
-        self.kl_weight *= 1 + min(max(error, -0.2), 0.2) * (index + 1) / max(self.recipe.steps, 1)
-
-
-def _wide(weight: Tensor) -> torch.dtype:
-    return torch.promote_types(weight.dtype, torch.float32)
 
 
 def _without_rules(recipe: Recipe) -> Recipe:

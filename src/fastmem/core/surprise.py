@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastmem.core.memorize import CHUNK_POSITIONS, Reading
+from fastmem.core.budget import CHUNK_POSITIONS
+from fastmem.core.optimize import Reading
 from fastmem.core.trunk import FFN, Trunk
 
 
