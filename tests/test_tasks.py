@@ -1,5 +1,7 @@
 """Every task asks in the paper's words, to the letter, and a context is cut without touching the question."""
 
+import json
+
 import pytest
 
 from fastmem.errors import InputError
