@@ -1,0 +1,80 @@
+"""What `/metrics` tells Prometheus. Nothing of a tenant, a document or an answer is in it."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from fastmem.serve.engine import Engine
+from fastmem.serve.jobs import Finished
+from fastmem.serve.store import Store
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """The counters of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.responses = Counter(
+            "fastmem_http_responses", "Answers by route and status.", ["route", "status"], registry=self.registry
+        )
+        self.answers = Counter("fastmem_answers", "Complete answers.", ["method", "reason"], registry=self.registry)
+        self.abandoned = Counter("fastmem_abandoned", "Clients that left before the end.", registry=self.registry)
+        self.tokens = Counter("fastmem_tokens", "Tokens read, reused and written.", ["kind"], registry=self.registry)
+        self.events = Counter("fastmem_memory_events", "What happened to memories.", ["event"], registry=self.registry)
+        self.first_token = Histogram(
+            "fastmem_first_token_seconds", "From request to first token.", buckets=SECONDS, registry=self.registry
+        )
+        self.memorizing = Histogram(
+            "fastmem_memorize_seconds", "Work on one memory.", buckets=SECONDS, registry=self.registry
+        )
+        self.step = Histogram(
+            "fastmem_step_seconds", "One token for all running rows.", buckets=SECONDS, registry=self.registry
+        )
+
+    def engine_event(self, name: str, seconds: float) -> None:
+        """What the engine reports."""
+        if name == "stepped":
+            self.step.observe(seconds)
+            return
+        self.events.labels(name).inc()
+        if name == "memorized":
+            self.memorizing.observe(seconds)
+
+    def answered(self, method: str, end: Finished) -> None:
+        """A complete answer."""
+        self.answers.labels(method, end.reason).inc()
+        self.tokens.labels("prompt").inc(end.prompt_tokens)
+        self.tokens.labels("cached").inc(end.cached_tokens)
+        self.tokens.labels("generated").inc(len(end.token_ids))
+        self.first_token.observe(end.first_seconds)
+
+    def text(self) -> bytes:
+        """As Prometheus reads it."""
+        return generate_latest(self.registry)
+
+
+class StoreCollector(Collector):
+    """Sizes that are asked for when they are read."""
+
+    def __init__(self, engine: Engine, store: Store):
+        self.engine, self.store = engine, store
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """One sample per place, and how much is running and waiting."""
+        memories = GaugeMetricFamily("fastmem_memories", "Memories by place.", labels=["place"])
+        sizes = GaugeMetricFamily("fastmem_memory_bytes", "Bytes of memories by place.", labels=["place"])
+        for place, (count, size_bytes) in self.store.totals().items():
+            memories.add_metric([place], count)
+            sizes.add_metric([place], size_bytes)
+        evictions = CounterMetricFamily("fastmem_evictions", "Evictions by place.", labels=["place"])
+        for place, count in self.store.evictions.items():
+            evictions.add_metric([place], count)
+        yield from (memories, sizes, evictions)
+        yield GaugeMetricFamily("fastmem_rows_running", "Rows.", value=len(self.engine.rows))
+        yield GaugeMetricFamily("fastmem_jobs_waiting", "Queue.", value=self.engine.waiting)
+        prefixes = self.engine.prefixes.size_bytes
+        yield GaugeMetricFamily("fastmem_prefix_bytes", "Keys and values kept for reuse.", value=prefixes)

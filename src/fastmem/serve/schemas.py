@@ -1,0 +1,127 @@
+"""What may be asked, as the OpenAI interface names it, plus `documents`, `cache_salt` and one `fastmem` object.
+
+Fields that are not here are refused, never ignored: a client that sends `tools` must not believe that they were used.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Template = Literal["context", "question"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Document(_Strict):
+    """A document to be faithful to. title: may be left out."""
+
+    text: str = Field(min_length=1)
+    title: str | None = None
+
+
+class FastMemOptions(_Strict):
+    """How to answer and how to memorize. method: one of `METHODS`; by default `fastmem` with documents or a memory,
+    `base` without. recipe: fields of `Recipe`, the rest from the server's default. template: how documents and message
+    become one turn, see `compose.py`; None takes the server's."""
+
+    method: str | None = None
+    alpha: float = 0.5
+    relative_top: float = 0.1
+    final_norm: bool = False
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    template: Template | None = None
+
+
+class TextPart(_Strict):
+    """A part of a message's content; only text is understood."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        """As chat templates take it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(_Strict):
+    """include_usage: a last chunk with the usage and no choice."""
+
+    include_usage: bool = False
+
+
+class _Generation(_Strict):
+    """What both kinds of request share. temperature: 0, greedy, where OpenAI has 1. user: accepted, means nothing."""
+
+    model: str
+    documents: list[Document] = Field(default_factory=list)
+    fastmem: FastMemOptions = Field(default_factory=FastMemOptions)
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    n: Literal[1] = 1
+    frequency_penalty: float = Field(0.0, ge=0, le=0)
+    presence_penalty: float = Field(0.0, ge=0, le=0)
+    user: str | None = None
+
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        found = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(text for text in found if text)
+
+    def sampling(self) -> dict[str, Any]:
+        """The options of `Decoding` that choose tokens."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+class ChatRequest(_Generation):
+    """`POST /v1/chat/completions`. The last message is the user's; documents are put in front of it."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+
+
+class CompletionRequest(_Generation):
+    """`POST /v1/completions`: a prompt as it stands, without a chat template. One prompt at a time."""
+
+    prompt: str | list[int] | Annotated[list[str], Field(min_length=1, max_length=1)]
+    max_tokens: int | None = Field(None, ge=1)
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+
+class MemoryRequest(_Strict):
+    """`POST /v1/memories`: memorize documents ahead. name: to be chosen by, `model="<name>"`."""
+
+    documents: list[Document] = Field(min_length=1)
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    fastmem: FastMemOptions = Field(default_factory=FastMemOptions)
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    model: str | None = None
+
+
+class SurpriseRequest(_Strict):
+    """`POST /v1/memories/{id}/surprise`: the documents the memory was made of; the server does not keep them."""
+
+    documents: list[Document] = Field(min_length=1)
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None

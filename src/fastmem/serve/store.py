@@ -1,0 +1,290 @@
+"""Many memories under byte budgets: on the device, in RAM, on disk; the least recently used make room first.
+
+An `Entry` is one memory of one tenant. What is on the device (weights ready to use) is in RAM too (the float32
+difference), and what is in RAM is written to disk soon after it was made, so that leaving RAM loses nothing and coming
+back is bit-identical. Without a folder, leaving RAM is the end of a memory. Who uses an entry *holds* it; an entry
+that is held is never evicted. The budgets count what is held too, so `hold` may have to say: no room now.
+
+Threads: every method takes the one lock; files are written and read outside of it, by whoever calls `save` and `load`.
+"""
+
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fastmem.core.memory import Memory, Recipe
+from fastmem.errors import FastMemError, InputError, MemoryFileError
+from fastmem.model import FastMem
+from fastmem.serve.records import Wish, record_of, stored, write_record
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much each place may hold, in bytes. None: no limit."""
+
+    device_bytes: int | None = None
+    ram_bytes: int | None = None
+    disk_bytes: int | None = None
+
+
+@dataclass(eq=False)
+class Entry:
+    """One memory and where it is. holders: how many use it or wait for it. used: a counter, larger is more recent.
+
+    made: it exists, in RAM or on disk. unsaved: still to be written. loading: still to be read. record: see
+    `records.py`.
+    """
+
+    wish: Wish
+    ram_bytes: int
+    device_bytes: int
+    memory: Memory | None = None
+    on_device: bool = False
+    path: Path | None = None
+    disk_bytes: int = 0
+    holders: int = 0
+    used: int = 0
+    made: bool = False
+    unsaved: bool = False
+    loading: bool = False
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def in_ram(self) -> bool:
+        """Whether its bytes count: it is there, being read or being made."""
+        return self.memory is not None or self.loading or not self.made
+
+
+class Store:
+    """The memories of all tenants on one model. folder: the disk's; None keeps nothing beyond RAM.
+
+    Errors: `InputError` where a budget is less than one memory of the default recipe.
+    """
+
+    def __init__(self, llm: FastMem, budget: Budget | None = None, folder: Path | None = None):
+        self.llm, self.budget, self.folder = llm, budget or Budget(), folder
+        self.evictions = {"device": 0, "ram": 0, "disk": 0}
+        self._entries: dict[str, Entry] = {}
+        self._lock = threading.RLock()
+        self._clock = 0
+        self._check_budget(llm.recipe)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._find_stored(folder)
+
+    def hold(self, wish: Wish) -> Entry | None:
+        """The entry, kept from eviction until `release`; None where all room is taken by others that are held.
+
+        It may have to be made or loaded yet. Errors: `InputError` where it is larger than the whole budget, or gone
+        and there is nothing to make it from.
+        """
+        with self._lock:
+            entry = self._entries.get(wish.key)
+            if entry is None:
+                if wish.tokens is None:
+                    raise InputError(f"memory {wish.name or wish.key!r} does not exist any more: make it again.")
+                self._check_budget(wish.recipe)
+                entry = Entry(wish, *self._sizes(wish.recipe))
+            if not entry.holders and not self._make_room(entry):
+                return None
+            self._entries[wish.key] = entry
+            entry.loading = entry.made and entry.memory is None
+            entry.holders += 1
+            self._touch(entry)
+            return entry
+
+    def is_held(self, key: str) -> bool:
+        """Whether somebody holds this memory already, so that holding it once more takes no room."""
+        entry = self._entries.get(key)
+        return entry is not None and entry.holders > 0
+
+    def release(self, entry: Entry) -> None:
+        """One user less. An entry that nobody waits for any more and that was never made is forgotten."""
+        with self._lock:
+            entry.holders -= 1
+            if not entry.holders and not entry.made:
+                self._forget(entry)
+
+    def put(self, entry: Entry, memory: Memory) -> None:
+        """The memory of a held entry has been made."""
+        with self._lock:
+            entry.memory = _in_ram(memory)
+            entry.record = record_of(entry.wish, memory)
+            entry.ram_bytes = memory.size_bytes
+            entry.made, entry.unsaved = True, self.folder is not None
+
+    def ready(self, entry: Entry) -> Memory:
+        """The memory of a held entry that is in RAM, its weights on the device from now on. For the worker."""
+        assert entry.memory is not None
+        self.llm.ffn(entry.memory)
+        entry.on_device = True
+        return entry.memory
+
+    def save(self, entry: Entry) -> None:
+        """Write a made entry to disk: the memory first, then its record. Errors: `OSError`."""
+        assert self.folder is not None
+        memory, path = entry.memory, self.folder / f"{entry.wish.key}.safetensors"
+        try:
+            if memory is not None and self._entries.get(entry.wish.key) is entry:
+                memory.save(path)
+                with self._lock:
+                    write_record(entry.record, path)
+                    entry.path, entry.disk_bytes = path, path.stat().st_size
+                    if self._entries.get(entry.wish.key) is not entry:  # deleted meanwhile
+                        self._unlink(entry)
+                    self._shrink_disk()
+        finally:
+            entry.unsaved = False
+
+    def load(self, entry: Entry) -> None:
+        """Read a held entry from disk. Errors: `FastMemError` for a file that is damaged or gone; it is forgotten."""
+        try:
+            if entry.path is None:
+                raise MemoryFileError(f"memory {entry.wish.key} was deleted while it was waited for: make it again.")
+            entry.memory = _in_ram(Memory.load(entry.path, model=self.llm))
+        except (FastMemError, OSError):
+            with self._lock:
+                self._forget(entry)
+            raise
+        finally:
+            entry.loading = False
+
+    def find(self, tenant: str, reference: str) -> Entry | None:
+        """A made memory of this tenant by id or name."""
+        return next((e for e in self.of(tenant) if reference in (e.wish.key, e.record["name"])), None)
+
+    def of(self, tenant: str) -> list[Entry]:
+        """The made memories of this tenant, oldest first."""
+        with self._lock:
+            mine = [e for e in self._entries.values() if e.made and e.wish.tenant == tenant]
+        return sorted(mine, key=lambda e: (e.record["created"], e.wish.key))
+
+    def rename(self, entry: Entry, name: str) -> None:
+        """Give a made memory a name, on disk too. Errors: `InputError` where another of the tenant has it."""
+        with self._lock:
+            other = self.find(entry.wish.tenant, name)
+            if other is not None and other is not entry:
+                raise InputError(f"the name {name!r} belongs to memory {other.wish.key}: delete it or choose another.")
+            entry.record = entry.record | {"name": name}
+            if entry.path is not None:
+                write_record(entry.record, entry.path)
+
+    def delete(self, entry: Entry) -> None:
+        """Nobody finds it from now on; who holds it keeps it until release."""
+        with self._lock:
+            self._forget(entry)
+
+    def totals(self) -> dict[str, tuple[int, int]]:
+        """Place -> (memories, bytes)."""
+        with self._lock:
+            entries = list(self._entries.values())
+        sizes = {
+            "device": [e.device_bytes for e in entries if e.on_device],
+            "ram": [e.ram_bytes for e in entries if e.in_ram],
+            "disk": [e.disk_bytes for e in entries if e.path is not None],
+        }
+        return {place: (len(of_each), sum(of_each)) for place, of_each in sizes.items()}
+
+    def _touch(self, entry: Entry) -> None:
+        self._clock += 1
+        entry.used = self._clock
+
+    def _sizes(self, recipe: Recipe) -> tuple[int, int]:
+        """(RAM, device) bytes of a memory with this recipe, before it is made: float32 difference, model's type."""
+        own = list(self.llm.trunk.parameters(recipe.layers).values())
+        numbers = sum(t.numel() for t in own)
+        if recipe.parametrization == "lora":
+            sides = [(t.numel() // (t.shape[-1] * t.shape[-2]), t.shape[-2], t.shape[-1]) for t in own if t.ndim >= 2]
+            numbers = sum(experts * min(recipe.rank, n, m) * (n + m) for experts, n, m in sides)
+        return numbers * max(4, own[0].element_size()), sum(t.numel() * t.element_size() for t in own)
+
+    def _check_budget(self, recipe: Recipe) -> None:
+        ram_bytes, device_bytes = self._sizes(recipe)
+        for name, need, given in (
+            ("ram", ram_bytes, self.budget.ram_bytes),
+            ("device", device_bytes, self.budget.device_bytes),
+        ):
+            if given is not None and need > given:
+                raise InputError(
+                    f"a memory of this recipe takes {need:,} bytes, the store may hold {given:,} (--{name}-bytes): "
+                    "raise it, or tune fewer layers."
+                )
+
+    def _make_room(self, entry: Entry) -> bool:
+        """Evict until `entry` fits on the device and in RAM; False, and nothing evicted, where it cannot."""
+        others = sorted((e for e in self._entries.values() if e is not entry), key=lambda e: e.used)
+        loose = [e for e in others if not e.holders and not e.unsaved]
+        leaving: list[tuple[str, Entry]] = []
+        if (limit := self.budget.ram_bytes) is not None:
+            over = entry.ram_bytes + sum(e.ram_bytes for e in others if e.in_ram) - limit
+            for other in (e for e in loose if e.in_ram):
+                if over > 0:
+                    leaving.append(("ram", other))
+                    over -= other.ram_bytes
+            if over > 0:
+                return False
+        if (limit := self.budget.device_bytes) is not None:
+            gone = {id(e) for _, e in leaving}
+            there = [e for e in others if (e.on_device or e.holders) and id(e) not in gone]
+            over = entry.device_bytes + sum(e.device_bytes for e in there) - limit
+            for other in (e for e in loose if e.on_device and id(e) not in gone):
+                if over > 0:
+                    leaving.append(("device", other))
+                    over -= other.device_bytes
+            if over > 0:
+                return False
+        for place, other in leaving:
+            self._evict(other, place)
+        return True
+
+    def _evict(self, entry: Entry, place: str) -> None:
+        """Out of the device, or out of RAM and so out of the device."""
+        self.evictions[place] += 1
+        if entry.on_device and entry.memory is not None:
+            self.llm.release(entry.memory)
+        entry.on_device = False
+        if place == "ram":
+            entry.memory = None
+            if entry.path is None:
+                self._forget(entry)
+
+    def _shrink_disk(self) -> None:
+        on_disk = sorted((e for e in self._entries.values() if e.path is not None), key=lambda e: e.used)
+        size_bytes = sum(e.disk_bytes for e in on_disk)
+        for entry in on_disk:
+            if self.budget.disk_bytes is None or size_bytes <= self.budget.disk_bytes:
+                break
+            if not entry.holders:
+                size_bytes -= entry.disk_bytes
+                self.evictions["disk"] += 1
+                self._unlink(entry)
+                if entry.memory is None:
+                    self._forget(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        if self._entries.get(entry.wish.key) is entry:
+            del self._entries[entry.wish.key]
+        self._unlink(entry)
+
+    def _unlink(self, entry: Entry) -> None:
+        if entry.path is not None:
+            entry.path.with_suffix(".json").unlink(missing_ok=True)
+            entry.path.unlink(missing_ok=True)
+        entry.path, entry.disk_bytes = None, 0
+
+    def _find_stored(self, folder: Path) -> None:
+        """What an earlier server left in the folder; memories of other bases are left alone."""
+        for wish, record, path in stored(folder):
+            if record["base"] == self.llm.base(wish.recipe.layers).digest:
+                ram_bytes, device_bytes = self._sizes(wish.recipe)
+                entry = Entry(wish, ram_bytes, device_bytes, path=path, disk_bytes=path.stat().st_size, made=True)
+                entry.record = record
+                self._touch(entry)
+                self._entries[wish.key] = entry
+        self._shrink_disk()
+
+
+def _in_ram(memory: Memory) -> Memory:
+    """The same memory on the host."""
+    return replace(memory, tensors={name: t.detach().cpu() for name, t in memory.tensors.items()})
