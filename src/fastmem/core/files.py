@@ -20,11 +20,12 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from io import BufferedReader
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
-from safetensors.torch import save as serialized
 from torch import Tensor
 
 from fastmem.core.memory import Base, Memory, Recipe, Step
@@ -35,6 +36,7 @@ FORMAT, FORMAT_VERSION = "fastmem-memory", 1
 MAX_HEADER_BYTES = 16 * 2**20  # a trace of 50 steps is 3 kB, a document of 8,192 tokens some 40 kB
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "I8": torch.int8}
+_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 def save(memory: Memory, path: str | Path, *, dtype: str | None = None, text: bool = False) -> None:
@@ -60,16 +62,17 @@ def save(memory: Memory, path: str | Path, *, dtype: str | None = None, text: bo
     if len(record) > MAX_HEADER_BYTES // 2:
         raise InputError(f"the details of this memory are {len(record)} bytes of JSON: save it without its text.")
     written = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    digests = {name: _described(name, t.dtype, t.shape, _sha256(t)) for name, t in written.items()}
+    digests = {
+        name: _described(name, t.dtype, t.shape, hashlib.sha256(_bytes(t)).digest()) for name, t in written.items()
+    }
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "memory": record,
         "sha256": _content_digest(record, digests),
     }
-    data = serialized(written, metadata)
     with replacing(Path(path)) as file:
-        file.write(data)
+        write(file, written, metadata)
 
 
 def load(path: str | Path, model: Any = None) -> Memory:
@@ -85,11 +88,11 @@ def load(path: str | Path, model: Any = None) -> Memory:
         tensors, digests = {}, {}
         for entry in layout.entries:
             tensor = torch.empty(entry.shape, dtype=entry.dtype)
-            raw = tensor.view(-1).view(torch.uint8).numpy()
-            if file.readinto(raw.data) != raw.nbytes:
+            raw = _bytes(tensor)
+            if file.readinto(raw) != raw.nbytes:
                 raise _refusal(path, "it became shorter while it was read", "try again when its writer is done")
             tensors[entry.name] = tensor
-            digests[entry.name] = _described(entry.name, entry.dtype, entry.shape, hashlib.sha256(raw.data).digest())
+            digests[entry.name] = _described(entry.name, entry.dtype, entry.shape, hashlib.sha256(raw).digest())
     if _content_digest(layout.record, digests) != layout.sha256:
         raise _refusal(path, "its contents are not those that were written (SHA-256 differs)", "memorize again")
     if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
@@ -102,6 +105,24 @@ def peek(path: str | Path) -> Memory:
     says that they are undamaged. Errors: `MemoryFileError`."""
     with _opened(path) as file:
         return _layout(file, str(path)).memory
+
+
+def write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Tensors and metadata in the safetensors layout, to the same bytes every time.
+
+    By hand, since safetensors itself writes metadata in an order of its own each time and holds all tensors once more.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all are aligned
+    ends = list(accumulate((tensors[name].nbytes for name in order), initial=0))
+    header = {"__metadata__": dict(metadata)} | {
+        name: {"dtype": _NAMES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+        for name, (begin, end) in zip(order, pairwise(ends), strict=True)
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        file.write(_bytes(tensors[name]))
 
 
 @contextmanager
@@ -154,7 +175,7 @@ class _Layout:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[BinaryIO]:
+def _opened(path: str | Path) -> Iterator[BufferedReader]:
     try:
         with open(path, "rb") as file:
             yield file
@@ -166,7 +187,7 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
         ) from error
 
 
-def _layout(file: BinaryIO, path: str) -> _Layout:
+def _layout(file: BufferedReader, path: str) -> _Layout:
     """The header, with every claim in it checked. Errors: `MemoryFileError`."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
@@ -260,8 +281,9 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def _sha256(tensor: Tensor) -> bytes:
-    return hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).digest()
+def _bytes(tensor: Tensor) -> memoryview:
+    """The storage of a contiguous tensor on the host."""
+    return cast(memoryview, tensor.view(-1).view(torch.uint8).numpy().data)
 
 
 def _described(name: str, dtype: torch.dtype, shape: tuple[int, ...], data: bytes) -> bytes:

@@ -52,9 +52,14 @@ def differences(factors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor
 
 
 def pulled_back(gradients: Mapping[str, Tensor], factors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Gradients of the factors from gradients of the weights: dA = scale * B' G, dB = scale * G A'."""
+    """Gradients of the factors from gradients of the weights: dA = scale * B' G, dB = scale * G A'.
+
+    Gradients of weights without factors (biases) are passed over.
+    """
     found = {}
-    for name, gradient in gradients.items():
+    for name in names(factors):
+        if (gradient := gradients.get(name)) is None:
+            continue
         a, b = factors[f"{name}.lora_A"], factors[f"{name}.lora_B"]
         found[f"{name}.lora_A"] = scale * (b.mT @ gradient)
         found[f"{name}.lora_B"] = scale * (gradient @ a.mT)
