@@ -16,18 +16,18 @@ ARROWS = {
     "core": {"core"},
     "prompts": set(),
     "tiny": {"tiny"},
-    "loading": set(),
+    "loading": {"core"},
     "streaming": set(),
     "generation": {"core", "prompts", "streaming"},
     "model": {"core", "prompts", "generation", "loading", "streaming", "tiny"},
     "lab": {"lab", "core", "prompts", "model", "generation", "tiny"},
     "serve": {"serve", "core", "prompts", "model", "generation", "streaming", "tiny"},
-    "cli": {"cli", "lab", "serve", "core", "prompts", "model", "generation", "streaming", "tiny", "bench"},
+    "cli": {"cli", "lab", "serve", "core", "prompts", "loading", "model", "generation", "streaming", "tiny", "bench"},
 }
 # outside library -> files and folders it may be imported in.
 DOORS = {
     "transformers": ("core/trunk.py", "core/anatomy.py", "core/cache.py", "loading.py", "tiny/", "lab/metrics.py"),
-    "safetensors": ("core/files.py", "core/memory.py", "serve/export.py", "tiny/"),
+    "safetensors": ("core/files.py", "loading.py", "serve/export.py", "tiny/"),
     "datasets": ("lab/tasks/",),
     "optuna": ("lab/search.py",),
     "fastapi": ("serve/",),

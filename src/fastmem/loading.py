@@ -1,37 +1,57 @@
 """A model and its tokenizer from a folder or a hub id, with errors that say what to type next."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from safetensors import SafetensorError
 
-from fastmem.errors import InputError, UnsupportedModelError
+from fastmem.core.anatomy import unsupported
+from fastmem.errors import InputError, ResourceError, one_of
+
+log = logging.getLogger("fastmem")
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+# Which of the caller's arguments say where to look, and so concern configuration and tokenizer, too.
+WHERE = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code", "subfolder")
+CAUSAL = "give a decoder-only causal language model such as Llama, Qwen, Mistral or Gemma"
 
 
 def load(
     name: str | Path, dtype: str | torch.dtype | None, device: str | torch.device | None, **kwargs: Any
 ) -> tuple[Any, Any]:
     """(model, tokenizer). `kwargs` go to transformers' `from_pretrained`; see `FastMem.from_pretrained`."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     source = _folder(str(name))
+    if isinstance(dtype, str):
+        one_of(dtype, DTYPES, "dtype (--dtype)")
     if device is None and "device_map" not in kwargs:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (ValueError, KeyError) as error:
-        if "Unrecognized configuration class" in str(error) or "model_type" in str(error):
-            raise UnsupportedModelError(
-                f"{source!r} is not a causal language model that transformers knows ({_reason(error)}): "
-                "give a decoder-only model such as Llama, Qwen, Mistral or Gemma."
-            ) from error
-        raise InputError(f"model {source!r} cannot be loaded: {_reason(error)}") from error
-    except OSError as error:
-        raise InputError(
-            f"model {source!r} cannot be loaded: {_reason(error)} Give a folder that holds a model, or a hub id."
-        ) from error
-    return (model if device is None else model.to(device)), tokenizer
+    place = None if device is None else _device(device)
+    where = {key: kwargs[key] for key in WHERE if key in kwargs}
+    with _explained(source, "configuration"):
+        config = transformers.AutoConfig.from_pretrained(source, **where)
+    _require_causal(config)
+    with _explained(source, "tokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **where)
+    with _explained(source, "weights"):
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype or "auto", output_loading_info=True, **kwargs
+        )
+        model = model if place is None else model.to(place)
+    if missing := sorted(found["missing_keys"]):
+        log.warning("model %r: %d weights are not in the checkpoint and were drawn at random, the first is %s.",
+                    source, len(missing), missing[0])  # fmt: skip
+    return model, tokenizer
+
+
+def quieten() -> None:
+    """From now on transformers says nothing below an error and draws no bars."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def _folder(source: str) -> str:
@@ -41,11 +61,56 @@ def _folder(source: str) -> str:
         if not (path / "config.json").is_file():
             raise InputError(f"model folder {source!r} has no config.json: give the folder a model was saved to.")
         return str(path)
+    if path.exists():
+        raise InputError(f"model {source!r} is a file: give the folder a model was saved to, or a hub id.")
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise InputError(f"model folder {source!r} does not exist: give a folder with a config.json, or a hub id.")
     return source
 
 
+def _require_causal(config: Any) -> None:
+    """Refuse, before any weight is read, what is no causal language model of transformers."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise unsupported(config.model_type, "it is an encoder-decoder", CAUSAL)
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if not remote and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise unsupported(config.model_type, "transformers has no causal language model of this family", CAUSAL)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        found = f"cpu, cuda:0 to cuda:{torch.cuda.device_count() - 1}" if torch.cuda.is_available() else "cpu"
+        raise InputError(f"device {str(device)!r} (--device) is not to be had here: give one of {found}.") from error
+    return place
+
+
+@contextmanager
+def _explained(source: str, what: str) -> Iterator[None]:
+    """Turn what goes wrong while `what` is loaded into a refusal."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError(
+            f"out of memory while loading {source!r}: take a smaller type (--dtype bfloat16), another --device, or a "
+            "smaller model."
+        ) from error
+    except SafetensorError as error:
+        raise InputError(f"model {source!r} has damaged weights ({error}): download or save it again.") from error
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise InputError(f"model {source!r}: no {what} could be loaded: {_reason(error)} {_remedy(source)}") from error
+
+
 def _reason(error: Exception) -> str:
+    """The first sentence of transformers' own text."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    line = line.split(". ")[0].removesuffix(":")  # a list of remedies for developers may follow
     return line if line.endswith(".") else f"{line}."
+
+
+def _remedy(source: str) -> str:
+    if Path(source).is_dir():
+        return "Give a folder to which a causal language model and its tokenizer were saved."
+    return "Check the name and the network, or give a folder that holds a model."

@@ -243,6 +243,7 @@ class FastMem:
         context = self._fitting(question, prompts.require_text(context), Decoding.of(options), truncate)
         text = prompts.question_prompt(context, question)
         prompt: Prompt = text
+        self._check_length(len(self.ids(text)), Decoding.of(options).max_new_tokens)  # before memorizing is paid for
         options["without_context"] = prompts.question_alone(question)
         started = time.perf_counter()
         if memorized and memory is None:
@@ -332,13 +333,15 @@ class FastMem:
 
     def _fitting(self, question: str, context: str, decoding: Decoding, truncate: bool) -> str:
         """The context, cut where asked to so that prompt and answer fit the model's positions."""
-        limit = self.trunk.max_positions
+        limit, cut = self.trunk.max_positions, 0
         while truncate and limit is not None:
             length = len(self.ids(prompts.question_prompt(context, question)))
             over = length + decoding.max_new_tokens - limit
             if over <= 0:
                 break
-            context = prompts.truncated(self._require_tokenizer(), context, over)
+            context, cut = prompts.truncated(self._require_tokenizer(), context, over), cut + over
+        if cut:
+            log.info("the document was cut by its last %d tokens to fit the model's %d positions.", cut, limit)
         return context
 
     def _check_length(self, tokens: int, max_new_tokens: int) -> None:

@@ -135,7 +135,8 @@ def _line(error: Exception) -> str:
     if isinstance(error, USAGE_ERROR):
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "fastmem"
-        return f"{error.format_message()} See '{path} --help'."  # type: ignore[attr-defined]
+        message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        return f"{message}. See '{path} --help'."
     text = " ".join(str(error).split())
     if isinstance(error, FastMemError):
         return text

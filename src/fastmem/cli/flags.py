@@ -80,13 +80,11 @@ class ModelFlags:
 
     def load(self) -> "FastMem":
         """The model. transformers' own progress bars and warnings are shown under --debug only."""
-        import transformers
-
+        from fastmem.loading import quieten
         from fastmem.model import FastMem
 
         if not logging.getLogger("fastmem").isEnabledFor(logging.DEBUG):
-            transformers.logging.set_verbosity_error()
-            transformers.logging.disable_progress_bar()
+            quieten()
         return FastMem.from_pretrained(self.model, dtype=self.dtype, device=self.device)
 
 
