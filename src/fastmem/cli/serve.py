@@ -39,6 +39,9 @@ def serve(
     max_documents: Annotated[int, typer.Option(min=1, help="Documents of one request.")] = 32,
     max_document_tokens: Annotated[int, typer.Option(min=1, help="Tokens of its documents together.")] = 16_384,
     max_body_bytes: Annotated[int, typer.Option(min=1, help="The largest request.")] = 4 * 2**20,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the base model; the id, or a folder's own name.")
+    ] = None,
     template: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Documents and message as context or question; see docs/serving.md."),
@@ -77,6 +80,7 @@ def serve(
         engine_limits=EngineLimits(rows=rows, waiting=waiting, prefix_bytes=prefix_bytes),
         api_keys=api_key or (),
         template=chosen,  # type: ignore[arg-type]
+        name=name or (Path(llm.name).name if Path(llm.name).is_dir() else llm.name),
     )
     where = f"http://{host}:{port}"
     if host not in ("127.0.0.1", "::1", "localhost") and not api_key:

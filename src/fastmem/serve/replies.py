@@ -37,7 +37,7 @@ def chunk(heading: Heading, text: str, logprob: TokenLogprob | None, tokenizer: 
     choice: dict[str, Any] = {"index": 0, "finish_reason": None}
     found = None if logprob is None else [logprob]
     if heading.chat:
-        choice["delta"] = ({"role": "assistant"} if first else {}) | {"content": text}
+        choice["delta"] = {"role": "assistant", "content": text} if first else {"content": text}
         choice["logprobs"] = chat_logprobs(found, tokenizer)
     else:
         choice["text"] = text
@@ -49,7 +49,10 @@ def last_chunks(heading: Heading, end: Finished, include_usage: bool) -> list[di
     """The chunk with the reason the answer ended, and one with the usage where asked for."""
     kind = "chat.completion.chunk" if heading.chat else "text_completion"
     choice: dict[str, Any] = {"index": 0, "finish_reason": end.reason, "logprobs": None}
-    choice |= {"delta": {}} if heading.chat else {"text": ""}
+    if heading.chat:
+        choice["delta"] = {}
+    else:
+        choice["text"] = ""
     chunks = [_object(heading, kind, [choice]) | {"fastmem": costs(heading, end)}]
     if include_usage:
         chunks.append(_object(heading, kind, []) | {"usage": usage(end)})
