@@ -61,10 +61,10 @@ class Commands(TyperGroup):
     """The commands of `COMMANDS`, each imported when it is asked for (its help included)."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [name for name in COMMANDS if _there(name)]
+        return available()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return command(one_of(cmd_name, self.list_commands(ctx), "command"))
+        return command(one_of(cmd_name, available(), "command"))
 
 
 class Command(TyperCommand):
@@ -87,6 +87,11 @@ def group() -> Any:
     app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, help=HELP)
     app.callback()(lambda: None)
     return typer.main.get_command(app)
+
+
+def available() -> list[str]:
+    """The commands that are there."""
+    return [name for name in COMMANDS if _there(name)]
 
 
 def command(name: str) -> Any:

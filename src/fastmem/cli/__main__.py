@@ -1,5 +1,14 @@
-"""`python -m fastmem.cli`, and `python -m fastmem.cli --write-docs FILE`."""
+"""`python -m fastmem.cli ...`; and `python -m fastmem.cli --write-docs FILE`, which writes `docs/cli.md`."""
+
+import sys
+from pathlib import Path
 
 from fastmem.cli import main
 
-main()
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--write-docs"]:
+        from fastmem.cli.docs import write
+
+        write(Path(sys.argv[2]))
+    else:
+        main()
