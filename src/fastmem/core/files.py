@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from fastmem.core.memory import Base, Memory, Recipe, Step
-from fastmem.core.rounding import STORED_AS, quantized, rounded, unquantized
+from fastmem.core.compression import STORED_AS, quantized, rounded, unquantized
 from fastmem.errors import InputError, MemoryFileError, one_of
 
 FORMAT, FORMAT_VERSION = "fastmem-memory", 1

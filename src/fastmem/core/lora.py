@@ -4,8 +4,8 @@
 
 Leading dimensions are experts, each with factors of its own. A is drawn uniformly within +-1/sqrt(m) from the recipe's
 seed, B is zero, so a run starts exactly at the original. The rule is the same for every layout: where a family stores
-a matrix transposed (GPT-2, the experts of gpt-oss), the drawn factor is on the side of the outputs. Vectors (biases)
-stay the base's: no exchange format for low-rank adapters that is read everywhere has a place for them.
+a matrix transposed (GPT-2, the experts of gpt-oss), the drawn factor is on the side of the outputs. Biases, also those
+of experts in one tensor, stay the base's: what serves low-rank adapters elsewhere has no place for them.
 
 Pure functions over dictionaries: weights by full name, factors by that name and one of two endings.
 """
@@ -25,7 +25,7 @@ def start(originals: Mapping[str, Tensor], rank: int, seed: int) -> dict[str, Te
     """
     generator = torch.Generator().manual_seed(seed)
     factors = {}
-    for name in sorted(name for name, weight in originals.items() if weight.ndim >= 2):
+    for name in sorted(filter(lambda name: is_matrix(name, originals[name]), originals)):
         weight = originals[name]
         *experts, n, m = weight.shape
         r = min(rank, n, m)
@@ -34,6 +34,11 @@ def start(originals: Mapping[str, Tensor], rank: int, seed: int) -> dict[str, Te
         factors[f"{name}.lora_A"] = (drawn * m**-0.5).to(weight.device)
         factors[f"{name}.lora_B"] = torch.zeros(*experts, n, r, dtype=wide, device=weight.device)
     return factors
+
+
+def is_matrix(name: str, weight: Tensor) -> bool:
+    """Whether a weight has low-rank factors."""
+    return weight.ndim >= 2 and not name.endswith("bias")
 
 
 def names(factors: Mapping[str, Tensor]) -> list[str]:

@@ -1,8 +1,12 @@
-"""Fewer bytes per number of a memory, with the error stated.
+"""Smaller memories made of a finished one, with the error stated: fewer bytes per number, or fewer numbers.
 
 `bfloat16` keeps 8 significant bits of every number; `int8` keeps one byte of each and one float32 scale per row of a
 matrix (its largest absolute value over 127). Vectors are never quantized: they are few. All are relative to the size
 of the difference, so the error of the tuned weights themselves is smaller by the ratio of both.
+
+`truncated` keeps the largest singular values of every matrix: what an adapter format with low-rank factors can hold.
+AdamW's differences have nearly full rank, so this loses much where a memory that was low-rank from the start loses
+nothing (docs/memories.md has the figures).
 """
 
 from collections.abc import Mapping
@@ -11,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastmem.core import lora
 from fastmem.core.memory import Memory
 
 STORED_AS = ("float32", "bfloat16", "int8")
@@ -25,6 +30,29 @@ def rounded(memory: Memory, dtype: str) -> tuple[Memory, float]:
         tensors = {name: t.to(getattr(torch, dtype)) for name, t in memory.tensors.items()}
     kept = replace(memory, tensors=tensors)
     return kept, relative_error(memory.differences(), kept.differences())
+
+
+def truncated(memory: Memory, rank: int) -> tuple[Memory, float]:
+    """(the memory as low-rank factors, best in the least squares for every matrix; the share of |difference|^2 kept).
+
+    Differences of biases are left out. A memory that is low-rank already stays as it is.
+    """
+    if memory.recipe.parametrization == "lora":
+        return memory, 1.0
+    factors = {}
+    for name, difference in memory.tensors.items():
+        if not lora.is_matrix(name, difference):
+            continue
+        u, s, v = torch.linalg.svd(difference.float(), full_matrices=False)
+        root = s[..., :rank].sqrt()
+        factors[f"{name}.lora_A"] = (root[..., :, None] * v[..., :rank, :]).contiguous()
+        factors[f"{name}.lora_B"] = (u[..., :rank] * root[..., None, :]).contiguous()
+    kept = sum(float(d.double().square().sum()) for d in lora.differences(factors, 1.0).values())
+    whole = sum(float(d.double().square().sum()) for d in memory.tensors.values())
+    recipe = replace(memory.recipe, parametrization="lora", rank=rank, lora_alpha=float(rank))
+    energy = kept / whole if whole else 1.0
+    details = dict(memory.details) | {"truncated": {"rank": rank, "retained_energy": energy}}
+    return replace(memory, tensors=factors, recipe=recipe, details=details), energy
 
 
 def relative_error(exact: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> float:

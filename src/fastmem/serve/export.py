@@ -1,0 +1,279 @@
+"""A memory for engines that know nothing of memories: a PEFT adapter, or a checkpoint with the memory inside.
+
+`export_peft` writes what PEFT's `LoraConfig` describes (adapter_config.json, adapter_model.safetensors), without
+importing peft. A low-rank memory is carried over exactly. Of a full one the largest singular values are kept; how much
+that changes is measured on the document, as KL(memory || export), and refused above a limit.
+
+`export_merged` writes a checkpoint folder whose index points at the base's own shards, linked and not copied, and at
+one new shard with the tuned FFN. Readers take the shards in the order of their names, so the new one is the last.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from fastmem.core import files
+from fastmem.core.compression import truncated
+from fastmem.core.memory import Memory
+from fastmem.errors import InputError, one_of
+from fastmem.model import FastMem
+from fastmem.prompts import Tokens, document_identity
+
+FORMATS = ("peft", "merged")
+DEFAULT_RANK = 64
+MAX_KL = 0.05
+"""Nats per token of the document between a full memory and its truncation above which it is not exported unasked."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. size_bytes: of new files, without the shards that are only linked. rank, retained_energy, kl:
+    of a PEFT export; the share of |difference|^2 that was kept, and KL(memory || export) in nats per scored token of
+    the document (None where nothing was lost)."""
+
+    format: str
+    folder: str
+    size_bytes: int
+    rank: int | None = None
+    retained_energy: float | None = None
+    kl: float | None = None
+
+
+def export(
+    llm: FastMem,
+    memory: Memory,
+    folder: str | Path,
+    format: str = "peft",
+    *,
+    rank: int = DEFAULT_RANK,
+    context: str | Tokens | None = None,
+    max_kl: float = MAX_KL,
+    force: bool = False,
+) -> Exported:
+    """Write `memory` to the new folder `folder`, complete or not at all.
+
+    rank: of the truncation of a full memory. context: its document, needed for the KL unless the memory holds the
+    text. max_kl, force: refuse a truncation that changes more than this, or never. Errors: `InputError`,
+    `MemoryMismatchError`.
+    """
+    one_of(format, FORMATS, "export format")
+    llm.require(memory)
+    if format == "merged":
+        return export_merged(llm, memory, folder)
+    kept, energy = truncated(memory, rank)
+    kl = None
+    if kept is not memory:
+        tokens = _document(llm, memory, context)
+        kl = divergence(llm, memory, kept, tokens)
+        if kl > max_kl and not force:
+            raise InputError(
+                f"rank {rank} keeps {energy:.1%} of this memory and moves its answers by KL {kl:.3g} nats per token "
+                f"(limit {max_kl:g}): raise --rank, export --format merged, memorize with --parametrization lora, or "
+                "take it as it is with --force."
+            )
+    return replace(export_peft(llm, kept, folder), retained_energy=energy, kl=kl)
+
+
+@torch.no_grad()
+def divergence(llm: FastMem, memory: Memory, other: Memory, tokens: Tokens) -> float:
+    """KL(memory || other) in nats, mean over the scored tokens of a document."""
+    scored = tokens.scored[1:]
+    now, then = (llm.logits(tokens.ids, m)[:-1][scored].double().log_softmax(-1) for m in (memory, other))
+    return float((now.exp() * (now - then)).sum(-1).mean())
+
+
+def export_peft(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:
+    """A low-rank memory as a PEFT adapter, exactly. Errors: `InputError`."""
+    rank = memory.recipe.rank
+    tensors: dict[str, Tensor] = {}
+    modules, parameters, transposed = [], [], set()
+    originals = llm.trunk.parameters(memory.recipe.layers)
+    names = [name for name in originals if f"{name}.lora_A" in memory.tensors]
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        module = llm.model.get_submodule(path)
+        a, b = (memory.tensors[f"{name}.lora_{end}"].detach().cpu() for end in "AB")
+        bare = not isinstance(module, torch.nn.Linear) and type(module).__name__ != "Conv1D"
+        flipped = _stores_inputs_first(module, a)
+        if flipped:  # PEFT's A is on the side of the inputs, whatever the layout
+            a, b = b.mT, a.mT
+        if bare:
+            parameters.append(name)
+            # PEFT wraps a module once per adapted parameter; the last one is the outermost.
+            later = sum(other.rpartition(".")[0] == path for other in names[names.index(name) + 1 :])
+            path += ".base_layer" * later
+        else:
+            modules.append(path)
+            transposed.add(flipped)
+        a, b = _padded(a, rank, -2), _padded(b, rank, -1)
+        if a.ndim == 3:  # experts side by side: A [E * r, in], B [out, r * E]
+            a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1, 2)
+        tensors[f"base_model.model.{path}.lora_A.weight"] = a.contiguous()
+        tensors[f"base_model.model.{path}.lora_B.weight"] = b.contiguous()
+    if len(transposed) > 1:
+        raise InputError(f"{llm.trunk.family} mixes two layouts of matrices in its FFN: export --format merged.")
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": _source(llm),
+        "revision": llm.revision,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": memory.recipe.lora_alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": transposed == {True},
+        "target_modules": modules,
+        "target_parameters": parameters or None,
+    }
+    with _new_folder(Path(folder)) as inside:
+        (inside / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        with open(inside / "adapter_model.safetensors", "xb") as file:
+            files.write(file, tensors, {"format": "pt"})
+        size = sum(path.stat().st_size for path in inside.iterdir())
+    return Exported("peft", str(folder), size, rank=rank)
+
+
+def export_merged(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:
+    """A checkpoint with the memory inside. Errors: `InputError` where the base's files cannot be found."""
+    originals = llm.trunk.parameters(memory.recipe.layers)
+    tuned = {n: w.to(originals[n].dtype).cpu().contiguous() for n, w in memory.weights(originals).items()}
+    base = _checkpoint(_source(llm), llm.revision)
+    shards = _shards(base)
+    own = {name: shape for found in shards.values() for name, shape in found.items()}
+    with _new_folder(Path(folder)) as inside:
+        if all(own.get(name) == list(w.shape) for name, w in tuned.items()):
+            _linked(base, shards, tuned, inside)
+        else:
+            # What is loaded under other names than it was saved under (experts fused on loading) is written whole:
+            # the model knows the way back.
+            with memory.applied(llm.model):
+                llm.model.save_pretrained(inside)
+        for path in base.iterdir():
+            weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+            if path.is_file() and not weights and not path.name.endswith(".index.json"):
+                if not (inside / path.name).exists():
+                    shutil.copy(path, inside / path.name)
+        size = sum(p.lstat().st_size for p in inside.iterdir() if p.stat().st_nlink == 1 and not p.is_symlink())
+    return Exported("merged", str(folder), size)
+
+
+def _linked(base: Path, shards: Mapping[str, Mapping[str, Any]], tuned: Mapping[str, Tensor], folder: Path) -> None:
+    count = len(shards) + 1
+    weight_map = {}
+    for number, (shard, found) in enumerate(shards.items(), 1):
+        name = f"model-{number:05d}-of-{count:05d}.safetensors"
+        _link((base / shard).resolve(), folder / name)
+        weight_map |= dict.fromkeys(found, name)
+    name = f"model-{count:05d}-of-{count:05d}.safetensors"
+    with open(folder / name, "xb") as file:
+        files.write(file, tuned, {"format": "pt"})
+    weight_map |= dict.fromkeys(tuned, name)
+    index = {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name; on another file system a symbolic link to it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        target.symlink_to(source)
+
+
+def _document(llm: FastMem, memory: Memory, context: str | Tokens | None) -> Tokens:
+    """The tokens that were memorized. Errors: `InputError` where they are not known or not these."""
+    context = context if context is not None else memory.details.get("text")
+    if context is None:
+        raise InputError(
+            "the loss of a truncated export is measured on the document, which this memory does not hold: give it "
+            "with --context FILE, or memorize with --parametrization lora, which exports exactly."
+        )
+    if isinstance(context, Tokens):
+        return context
+    placement = "assistant" if memory.recipe.placement == "prompt" else memory.recipe.placement
+    tokens = llm.memory_tokens(context, replace(memory.recipe, placement=placement), truncate=True)
+    given = document_identity(tokens, context)["text_sha256"]
+    if memory.details.get("text_sha256", given) != given:
+        raise InputError(
+            f"the document given (SHA-256 {given[:12]}) is not the one that was memorized "
+            f"({memory.details['text_sha256'][:12]}): give that one."
+        )
+    return tokens
+
+
+def _stores_inputs_first(module: Any, a: Tensor) -> bool:
+    """Whether matrices of this module are [..., inputs, outputs]."""
+    if type(module).__name__ == "Conv1D":
+        return True
+    return a.ndim == 3 and bool(getattr(module, "is_transposed", False))
+
+
+def _padded(factor: Tensor, rank: int, dimension: int) -> Tensor:
+    """Zeros up to `rank`: one rank for all matrices, also for those whose smaller side is below it."""
+    missing = rank - factor.shape[dimension]
+    shape = list(factor.shape)
+    shape[dimension] = missing
+    return torch.cat([factor, factor.new_zeros(shape)], dimension)
+
+
+def _source(llm: FastMem) -> str:
+    """What `from_pretrained` was given for the base."""
+    return str(getattr(llm.model.config, "_name_or_path", "") or llm.name)
+
+
+def _checkpoint(source: str, revision: str | None) -> Path:
+    """The base's folder, on this machine. Errors: `InputError`."""
+    if (path := Path(source)).is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError, ValueError, OSError) as error:
+        raise InputError(
+            f"the files of the base {source!r} are not on this machine: load it by folder or hub id first."
+        ) from error
+
+
+def _shards(base: Path) -> dict[str, dict[str, list[int]]]:
+    """Shard file -> tensor name -> shape, of a safetensors checkpoint; empty for another kind."""
+    index = base / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = [path.name for path in [base / "model.safetensors"] if path.is_file()]
+    found = {}
+    for name in names:
+        with safe_open(base / name, "pt") as shard:
+            found[name] = {key: list(shard.get_slice(key).get_shape()) for key in shard.keys()}  # noqa: SIM118
+    return found
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the name of `folder` when all is written. Errors: `InputError`."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{str(folder)!r} exists and is not an empty folder: give a new --output.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        inside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"{str(folder)!r} cannot be written ({error.strerror}): give another --output.") from error
+    try:
+        yield inside
+        inside.chmod(0o755)
+        os.replace(inside, folder)
+    finally:
+        shutil.rmtree(inside, ignore_errors=True)
