@@ -74,7 +74,7 @@ def stepwise(
     stop: _Stop | None = None
     for index in range(max(at) + 1):
         if index in at:
-            found[index] = run.tunings[0].tensors()
+            found[index] = run.tunings[0].tensors(last=index == max(at))
         if index == max(at):
             break
         run.gradients(index)
@@ -137,6 +137,6 @@ def _diverged(trace: list[Step], found: dict[int, dict[str, Tensor]]) -> _Stop |
             keep = max(step.index - 1, 0)
             return _Stop(keep, f"the loss was no longer finite after {step.index} steps; kept step {keep}")
     for n, tensors in sorted(found.items()):
-        if not all(bool(t.isfinite().all()) for t in tensors.values()):
+        if not all(bool(t.sum().isfinite()) for t in tensors.values()):  # one read, where isfinite() writes
             return _Stop(n - 1, f"the weights were no longer finite after {n} steps; kept step {n - 1}")
     return None

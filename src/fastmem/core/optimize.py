@@ -84,11 +84,14 @@ class Tuning:
         differences = lora.differences(self.masters, self.recipe.lora_scale)
         return {name: self.originals[name].to(d.dtype) + d for name, d in differences.items()}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What a memory keeps: w - w_0 of every tuned tensor, or the low-rank factors of it."""
+    def tensors(self, last: bool = False) -> dict[str, Tensor]:
+        """What a memory keeps: w - w_0 of every tuned tensor, or the low-rank factors of it.
+
+        last: no step follows, so the masters themselves become that, and no other memory is taken.
+        """
         if self.low_rank:
-            return {name: m.clone() for name, m in self.masters.items()}
-        return {name: m - self.originals[name].to(m.dtype) for name, m in self.masters.items()}
+            return {name: m if last else m.clone() for name, m in self.masters.items()}
+        return {name: (m if last else m.clone()).sub_(self.originals[name]) for name, m in self.masters.items()}
 
 
 @dataclass(eq=False)
