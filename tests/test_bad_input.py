@@ -1,0 +1,348 @@
+"""Bad input from the command line: one line that says what was given, what is accepted and what to do; exit code 2."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from command_line import DOCUMENT, QUESTION, Runner, refusal, save
+from families import REFUSED, VOCAB_SIZE, build, build_refused
+from fastmem.core.trunk import Trunk
+
+
+@pytest.fixture
+def fastmem(capsys: pytest.CaptureFixture[str]) -> Runner:
+    return Runner(capsys)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(build("llama"), tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders that hold no model FastMem can use."""
+    home = tmp_path_factory.mktemp("odd")
+    folders = {name: save(build_refused(name), home / name) for name in REFUSED}
+    small = {"d_model": 48, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 80, "decoder_ffn_dim": 80}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "vocab_size": VOCAB_SIZE}
+    bart = transformers.BartForConditionalGeneration(transformers.BartConfig(**small, **heads))
+    folders["bart"] = save(bart, home / "bart")
+    for name, config in {"untyped": "{}", "garbled": "{", "unheard_of": '{"model_type": "zorblax"}'}.items():
+        folders[name] = home / name
+        folders[name].mkdir()
+        (folders[name] / "config.json").write_text(config)
+    folders["no_tokenizer"] = home / "no_tokenizer"
+    build("llama").save_pretrained(folders["no_tokenizer"])
+    for name in ("no_weights", "damaged", "incomplete", "no_config"):
+        folders[name] = save(build("llama"), home / name)
+    (folders["no_weights"] / "model.safetensors").unlink()
+    (folders["no_config"] / "config.json").unlink()
+    weights = folders["damaged"] / "model.safetensors"
+    half = weights.read_bytes()[: weights.stat().st_size // 2]
+    weights.unlink()
+    weights.write_bytes(half)
+    kept = {k: v for k, v in build("llama").state_dict().items() if "layers.1.mlp" not in k}
+    save_file(kept, folders["incomplete"] / "model.safetensors", metadata={"format": "pt"})
+    return folders
+
+
+def ask(fastmem: Runner, folder: object, *more: object, text: str = DOCUMENT):
+    return fastmem("ask", QUESTION, "--text", text, "--model", folder, "--max-new-tokens", 4, *more)
+
+
+# The document.
+
+
+def test_no_document(fastmem: Runner, llama: Path) -> None:
+    line = refusal(fastmem("ask", QUESTION, "--model", llama))
+    assert line == "no document is given: give one of --context FILE, --context - (standard input), --text TEXT."
+
+
+def test_two_documents(fastmem: Runner, llama: Path) -> None:
+    assert refusal(ask(fastmem, llama, "--context", "x.txt")).startswith("two documents are given: give one of")
+
+
+def test_absent_document(fastmem: Runner, llama: Path) -> None:
+    line = refusal(fastmem("ask", QUESTION, "--context", "nowhere.txt", "--model", llama))
+    assert line == "context file 'nowhere.txt' does not exist: give a text file, or - for standard input."
+
+
+def test_a_folder_is_no_document(fastmem: Runner, llama: Path, tmp_path: Path) -> None:
+    assert "is a folder: give one text file." in refusal(fastmem("ask", QUESTION, "-c", tmp_path, "-m", llama))
+
+
+@pytest.mark.parametrize("content", ["", " \n\t "])
+def test_empty_document(fastmem: Runner, llama: Path, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "empty.txt"
+    path.write_text(content)
+    line = refusal(fastmem("ask", QUESTION, "--context", path, "--model", llama))
+    assert line.startswith("the context is empty: context file ")
+    assert line.endswith("holds no text; give the document to be faithful to.")
+
+
+def test_empty_standard_input(fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
+    line = refusal(fastmem("ask", QUESTION, "--context", "-", "--model", llama))
+    assert line.startswith("the context is empty: standard input holds no text")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"%PDF-1.7\n\xe2\x28\xa1", "byte 0xe2 at position 9 is not UTF-8"), (b"a\0b", "it holds zero bytes")],
+)
+def test_a_file_that_is_not_text(fastmem: Runner, llama: Path, tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "scan.pdf"
+    path.write_bytes(content)
+    line = refusal(fastmem("ask", QUESTION, "--context", path, "--model", llama))
+    remedy = "give plain text in UTF-8; convert PDF, Word or other encodings first."
+    assert line == f"context file '{path}' is not text ({reason}): {remedy}"
+
+
+def test_empty_question(fastmem: Runner, llama: Path) -> None:
+    line = refusal(fastmem("ask", " ", "--text", DOCUMENT, "--model", llama))
+    assert line == "the question is empty: give what is to be answered from the context."
+
+
+# Length.
+
+
+def test_too_long_a_document_says_by_how_much(fastmem: Runner, llama: Path) -> None:
+    from fastmem import FastMem, prompts
+
+    text = "The mayor is Bo. " * 60
+    llm = FastMem.from_pretrained(llama)
+    tokens = len(llm.ids(prompts.question_prompt(text.strip(), QUESTION)))
+    line = refusal(ask(fastmem, llama, text=text))
+    assert line == (
+        f"{tokens} tokens and 4 for the answer are {tokens + 4 - 512} too many: the model has 512 positions. "
+        "Shorten the context, or cut it with --truncate (truncate=True)."
+    )
+
+
+def test_too_long_a_document_is_refused_before_it_is_memorized(
+    fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastmem import FastMem
+
+    monkeypatch.setattr(FastMem, "memorize", lambda *_, **__: pytest.fail("memorized in vain"))
+    refusal(ask(fastmem, llama, text="The mayor is Bo. " * 25))  # the context alone would fit
+
+
+def test_truncate_cuts_the_document_and_not_the_question(
+    fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastmem import FastMem
+
+    prompts_seen, original = [], FastMem.request
+
+    def request(llm: FastMem, prompt: str, *more: object, **named: object):
+        prompts_seen.append(prompt)
+        return original(llm, prompt, *more, **named)
+
+    monkeypatch.setattr(FastMem, "request", request)
+    said = ask(fastmem, llama, "--truncate", text="The mayor is Bo. " * 60)
+    assert said.code == 0
+    assert "note: the document was cut by its last " in said.err
+    assert prompts_seen[0].endswith(f"\nQuestion: {QUESTION}")
+    assert "Context: The mayor is Bo. The mayor" in prompts_seen[0]
+    assert said.err.count("\n") == 2  # the note and the summary, nothing of transformers
+
+
+def test_truncate_cannot_cut_a_question(fastmem: Runner, llama: Path) -> None:
+    said = fastmem("ask", "Who? " * 200, "--text", DOCUMENT, "--model", llama, "--truncate")
+    assert refusal(said).startswith("nothing of the document is left after truncation: shorten the question")
+
+
+# Methods, recipes, options.
+
+
+def test_unknown_method_suggests_the_nearest(fastmem: Runner, llama: Path) -> None:
+    line = refusal(ask(fastmem, llama, "--method", "fastmen"))
+    assert line.startswith("unknown method 'fastmen'. Did you mean 'fastmem'? Accepted: base, cad, ")
+
+
+def test_showing_what_is_not_memorized(fastmem: Runner, llama: Path) -> None:
+    line = refusal(ask(fastmem, llama, "--method", "cad", "--show-memorization"))
+    assert line == "--show-memorization with method 'cad', which memorizes nothing: take fastmem."
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--steps", -3], "recipe steps (--steps) is -3: give a whole number, 0 or more."),
+        (["--learning-rate", "nan"], "recipe learning_rate (--learning-rate) is nan: give a number, 0 to 10."),
+        (["--learning-rate", "inf"], "recipe learning_rate (--learning-rate) is inf: give a number, 0 to 10."),
+        (["--kl-weight", -1], "recipe kl_weight (--kl-weight) is -1.0: give a number, 0 or more."),
+        (["--layers", "1,a"], "--layers is '1,a': give layer numbers with commas between, such as -1 or 4,5."),
+        (["--layers", "7"], "layer 7 does not exist: accepted are -3 to 2."),
+        (["--placement", "asistant"], "unknown placement (--placement) 'asistant'. Did you mean 'assistant'?"),
+        (["--temperature", -1], "temperature (--temperature) is -1.0: give a number 0 (greedy) or more."),
+        (["--alpha", "nan"], "alpha (--alpha) is nan: give a number, 0 or more."),
+        (["--dtype", "float33"], "unknown dtype (--dtype) 'float33'. Did you mean 'float32'?"),
+        (["--device", "warp"], "device 'warp' (--device) is not to be had here: give one of cpu"),
+        (["--memory", "nowhere.safetensors"], ""),
+    ],
+)
+def test_a_flag_out_of_range(fastmem: Runner, llama: Path, flags: list[object], text: str) -> None:
+    assert refusal(ask(fastmem, llama, *flags)).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "cannot be read: No such file or directory; give a JSON file."),
+        ("{", "is not JSON ("),
+        ("[1]", "holds a list: give an object of recipe fields."),
+        ('{"learnin_rate": 1}', "'learnin_rate'. Did you mean 'learning_rate'?"),
+        ('{"steps": 1.5}', "recipe steps (--steps) is 1.5: give a whole number, 0 or more."),
+    ],
+)
+def test_a_recipe_file_that_is_none(
+    fastmem: Runner, llama: Path, tmp_path: Path, content: str | None, text: str
+) -> None:
+    path = tmp_path / "recipe.json"
+    if content is not None:
+        path.write_text(content)
+    assert text in refusal(ask(fastmem, llama, "--recipe", path))
+
+
+# The model.
+
+
+def test_absent_model_folder(fastmem: Runner, tmp_path: Path) -> None:
+    line = refusal(ask(fastmem, tmp_path / "nowhere"))
+    assert line == f"model folder '{tmp_path}/nowhere' does not exist: give a folder with a config.json, or a hub id."
+
+
+def test_a_name_the_hub_does_not_give(fastmem: Runner) -> None:
+    line = refusal(ask(fastmem, "nobody/nothing"))  # tests run offline
+    assert line.startswith("model 'nobody/nothing': no configuration could be loaded: ")
+    assert line.endswith("Check the name and the network, or give a folder that holds a model.")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("no_config", "has no config.json: give the folder a model was saved to."),
+        ("untyped", "no configuration could be loaded: Unrecognized model in "),
+        ("garbled", "is not a valid JSON file. Give a folder to which a causal language model and its tokenizer"),
+        ("unheard_of", "model type `zorblax` but Transformers does not recognize this architecture."),
+        ("no_tokenizer", "no tokenizer could be loaded: "),
+        ("no_weights", "no weights could be loaded: "),
+        ("damaged", "has damaged weights ("),
+        ("mamba", "'mamba' cannot be split at its last feed-forward network: its last layer holds no feed-forward"),
+        ("bert", "'bert' cannot be split at its last feed-forward network: it reads ahead (logits move by "),
+        ("t5", "'t5' cannot be split at its last feed-forward network: it is an encoder-decoder; give a decoder-only"),
+        ("bart", "'bart' cannot be split at its last feed-forward network: it is an encoder-decoder; give a decoder"),
+    ],
+)
+def test_a_folder_that_holds_no_causal_model(fastmem: Runner, odd: dict[str, Path], name: str, text: str) -> None:
+    assert text in refusal(ask(fastmem, odd[name]))
+
+
+def test_weights_that_the_checkpoint_lacks_are_said(fastmem: Runner, odd: dict[str, Path]) -> None:
+    said = ask(fastmem, odd["incomplete"])
+    assert said.code == 0
+    assert "3 weights are not in the checkpoint and were drawn at random, the first is model.layers.1.mlp" in said.err
+
+
+def test_no_chat_template_works_with_a_notice(fastmem: Runner, tmp_path: Path) -> None:
+    said = ask(fastmem, save(build("llama"), tmp_path / "plain", chat_template=None))
+    assert said.code == 0
+    notice = "note: the tokenizer has no chat template: using plain 'User: ... / Assistant: ...' turns."
+    assert said.err.splitlines().count(notice) == 1
+
+
+# What goes wrong on the way.
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_step(fastmem: Runner, llama: Path) -> None:
+    # Weights of this size overflow float16 inside the FFN after a few updates.
+    said = ask(fastmem, llama, "--dtype", "float16", "--learning-rate", 1, "--steps", 9, "--json")
+    assert said.code == 0
+    found = re.fullmatch(r"the loss was no longer finite after (\d) steps; kept step (\d)", said.json["stopped"])
+    assert found
+    assert int(found[2]) == int(found[1]) - 1 > 0
+    assert len(said.json["trace"]) == int(found[2])
+    assert f"note: memorizing stopped early: {found[0]}." in said.err
+
+
+def test_out_of_memory_says_what_to_lower(fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Trunk.read
+
+    def read(self: Trunk, ids: torch.Tensor, *more: object, **kwargs: object):
+        if len(ids) > 20:  # not the probe on loading
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(self, ids, *more, **kwargs)
+
+    monkeypatch.setattr(Trunk, "read", read)
+    line = refusal(ask(fastmem, llama))
+    assert line.startswith("out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.): shorten the context (")
+    assert "--dtype bfloat16" in line
+
+
+def test_out_of_memory_while_loading(fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_pretrained(*_: object, **__: object):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    line = refusal(ask(fastmem, llama))
+    assert line.startswith(f"out of memory while loading '{llama}': take a smaller type (--dtype bfloat16)")
+
+
+def test_an_interrupt_while_streaming(fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastmem.generation import Stream
+
+    def pieces(_: Stream):
+        yield "half a"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stream, "__iter__", pieces)
+    said = ask(fastmem, llama)
+    assert (said.code, said.out) == (130, "half a\n")
+    assert said.err == "interrupted: the model is as it was, nothing was left half written.\n"
+
+
+WATCHED = """
+import sys
+from fastmem.cli import main
+from fastmem.model import FastMem
+
+original = FastMem.memorize
+
+def memorize(*arguments, **named):
+    print("memorizing", flush=True)
+    return original(*arguments, **named)
+
+FastMem.memorize = memorize
+main(sys.argv[1:])
+"""
+
+
+def test_an_interrupt_from_outside(llama: Path) -> None:
+    flags = ["--text", DOCUMENT, "--model", str(llama), "--steps", "1000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", WATCHED, "ask", QUESTION, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "memorizing\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert out == ""
+    assert err == "interrupted: the model is as it was, nothing was left half written.\n"
