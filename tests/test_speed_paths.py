@@ -1,9 +1,160 @@
 """Every fast path gives what the plain path beside it gives. Nothing here measures time."""
 
+import pytest
 import torch
 from transformers import DynamicCache
 
+from families import FAMILIES, build
+from fastmem import FastMem, Tokens
+from fastmem.core import budget, memorize, optimize
 from fastmem.core.cache import Prefix, PrefixCache
+from fastmem.errors import InputError, ResourceError
+from test_memorize import LOGIT, LOSS_RELATIVE, QUERY, losses, recipe
+from test_trunk import assert_near
+
+
+def documents(*lengths, unscored=2):
+    """Token ids of so many documents, the first two of each not scored."""
+    ids = [torch.arange(length) * (11 + 2 * n) % 288 for n, length in enumerate(lengths)]
+    return [Tokens(one, torch.arange(len(one)) >= unscored) for one in ids]
+
+
+def assert_same_memories(llm, found, expected):
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(losses(one), losses(other), rtol=LOSS_RELATIVE, atol=LOSS_RELATIVE)
+        assert_near(llm.logits(QUERY, one), llm.logits(QUERY, other), LOGIT)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_documents_read_together_equal_those_read_alone(family):
+    trunk = FastMem(build(family), None).trunk
+    texts = [(t.ids, t.scored) for t in documents(24, 20, 25)]
+    for one, text in zip(memorize.read_many(trunk, texts), texts, strict=True):
+        alone = memorize.read(trunk, *text)
+        assert torch.equal(one.targets, alone.targets)
+        assert_near(one.activations.hidden, alone.activations.hidden, LOGIT)
+        assert set(one.activations.mixed) == set(alone.activations.mixed)
+        for name, states in alone.activations.mixed.items():
+            assert_near(one.activations.mixed[name], states, LOGIT)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "opt", "gpt_neox", "mixtral", "gpt_oss", "qwen2_moe"])
+def test_many_in_lockstep_equal_one_by_one(family):
+    llm = FastMem(build(family), None)
+    texts = documents(24, 7, 21, 25)
+    alone = [llm.memorize(text, recipe()) for text in texts]
+    assert_same_memories(llm, llm.memorize(texts, recipe()), alone)
+
+
+@pytest.mark.parametrize("changes", [{"parametrization": "lora", "rank": 4}, {"max_grad_norm": 0.01}], ids=str)
+def test_many_in_lockstep_follow_the_recipe(changes):
+    """Every memory is clipped by its own norm: a common one would move all of them."""
+    llm = FastMem(build("llama"), None)
+    texts = documents(24, 7, 21)
+    alone = [llm.memorize(text, recipe(**changes)) for text in texts]
+    assert_same_memories(llm, llm.memorize(texts, recipe(**changes)), alone)
+
+
+def test_many_with_a_stop_rule_equal_one_by_one(llama):
+    llm = FastMem(llama, None)
+    texts = documents(24, 7, 21)
+    full = [llm.memorize(text, recipe(steps=8)) for text in texts]
+    rule = recipe(steps=8, target_loss=full[0].trace[4].loss)
+    alone = [llm.memorize(text, rule) for text in texts]
+    assert len(alone[0].trace) < 8
+    assert [m.stopped for m in llm.memorize(texts, rule)] == [m.stopped for m in alone]
+
+
+def test_one_that_diverges_leaves_the_others_alone():
+    llm = FastMem(build("llama", dtype=torch.float16), None)
+    texts = documents(24, 7)
+    high = recipe(learning_rate=10.0, steps=10)
+    alone = [llm.memorize(text, high) for text in texts]
+    assert any(memory.stopped for memory in alone)
+    together = llm.memorize(texts, high)
+    assert [m.stopped for m in together] == [m.stopped for m in alone]
+    assert all(t.isfinite().all() for memory in together for t in memory.tensors.values())
+
+
+def test_documents_of_similar_length_are_read_together(monkeypatch):
+    llm, passes = FastMem(build("llama"), None), []
+    monkeypatch.setattr(
+        llm.trunk, "forward", lambda ids, f=llm.trunk.forward, **more: passes.append(list(ids.shape)) or f(ids, **more)
+    )
+    memorize.read_many(llm.trunk, [(t.ids, t.scored) for t in documents(20, 60, 21, 25, 64)])
+    assert passes == [[3, 25], [2, 64]]
+    assert memorize.buckets([4000, 4000, 4000]) == [[0, 1], [2]]
+
+
+def test_a_document_without_a_scored_token_is_refused_among_others(llama):
+    texts = [*documents(24), Tokens(QUERY, torch.zeros(len(QUERY), dtype=torch.bool))]
+    with pytest.raises(InputError, match="no token is scored"):
+        FastMem(llama, None).memorize(texts, recipe())
+
+
+@pytest.mark.parametrize("layers", [(-1,), (0, -1)], ids=str)
+@pytest.mark.parametrize(
+    ("chunk", "piece", "kept"), [(7, 16, 0), (16, 7, 10**9), (5, 1000, 5 * 2 * 288 * 4), (1000, 1000, 0)], ids=str
+)
+def test_cutting_changes_nothing(monkeypatch, layers, chunk, piece, kept):
+    """Pieces through the FFN, chunks through the head, base logits kept, partly kept or computed again."""
+    llm = FastMem(build("llama"), None)
+    (text,) = documents(53)
+    whole = llm.memorize(text, recipe(layers=layers))
+    monkeypatch.setattr(budget, "CHUNK_POSITIONS", chunk)
+    monkeypatch.setattr(budget, "PIECE_POSITIONS", piece)
+    monkeypatch.setattr(budget, "KEPT_LOGITS_BYTES", kept)
+    cut = llm.memorize(text, recipe(layers=layers))
+    assert cut.trace[0].kl == 0
+    assert_same_memories(llm, [cut], [whole])
+
+
+def test_base_logits_are_kept_as_far_as_there_is_room(monkeypatch, llama):
+    trunk = FastMem(llama, None).trunk
+    (text,) = documents(53)
+    reading = memorize.read(trunk, text.ids, text.scored)
+    monkeypatch.setattr(budget, "CHUNK_POSITIONS", 10)
+    for kept, expected in ((0, 0), (10 * 288 * 4, 1), (25 * 288 * 4, 2), (10**9, 6)):
+        monkeypatch.setattr(budget, "KEPT_LOGITS_BYTES", kept)
+        (group,) = optimize.Optimization(trunk, [reading], recipe()).groups
+        assert [len(group.base_logits), len(group.chunks)] == [expected, 6]
+
+
+def test_the_plan_shrinks_before_it_refuses(llama):
+    trunk = FastMem(llama, None).trunk
+    roomy = budget.plan(trunk, recipe(), [4000], free=10**12)
+    assert (roomy.chunk_positions, roomy.piece_positions) == (budget.CHUNK_POSITIONS, budget.PIECE_POSITIONS)
+    assert roomy.kept_logits_bytes == 4000 * 288 * 4
+    needs = roomy.need_bytes
+    tight = budget.plan(trunk, recipe(), [4000], free=int(0.8 * needs))
+    assert tight.kept_logits_bytes == 0
+    assert tight.need_bytes <= 0.8 * needs
+    tighter = budget.plan(trunk, recipe(), [4000], free=int(0.9 * tight.need_bytes))
+    assert tighter.piece_positions < tight.piece_positions
+
+
+def test_what_cannot_fit_is_refused_with_what_would(monkeypatch, llama):
+    llm = FastMem(llama, None)
+    (text,) = documents(400)
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 800_000)
+    with pytest.raises(
+        ResourceError, match=r"398 scored tokens needs 0.00 GB .* at most (\d+) scored tokens would fit"
+    ) as e:
+        llm.memorize(text, recipe())
+    fitting = int(str(e.value).split("at most ")[1].split()[0])
+    assert 0 < fitting < 398
+    llm.memorize(Tokens(text.ids[: fitting + 2], text.scored[: fitting + 2]), recipe(steps=1))
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 1000)
+    with pytest.raises(ResourceError, match="not even one token would fit"):
+        llm.memorize(text, recipe())
+
+
+def test_lockstep_takes_only_as_many_as_fit(monkeypatch, llama):
+    trunk = FastMem(llama, None).trunk
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 10**12)
+    assert budget.side_by_side(trunk, recipe(), [300, 300, 300, 300, 5]) == [[4, 0, 1, 2], [3]]
+    monkeypatch.setattr(budget, "free_bytes", lambda device: 10**6)
+    assert [len(group) for group in budget.side_by_side(trunk, recipe(), [300] * 4)] == [1] * 4
 
 
 def prefix_of(*ids):

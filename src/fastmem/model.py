@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from fastmem import prompts
+from fastmem.core.budget import plan, side_by_side
 from fastmem.core.cache import Prefix, joinable, new_cache
 from fastmem.core.contrast import method_named
 from fastmem.core.decode import Request
-from fastmem.core.memorize import memorize, read
+from fastmem.core.memorize import memorize, memorize_many, read, read_many
 from fastmem.core.memory import Base, Memory, Recipe, Step, digest
 from fastmem.core.trunk import FFN, Trunk
 from fastmem.errors import InputError, MemoryMismatchError, ResourceError
@@ -92,9 +93,16 @@ class FastMem:
         positions instead of refusing it. Errors: `InputError` for an empty or too long context or a recipe out of
         range, `ResourceError` where memory runs out.
         """
-        if isinstance(context, list):
-            return [self.memorize(one, recipe, on_step=on_step, truncate=truncate) for one in context]
         recipe = recipe or self.recipe
+        if isinstance(context, list):
+            documents = [c if isinstance(c, Tokens) else self.memory_tokens(c, recipe, truncate) for c in context]
+            texts = [None if isinstance(c, Tokens) else c for c in context]
+            if on_step is None and self.trunk.indices(recipe.layers) == (self.trunk.depth - 1,):
+                return self._memorize_many(documents, recipe, texts)
+            return [
+                self._memorize(tokens, recipe, on_step, text=text)
+                for tokens, text in zip(documents, texts, strict=True)
+            ]
         tokens = context if isinstance(context, Tokens) else self.memory_tokens(context, recipe, truncate)
         return self._memorize(tokens, recipe, on_step, text=context if isinstance(context, str) else None)
 
@@ -318,11 +326,26 @@ class FastMem:
         self._check_length(len(tokens), 0)
         layers = self.trunk.indices(recipe.layers)
         with explained_out_of_memory():
+            plan(self.trunk, recipe, [int(tokens.scored[1:].sum())])  # refuses what cannot fit before the trunk runs
             reading = read(self.trunk, tokens.ids, tokens.scored, layers, cache)
             memory = memorize(self.trunk, reading, recipe, self.base(layers), on_step)
         if memory.stopped:
             log.warning("memorizing stopped early: %s.", memory.stopped)
         return replace(memory, details=self.provenance(tokens, text))
+
+    def _memorize_many(self, documents: list[Tokens], recipe: Recipe, texts: Sequence[str | None]) -> list[Memory]:
+        """Several documents, as many in lockstep as the memory allows."""
+        for tokens in documents:
+            self._check_length(len(tokens), 0)
+        memories: dict[int, Memory] = {}
+        with explained_out_of_memory():
+            for group in side_by_side(self.trunk, recipe, [int(tokens.scored[1:].sum()) for tokens in documents]):
+                readings = read_many(self.trunk, [(documents[i].ids, documents[i].scored) for i in group])
+                for i, memory in zip(group, memorize_many(self.trunk, readings, recipe, self.base()), strict=True):
+                    if memory.stopped:
+                        log.warning("memorizing stopped early: %s.", memory.stopped)
+                    memories[i] = replace(memory, details=self.provenance(documents[i], texts[i]))
+        return [memories[i] for i in range(len(documents))]
 
     def provenance(self, tokens: Tokens, text: str | None = None) -> dict[str, Any]:
         """The details of a memory of this document: counts, and digests of ids, text, tokenizer and template.
@@ -369,6 +392,8 @@ def explained_out_of_memory() -> Iterator[None]:
     """Turn an allocator's failure into a `ResourceError` that says what to lower."""
     try:
         yield
+    except ResourceError:
+        raise
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         text = str(error)
         allocator = isinstance(error, torch.OutOfMemoryError | MemoryError)

@@ -6,9 +6,9 @@ positions, twice; the FFN's activations of a piece; four vectors per scored posi
 length, and what chunks and pieces take is chosen so that the whole fits.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 
 import torch
@@ -60,6 +60,21 @@ def plan(trunk: Trunk, recipe: Recipe, positions: Sequence[int], free: int | Non
             raise _too_large(trunk, recipe, positions, need, usable)
 
 
+def side_by_side(trunk: Trunk, recipe: Recipe, positions: Sequence[int]) -> list[list[int]]:
+    """Which documents, by index, are tuned in lockstep: as many as fill a piece, where the memory allows."""
+    free = free_bytes(trunk.device)
+    groups: list[list[int]] = []
+    for i in sorted(range(len(positions)), key=positions.__getitem__):
+        wanted = [positions[j] for j in [*(groups[-1] if groups else []), i]]
+        chunk = min(CHUNK_POSITIONS, sum(wanted))
+        need = need_bytes(trunk, recipe, wanted, chunk, PIECE_POSITIONS)
+        if groups and sum(wanted) <= PIECE_POSITIONS and (free is None or need <= free * (1 - SPARE) / 2):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
 def need_bytes(trunk: Trunk, recipe: Recipe, positions: Sequence[int], chunk: int, piece: int) -> int:
     """Bytes beside the loaded model at the fullest moment of an optimization, base logits not counted."""
     weights = trunk.parameters(recipe.layers)
@@ -107,10 +122,11 @@ def _logits_bytes(trunk: Trunk) -> int:
 
 
 def _too_large(trunk: Trunk, recipe: Recipe, positions: Sequence[int], need: int, usable: int) -> ResourceError:
-    small = SMALLEST_POSITIONS
-    fixed = need_bytes(trunk, recipe, [0] * len(positions), small, small)
-    per_position = ceil((need - fixed) / max(sum(positions), 1))
-    fitting = max(0, usable - fixed) // max(per_position, 1)
+    small, others = SMALLEST_POSITIONS, [0] * (len(positions) - 1)
+    fitting = bisect_right(
+        range(sum(positions)), usable, key=lambda n: need_bytes(trunk, recipe, [n, *others], small, small)
+    )
+    fitting = max(0, fitting - 1)
     given = f"memorizing {sum(positions)} scored tokens needs {need / 1e9:.2f} GB on {trunk.device}"
     remedy = f"at most {fitting} scored tokens would fit" if fitting else "not even one token would fit"
     return ResourceError(

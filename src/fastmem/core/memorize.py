@@ -9,16 +9,22 @@ Nothing random happens: the same document, recipe and model give the same bytes.
 earlier step are found again when a later one turns out worse: by running up to it once more.
 """
 
+import functools
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from fastmem.core.memory import Base, Memory, Recipe, Step
 from fastmem.core.optimize import Optimization, Reading
-from fastmem.core.trunk import Trunk
+from fastmem.core.trunk import Recording, Trunk
 from fastmem.errors import InputError
+
+NOTHING_SCORED = "no token is scored: mark at least one token after the first as a target of the loss."
+# Tokens of one trunk pass over several documents: enough to fill a GPU, 0.5 GB of FFN activations at 8 B parameters.
+BATCH_TOKENS = 8192
 
 
 def read(trunk: Trunk, ids: Tensor, scored: Tensor, layers: Sequence[int] = (-1,), cache: object = None) -> Reading:
@@ -28,8 +34,48 @@ def read(trunk: Trunk, ids: Tensor, scored: Tensor, layers: Sequence[int] = (-1,
     """
     positions = scored[1:].nonzero()[:, 0]
     if len(positions) == 0:
-        raise InputError("no token is scored: mark at least one token after the first as a target of the loss.")
+        raise InputError(NOTHING_SCORED)
     return Reading(trunk.read(ids, positions, layers, cache), ids[positions + 1].to(trunk.device))
+
+
+def read_many(trunk: Trunk, documents: Sequence[tuple[Tensor, Tensor]]) -> list[Reading]:
+    """`read` of several documents (ids [S], scored [S]) for the last layer, those of similar length in one pass.
+
+    Shorter ones are padded behind, where a causal model never looks: no mask, and the numbers of a pass alone.
+    """
+    readings: dict[int, Reading] = {}
+    for bucket in buckets([len(ids) for ids, _ in documents]):
+        batch = torch.zeros(len(bucket), max(len(documents[i][0]) for i in bucket), dtype=torch.int64)
+        for row, i in enumerate(bucket):
+            batch[row, : len(documents[i][0])] = documents[i][0]
+        scored = [documents[i][1][1:].nonzero()[:, 0].to(trunk.device) for i in bucket]
+        counts = [len(positions) for positions in scored]
+        if not all(counts):
+            raise InputError(NOTHING_SCORED)
+        rows = torch.arange(len(bucket), device=trunk.device).repeat_interleave(
+            torch.tensor(counts, device=trunk.device)
+        )
+        recording = Recording(frozenset({trunk.depth - 1}), functools.partial(_at, rows, torch.cat(scored)))
+        with torch.no_grad():
+            trunk.forward(batch, record=recording)
+        whole = trunk.activations(recording)
+        mixed = {name: states.split(counts) for name, states in whole.mixed.items()}
+        for row, (i, hidden) in enumerate(zip(bucket, whole.hidden.split(counts), strict=True)):
+            own = replace(whole, hidden=hidden, mixed={name: parts[row] for name, parts in mixed.items()})
+            readings[i] = Reading(own, documents[i][0].to(trunk.device)[scored[row] + 1])
+    return [readings[i] for i in range(len(documents))]
+
+
+def buckets(lengths: Sequence[int]) -> list[list[int]]:
+    """Which documents are read together: padding at most a quarter, `BATCH_TOKENS` tokens at most if several."""
+    found: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        last = found[-1] if found else []
+        if last and lengths[i] <= 1.25 * lengths[last[0]] and (len(last) + 1) * lengths[i] <= BATCH_TOKENS:
+            last.append(i)
+        else:
+            found.append([i])
+    return found
 
 
 def memorize(
@@ -103,12 +149,37 @@ def stepwise(
     ]
 
 
+def memorize_many(trunk: Trunk, readings: Sequence[Reading], recipe: Recipe, base: Base) -> list[Memory]:
+    """`memorize` of several documents in lockstep: the same memories, the head's matrix read once for all.
+
+    What can end one document before the others (a stop rule, an adaptive weight, a diverging loss) is done one by one.
+    """
+    alone = recipe.adaptive_kl is not None or recipe != _without_rules(recipe)
+    if alone or len(readings) == 1:
+        return [memorize(trunk, reading, recipe, base) for reading in readings]
+    run = Optimization(trunk, readings, recipe)
+    for index in range(recipe.steps):
+        run.gradients(index)
+        run.update()
+    memories = []
+    for document, tuning in enumerate(run.tunings):
+        trace, tensors = run.trace(document), tuning.tensors(last=True)
+        stopped = _diverged(trace, {recipe.steps: tensors})
+        again = memorize(trunk, readings[document], recipe, base) if stopped else None
+        memories.append(again or Memory(tensors, recipe, base, tuple(trace)))
+    return memories
+
+
 @dataclass(frozen=True)
 class _Stop:
     """End early: with the weights of after `keep` updates, for `reason`."""
 
     keep: int
     reason: str
+
+
+def _at(rows: Tensor, positions: Tensor, hidden: Tensor) -> Tensor:
+    return hidden[rows, positions]
 
 
 def _without_rules(recipe: Recipe) -> Recipe:
