@@ -253,8 +253,9 @@ class FastMem:
         prompt: Prompt = text
         self._check_length(len(self.ids(text)), Decoding.of(options).max_new_tokens)  # before memorizing is paid for
         options["without_context"] = prompts.question_alone(question)
-        started = time.perf_counter()
+        seconds = 0.0
         if memorized and memory is None:
+            started = time.perf_counter()
             if recipe.placement == "prompt":
                 prompt = prompts.in_place(self._require_tokenizer(), text, context)
                 cache = new_cache(self.model.config)
@@ -262,7 +263,7 @@ class FastMem:
                 options["prefix"] = Prefix(prompt.ids, cache) if joinable(cache) else None
             else:
                 memory = self.memorize(context, recipe, on_step=on_step, truncate=truncate)
-        seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - started
         request, decoding = (
             self.request(prompt, memory if memorized else None, method, **options),
             Decoding.of(options),

@@ -1,0 +1,293 @@
+"""The command line: what it prints where, that it says what the library says, and that help costs nothing."""
+
+import dataclasses
+import io
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from command_line import DOCUMENT, QUESTION, Runner, refusal, save
+from families import build
+from fastmem import METHODS, FastMem, Recipe, cli
+from fastmem.cli import docs, flags, output, show
+from fastmem.generation import Decoding
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "transformers", "numpy", "rich", "safetensors", "datasets", "optuna", "fastapi")
+
+
+@pytest.fixture
+def fastmem(capsys: pytest.CaptureFixture[str]) -> Runner:
+    return Runner(capsys)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(build("llama"), tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> FastMem:
+    return FastMem.from_pretrained(folder)
+
+
+def ask(fastmem: Runner, folder: Path, *more: object):
+    return fastmem("ask", QUESTION, "--text", DOCUMENT, "-m", folder, "--max-new-tokens", 6, *more)
+
+
+# Help, commands, exit codes.
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys; from fastmem import cli; codes = [cli.run(['--help'])]\n"
+        "codes += [cli.run([name, '--help']) for name in cli.available()]\n"
+        f"print(set(codes), sorted(set({HEAVY!r}) & sys.modules.keys()), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == "{0} []\n"
+
+
+def test_help_names_every_command_and_what_it_does(fastmem: Runner) -> None:
+    said = fastmem("--help")
+    rows = dict(line.split(maxsplit=1) for line in said.out.split("Commands:\n")[1].splitlines())
+    assert list(rows) == cli.available()
+    assert all(len(text) > 10 for text in rows.values())
+    assert "Examples:\n    fastmem demo\n" in said.out
+    assert all(len(line) <= 80 for line in said.out.splitlines() if not line.startswith("    "))
+    assert fastmem().out == said.out
+
+
+def test_every_command_of_the_table_is_there() -> None:
+    assert cli.available() == list(cli.COMMANDS)
+
+
+def test_unknown_command_suggests_the_nearest(fastmem: Runner) -> None:
+    assert refusal(fastmem("aks")).startswith("unknown command 'aks'. Did you mean 'ask'? Accepted: demo, ask, ")
+
+
+def test_unknown_option_names_the_help(fastmem: Runner) -> None:
+    line = refusal(fastmem("ask", QUESTION, "--contxt", "x"))
+    assert "--contxt" in line
+    assert line.endswith("See 'fastmem ask --help'.")
+
+
+def test_a_bug_is_one_line_too_and_a_traceback_on_request(fastmem: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: flags.ModelFlags) -> None:
+        raise KeyError("of our own")
+
+    monkeypatch.setattr(flags.ModelFlags, "load", load)
+    said = fastmem("ask", QUESTION, "--text", DOCUMENT)
+    assert said.code == 1
+    assert said.err == "error: KeyError: 'of our own' (not a refusal but a bug: --debug shows where)\n"
+    with pytest.raises(KeyError):
+        fastmem("ask", QUESTION, "--text", DOCUMENT, "--debug")
+
+
+def test_a_reader_who_leaves_early_is_no_error(folder: Path) -> None:
+    command = [sys.executable, "-m", "fastmem.cli", "ask", QUESTION, "--text", DOCUMENT, "-m", str(folder), "-q"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# ask.
+
+
+def test_ask_prints_the_answer_and_what_it_took(fastmem: Runner, folder: Path, llm: FastMem) -> None:
+    said = ask(fastmem, folder, "--steps", 3)
+    assert said.code == 0
+    assert said.out == llm.answer(QUESTION, DOCUMENT, recipe=Recipe(steps=3), max_new_tokens=6).text + "\n"
+    assert said.err.startswith("fastmem: 3 steps in ")
+    assert said.err.endswith(" s each); cut off at --max-new-tokens\n")
+    assert ask(fastmem, folder, "--steps", 3, "--quiet").err == ""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_as_json(fastmem: Runner, folder: Path, llm: FastMem, method: str) -> None:
+    said = ask(fastmem, folder, "--method", method, "--learning-rate", 0.01, "--json")
+    recipe = Recipe(learning_rate=0.01)
+    expected = llm.answer(QUESTION, DOCUMENT, method, recipe, max_new_tokens=6)
+    found = said.json
+    assert (found["method"], found["text"]) == (method, expected.text)
+    assert found["new_tokens"] == len(expected.token_ids)
+    assert ("trace" in found) == METHODS[method].memorized
+    if METHODS[method].memorized:
+        assert Recipe(**found["recipe"]) == recipe
+        assert [step["index"] for step in found["trace"]] == list(range(10))
+
+
+def test_ask_streams(fastmem: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    stdout = SimpleNamespace(write=written.append, flush=lambda: written.append("<flush>"))
+    monkeypatch.setattr(sys, "stdout", stdout)
+    cli.run(["ask", QUESTION, "--text", DOCUMENT, "-m", str(folder), "--max-new-tokens", "60", "-q"])
+    assert written.count("<flush>") > 3
+    assert written[-2:] == ["\n", "<flush>"]
+
+
+def test_ask_reads_a_file_and_standard_input(
+    fastmem: Runner, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "document.txt"
+    path.write_text(DOCUMENT, encoding="utf-8-sig")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(DOCUMENT.encode())))
+    flags_given = ("-m", folder, "--max-new-tokens", 6, "--steps", 2, "--json")
+    said = [fastmem("ask", QUESTION, "--context", source, *flags_given).json for source in (path, "-")]
+    said.append(ask(fastmem, folder, "--steps", 2, "--json").json)
+    assert len({one["text"] for one in said}) == 1
+    assert len({json.dumps(one["trace"]) for one in said}) == 1
+
+
+def test_compare_asks_every_method_and_memorizes_once(
+    fastmem: Runner, folder: Path, llm: FastMem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, original = [], FastMem.memorize
+    monkeypatch.setattr(FastMem, "memorize", lambda *a, **k: made.append(original(*a, **k)) or made[-1])
+    said = ask(fastmem, folder, "--compare", "--learning-rate", 0.01, "--json")
+    assert len(made) == 1
+    answers = said.json["answers"]
+    assert [one["method"] for one in answers] == list(METHODS)
+    for one in answers:
+        recipe = Recipe(learning_rate=0.01)
+        assert one["text"] == llm.answer(QUESTION, DOCUMENT, one["method"], recipe, max_new_tokens=6).text
+        assert (one["memorize_seconds"] > 0) == METHODS[one["method"]].memorized
+
+
+def test_compare_is_a_table_that_fits(fastmem: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = ask(fastmem, folder, "--compare", "--steps", 2)
+    lines = said.out.splitlines()
+    assert "seconds" in lines[0]
+    assert "per token" in lines[1]
+    assert [line.split()[0] for line in lines[2:] if not line.startswith(" ")] == list(METHODS)
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in said.out
+
+
+def test_a_memory_made_before(fastmem: Runner, folder: Path, llm: FastMem, tmp_path: Path) -> None:
+    recipe, path = Recipe(learning_rate=0.01, steps=4), tmp_path / "document.safetensors"
+    memory = llm.memorize(DOCUMENT, recipe)
+    memory.save(path)
+    found = ask(fastmem, folder, "--memory", path, "--json").json
+    assert found["text"] == llm.answer(QUESTION, DOCUMENT, memory=memory, max_new_tokens=6).text
+    assert (found["memorize_seconds"] < 0.01, len(found["trace"])) == (True, 4)
+    assert ask(fastmem, folder, "--memory", path).err.startswith("fastmem: memory from its file; ")
+
+
+# The flags are the records.
+
+
+def test_the_recipe_flags_are_the_recipe() -> None:
+    named = {"seed" if f.name == "recipe_seed" else f.name for f in dataclasses.fields(flags.RecipeFlags)}
+    assert named - {"recipe"} == {f.name for f in dataclasses.fields(Recipe)}
+
+
+def test_the_decoding_flags_are_decoding() -> None:
+    own = {"without_context", "top_logprobs", "batch_size", "prefix"}  # what one question at a time has no use for
+    assert {f.name for f in dataclasses.fields(flags.DecodingFlags)} == {
+        f.name for f in dataclasses.fields(Decoding)
+    } - own
+
+
+def test_single_flags_win_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text('{"steps": 20, "kl_weight": 0.3, "layers": [-2, -1]}')
+    made = flags.RecipeFlags(recipe=path, steps=5).make(Recipe(learning_rate=1e-3))
+    assert made == Recipe(learning_rate=1e-3, steps=5, kl_weight=0.3, layers=(-2, -1))
+    assert flags.RecipeFlags(layers="0,-1", recipe_seed=3).make(Recipe()) == Recipe(layers=(0, -1), seed=3)
+
+
+# What memorizing did.
+
+
+def test_the_mean_surprise_is_the_cross_entropy(fastmem: Runner, folder: Path, llm: FastMem) -> None:
+    found = ask(fastmem, folder, "--learning-rate", 0.01, "--show-memorization", "--json").json
+    before, after = ([token[when] for token in found["tokens"]] for when in ("before", "after"))
+    assert math.isclose(sum(before) / len(before), found["trace"][0]["cross_entropy"], rel_tol=1e-4)
+    assert sum(after) < sum(before)
+    assert "".join(token["text"] for token in found["tokens"]) == DOCUMENT
+    recipe = Recipe(learning_rate=0.01, steps=11)  # its last step sees the weights after ten
+    last = llm.memorize(DOCUMENT, recipe).trace[-1].cross_entropy
+    assert math.isclose(sum(after) / len(after), last, rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("placement", ["user", "text", "prompt"])
+def test_surprises_are_those_of_the_placement(fastmem: Runner, folder: Path, placement: str) -> None:
+    found = ask(fastmem, folder, "--placement", placement, "--show-memorization", "--json").json
+    before = [token["before"] for token in found["tokens"]]
+    assert math.isclose(sum(before) / len(before), found["trace"][0]["cross_entropy"], rel_tol=1e-4)
+
+
+def test_show_memorization_without_colour(fastmem: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = ask(fastmem, folder, "--show-memorization", "--steps", 2)
+    lines = said.out.splitlines()
+    assert lines[0].split()[:5] == ["step", "loss", "cross", "entropy", "KL"]
+    assert [line.split()[0] for line in lines[1:3]] == ["0", "1"]
+    texts = [above[8:] for above, below in itertools.pairwise(lines) if below.startswith("before  ")]
+    assert " ".join(texts) == DOCUMENT
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in said.out
+
+
+def rendered(monkeypatch: pytest.MonkeyPatch, tokens: list[show.Surprise]) -> str:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    page = output.console()
+    with page.capture() as capture:
+        show.print_tokens(page, tokens)
+    return capture.get()
+
+
+def test_show_memorization_in_colour_and_not_under_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = [show.Surprise("The mayor is", 0.1, 0.0), show.Surprise(" Bo", 9.0, 0.2)]
+    coloured = rendered(monkeypatch, tokens)
+    assert "\x1b[1;37;41m Bo\x1b[0m" in coloured
+    assert coloured.count("The mayor is") == 2
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = rendered(monkeypatch, tokens)
+    assert "\x1b" not in plain
+    assert "        The mayor is Bo\nbefore              ███\nafter   " in plain
+
+
+def test_bars_for_a_terminal_that_has_only_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    page = Console(file=stream, color_system=None, width=80)
+    show.print_tokens(page, [show.Surprise("Bo", 9.0, 4.0)])
+    stream.flush()
+    assert "before  @@\nafter   ==\n" in stream.buffer.getvalue().decode("ascii")
+
+
+# env, version, docs.
+
+
+def test_env(fastmem: Runner) -> None:
+    found = fastmem("env", "--json").json
+    import torch
+
+    assert found["torch"] == torch.__version__
+    assert found["cpu_threads"] == torch.get_num_threads()
+    assert {"python", "transformers", "device", "peft", "optuna"} <= found.keys()
+    assert f"torch             {torch.__version__}\n" in fastmem("env").out
+
+
+def test_version(fastmem: Runner) -> None:
+    import fastmem as package
+
+    assert fastmem("version").out == f"{package.__version__}\n"
+
+
+def test_the_page_of_the_command_line_is_fresh() -> None:
+    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert written == docs.page(), "run `make docs`"
