@@ -28,8 +28,8 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from fastmem.core.memory import Base, Memory, Recipe, Step
 from fastmem.core.compression import STORED_AS, quantized, rounded, unquantized
+from fastmem.core.memory import Base, Memory, Recipe, Step
 from fastmem.errors import InputError, MemoryFileError, one_of
 
 FORMAT, FORMAT_VERSION = "fastmem-memory", 1

@@ -100,7 +100,7 @@ def export_peft(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:
     originals = llm.trunk.parameters(memory.recipe.layers)
     names = [name for name in originals if f"{name}.lora_A" in memory.tensors]
     for name in names:
-        path, _, leaf = name.rpartition(".")
+        path = name.rpartition(".")[0]
         module = llm.model.get_submodule(path)
         a, b = (memory.tensors[f"{name}.lora_{end}"].detach().cpu() for end in "AB")
         bare = not isinstance(module, torch.nn.Linear) and type(module).__name__ != "Conv1D"
@@ -161,16 +161,16 @@ def export_merged(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:
                 llm.model.save_pretrained(inside)
         for path in base.iterdir():
             weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
-            if path.is_file() and not weights and not path.name.endswith(".index.json"):
-                if not (inside / path.name).exists():
-                    shutil.copy(path, inside / path.name)
+            small = path.is_file() and not weights and not path.name.endswith(".index.json")
+            if small and not (inside / path.name).exists():
+                shutil.copy(path, inside / path.name)
         size = sum(p.lstat().st_size for p in inside.iterdir() if p.stat().st_nlink == 1 and not p.is_symlink())
     return Exported("merged", str(folder), size)
 
 
 def _linked(base: Path, shards: Mapping[str, Mapping[str, Any]], tuned: Mapping[str, Tensor], folder: Path) -> None:
     count = len(shards) + 1
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, (shard, found) in enumerate(shards.items(), 1):
         name = f"model-{number:05d}-of-{count:05d}.safetensors"
         _link((base / shard).resolve(), folder / name)
