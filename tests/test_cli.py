@@ -6,6 +6,8 @@ import itertools
 import json
 import math
 import os
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from families import build
 from fastmem import METHODS, FastMem, Recipe, cli
 from fastmem.cli import docs, flags, output, show
 from fastmem.generation import Decoding
+from fastmem.lab.tasks import world
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "numpy", "rich", "safetensors", "datasets", "optuna", "fastapi")
@@ -267,6 +270,81 @@ def test_bars_for_a_terminal_that_has_only_ascii(monkeypatch: pytest.MonkeyPatch
     show.print_tokens(page, [show.Surprise("Bo", 9.0, 4.0)])
     stream.flush()
     assert "before  @@\nafter   ==\n" in stream.buffer.getvalue().decode("ascii")
+
+
+# demo and the quick start.
+
+
+class Parrot:
+    """Stands for the embedded model: alone it says what it knows on every second row, with a memory what it read."""
+
+    def __init__(self) -> None:
+        rows = [row for part in ("dev", "test") for row in world.examples("world_swap", part)]
+        self.rows = {row.prompt: (number, row) for number, row in enumerate(rows)}
+        self.name, self.trunk = "parrot", SimpleNamespace(device=SimpleNamespace(type="cpu"))
+
+    def memorize(self, contexts: list[str]) -> list[str]:
+        return contexts
+
+    def generate(self, prompts: list[str], memories: list[str] | None, method: str, **_: object):
+        assert (memories is None) == (method == "base")
+        found = [self.rows[prompt] for prompt in prompts]
+        assert memories in (None, [row.context for _, row in found])
+        said = [row.answers if memories or number % 2 else row.original_answers for number, row in found]
+        return [SimpleNamespace(text=f"The answer is: {answers[0]}") for answers in said]
+
+
+@pytest.fixture
+def parrot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flags.ModelFlags, "load", lambda _: Parrot())
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.mark.usefixtures("parrot")
+def test_demo_as_json(fastmem: Runner) -> None:
+    said = fastmem("demo", "--json", "--rows", 30, "--conflicts", 3)
+    assert (said.code, said.err, said.out.count("\n")) == (0, "", 1)
+    found = said.json
+    assert found["accuracy"] == {"base": 0.5, "fastmem": 1.0}
+    assert (found["rows"], len(found["conflicts"])) == (30, 3)
+    for one in found["conflicts"]:
+        assert one["alone"] == one["known"] != one["gold"] == one["fastmem"]
+        assert one["gold"] in one["stated"]
+        assert one["stated"] in one["document"]
+        assert (one["alone_right"], one["fastmem_right"]) == (False, True)
+
+
+@pytest.mark.usefixtures("parrot")
+def test_demo_fits_80_columns_without_colour(fastmem: Runner) -> None:
+    said = fastmem("demo", "--rows", 20)
+    assert (said.code, said.err) == (0, "")
+    assert "\x1b" not in said.out
+    page, command = said.out.split("Try one yourself:\n\n")
+    lines = page.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split() for line in lines[2:3]] == [
+        ["question", "the", "document", "says", "alone", "with", "FastMem"]
+    ]
+    assert page.count("✗") == page.count("✓") == 5
+    assert "20 more, not picked" in page
+    bars = [line for line in lines if "█" in line]
+    assert [line.split()[-1] for line in bars] == ["0.50", "1.00"]
+    assert [line.count("█") for line in bars] == [20, 40]
+    assert shlex.split(command)[:2] == ["fastmem", "ask"]
+
+
+def test_the_demo_of_the_embedded_model(fastmem: Runner) -> None:
+    found = fastmem("demo", "--json", "--rows", 20).json
+    assert found["accuracy"]["fastmem"] > found["accuracy"]["base"]
+    assert len(found["conflicts"]) == 5
+
+
+def test_the_quick_start(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples" / "quickstart.py"))
+    said = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if ": " in line)
+    answer = said["with FastMem"].removeprefix("The answer is: ").rstrip(".")
+    assert answer in said["document"]
+    assert said["alone"].strip() != said["with FastMem"].strip()
 
 
 # env, version, docs.
