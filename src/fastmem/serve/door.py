@@ -45,8 +45,12 @@ class Door:
         request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given) else f"req-{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
 
+        begun = False
+
         async def answer(message: MutableMapping[str, Any]) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
                 self.on_response(scope["method"], scope["path"], message["status"])
             await send(message)
@@ -66,7 +70,12 @@ class Door:
                 return {"type": "http.request", "body": body, "more_body": False}
             return await receive()
 
-        await self.app(scope, once, answer)
+        try:
+            await self.app(scope, once, answer)
+        except Exception as error:  # a bug; outside of here the answer would lack its id
+            if begun:
+                raise
+            await failure(error, request_id)(scope, receive, answer)
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
         """The whole body; None where it is too large, without having read more than the limit."""
@@ -113,10 +122,6 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(FastMemError)
     async def _failed(request: Request, error: FastMemError) -> JSONResponse:
-        return failure(error, request.state.request_id)
-
-    @app.exception_handler(Exception)
-    async def _bug(request: Request, error: Exception) -> JSONResponse:
         return failure(error, request.state.request_id)
 
 

@@ -44,7 +44,7 @@ def record_of(wish: Wish, memory: Memory) -> dict[str, Any]:
         "created": int(time.time()),
         "base": memory.base.digest,
         "bytes": memory.size_bytes,
-        "recipe": asdict(wish.recipe),
+        "recipe": asdict(wish.recipe) | {"layers": list(wish.recipe.layers)},
         "trace": [asdict(step) for step in memory.trace],
         "stopped": memory.stopped,
         "about": dict(wish.about),

@@ -30,6 +30,7 @@ class Rows:
         self.jobs: list[Job] = []
         self.aside: deque[Job] = deque()
         self._batch = Batch(trunk)
+        self._proven = True  # the present jobs have been stepped together before
 
     def __len__(self) -> int:
         return len(self.jobs) + len(self.aside)
@@ -56,7 +57,7 @@ class Rows:
 
     def step(self) -> tuple[list[Job], list[tuple[Job, Exception]]]:
         """One more token for every row: (jobs that are complete, jobs that failed with why). Pieces are emitted."""
-        if self.aside and not any(job.suspect for job in self.jobs):
+        if self.aside and (self._proven or not self.jobs):
             self._resume([self.aside.popleft()])
         for job in self.jobs:
             if job.row is not None and job.row.request.sampling.temperature > 0:
@@ -70,6 +71,7 @@ class Rows:
         if done:  # the batch knows those that ended by token or length, not those that met a stop string
             self._batch.leave([job.row for job in done if job.row is not None])
             self.jobs = [job for job in self.jobs if job not in done]
+        self._proven = True
         for job in self.jobs:
             job.suspect = False
         return done, []
@@ -117,7 +119,7 @@ class Rows:
         else:
             newest.suspect = True
             self.aside.appendleft(newest)
-        jobs, self.jobs, self._batch = self.jobs, [], Batch(self.trunk)
+        jobs, self.jobs, self._batch, self._proven = self.jobs, [], Batch(self.trunk), False
         self._resume(jobs)
         return failed
 

@@ -1,0 +1,78 @@
+"""What the tests of the server share: a tiny model, wishes, jobs whose events are collected, waiting with an end."""
+
+import hashlib
+import queue
+import time
+
+from families import build
+from fastmem import FastMem, Recipe
+from fastmem.serve.jobs import Done, Failed, Finished, Job, Piece
+from fastmem.serve.records import Wish
+from tiny_tokenizer import build_tokenizer
+
+RECIPE = Recipe(learning_rate=1e-2, steps=3)
+PATIENCE_SECONDS = 300  # for what takes seconds at most; only a hang, or a machine that is very busy, gets there
+
+
+def make_llm():
+    """A 3-layer Llama of random weights that reads bytes."""
+    llm = FastMem(build("llama"), build_tokenizer(), recipe=RECIPE)
+    llm.name = "tiny"
+    return llm
+
+
+def wish(llm, text, tenant="t", recipe=RECIPE, name=None):
+    """The memory of `text`; its key says whose and of what."""
+    key = "mem-" + hashlib.sha256(f"{tenant} {text} {recipe}".encode()).hexdigest()[:32]
+    about = {"titles": [None], "tokens": 1, "text_sha256": "-"}
+    return Wish(key, tenant, recipe, llm.memory_tokens(text, recipe), name, about)
+
+
+class Asked:
+    """A job and what came of it."""
+
+    def __init__(self, llm, prompt="hello", want=None, method="base", tenant="t", act=None, on_piece=None, **options):
+        self.events = queue.SimpleQueue()
+        self.pieces = []
+        options = {"max_new_tokens": 8} | options
+        stop = options.pop("stop", ())
+        durable = options.pop("durable", False)
+        shared = options.pop("shared_tokens", 0)
+
+        def emit(event):
+            if on_piece is not None and isinstance(event, Piece):
+                on_piece(event)
+            self.events.put(event)
+
+        build = None if act else (lambda memory: llm.request(prompt, memory, method, **options))
+        self.job = Job(
+            emit, tenant, want, build=build, act=act, durable=durable, stop=tuple(stop), shared_tokens=shared
+        )
+
+    def to(self, engine):
+        """Submit."""
+        engine.submit(self.job)
+        return self
+
+    def end(self):
+        """The last event."""
+        while True:
+            event = self.events.get(timeout=PATIENCE_SECONDS)
+            if isinstance(event, Finished | Done | Failed):
+                return event
+            self.pieces.append(event.text)
+
+    def text(self):
+        """The whole answer. Errors: what the job failed with."""
+        end = self.end()
+        if isinstance(end, Failed):
+            raise end.error
+        return "".join(self.pieces)
+
+
+def eventually(condition):
+    """Wait until `condition()` holds; fails when it is a hang."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)

@@ -1,0 +1,317 @@
+"""One worker for all: different memories side by side, memories made in between, failures that stay alone."""
+
+import threading
+
+import pytest
+import torch
+
+import fastmem.serve.making
+from fastmem.core.memory import Recipe
+from fastmem.errors import InputError, MemoryFileError, ResourceError
+from fastmem.prompts import Tokens
+from fastmem.serve.engine import Engine, EngineLimits
+from fastmem.serve.jobs import Done, DrainingError, Failed, Finished, OverloadedError
+from fastmem.serve.store import Budget, Store
+from serving import RECIPE, Asked, eventually, make_llm, wish
+
+METHODS = ("base", "fastmem", "cad", "dola", "fastmem+cd", "fastmem+cad", "fastmem+dola")
+POISON = (250, 251)  # two tokens that make the forward pass that reads them fail, where a test wants it to
+
+
+@pytest.fixture(scope="module")
+def llm():
+    return make_llm()
+
+
+@pytest.fixture
+def started(llm):
+    """engine(budget, folder, **limits): closed when the test ends."""
+    engines = []
+
+    def engine(budget=None, folder=None, model=llm, **limits):
+        engines.append(Engine(model, Store(model, budget, folder), EngineLimits(**limits)))
+        return engines[-1]
+
+    yield engine
+    for one in engines:
+        one.close(timeout_seconds=60)
+
+
+def offline(llm, prompt, text, method, **options):
+    """The same answer without a server."""
+    memory = llm.memorize(text, RECIPE) if method.startswith("fastmem") else None
+    return llm.generate(prompt, memory, method, **{"max_new_tokens": 8} | options)
+
+
+def test_different_memories_and_methods_share_a_batch_and_answer_as_alone(llm, started):
+    engine = started()
+    asked, expected = [], []
+    for i in range(14):
+        method, text, prompt = METHODS[i % 7], f"document {i % 3}", f"question number {i}"
+        without = {"without_context": "alone"} if "cad" in method else {}
+        want = wish(llm, text) if method.startswith("fastmem") else None
+        options = {"max_new_tokens": 4 + i} | without
+        asked.append(Asked(llm, prompt, want, method, **options).to(engine))
+        expected.append(offline(llm, prompt, text, method, **options).text)
+    assert [one.text() for one in asked] == expected
+    assert len(set(expected)) > 7
+
+
+def test_one_memory_is_made_once_for_all_who_wait(llm, started):
+    engine = started()
+    ends = [
+        asked.end() for asked in [Asked(llm, want=wish(llm, "same"), method="fastmem").to(engine) for _ in range(6)]
+    ]
+    assert all(isinstance(end, Finished) for end in ends)
+    assert sum(end.made for end in ends) == 1
+    assert len({end.memory["id"] for end in ends}) == 1
+
+
+def test_seeds_and_stop_strings(llm, started):
+    engine = started()
+    options = {"temperature": 1.0, "seed": 3, "max_new_tokens": 20}
+    alone = llm.generate("p", **options).text
+    many = [Asked(llm, "p", **options | {"seed": seed}).to(engine) for seed in (1, 2, 3)]
+    texts = [one.text() for one in many]
+    assert texts[2] == alone
+    assert texts[0] != texts[2]
+    greedy = llm.generate("p", max_new_tokens=20).text
+    stop = greedy[4:6]
+    ended = Asked(llm, "p", max_new_tokens=20, stop=[stop]).to(engine)
+    assert ended.text() == greedy[: greedy.index(stop)] == llm.generate("p", max_new_tokens=20, stop=stop).text
+
+
+def test_a_long_memorization_lets_the_others_go_on(llm, started):
+    """Between two updates every running row gets a token; an update more per token is all it costs them."""
+    engine = started()
+    order = []
+    real = fastmem.serve.making.stepwise
+
+    def noted(*args, **kwargs):
+        running = real(*args, **kwargs)
+        while True:
+            try:
+                step = next(running)
+            except StopIteration as end:
+                return end.value
+            order.append("update")
+            yield step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fastmem.serve.making, "stepwise", noted)
+        first_piece = threading.Event()
+
+        def on_piece(_):
+            order.append("token")
+            first_piece.set()
+
+        reader = Asked(llm, "tell", max_new_tokens=120, on_piece=on_piece).to(engine)
+        assert first_piece.wait(60)
+        slow = Asked(llm, want=wish(llm, "slow", recipe=Recipe(learning_rate=1e-3, steps=60)), method="fastmem")
+        slow.to(engine)
+        assert isinstance(reader.end(), Finished)
+        assert isinstance(slow.end(), Finished)
+    begun = order.index("update")
+    until = max(i for i, what in enumerate(order) if what == "update")
+    during = order[begun:until]
+    longest = max(len(run) for run in "".join("u" if what == "update" else " " for what in during).split())
+    # A token may be held back while its character is unfinished: a few tokens of a few bytes each.
+    assert longest <= 8
+    assert during.count("token") > 10
+
+
+def test_prefixes_are_reused_within_a_tenant_only(llm, started):
+    engine = started()
+    prompt = "a document of some length, then a question"
+    ends = []
+    for tenant, memory in (("a", None), ("a", None), ("b", None), ("a", "text")):
+        want = wish(llm, memory, tenant) if memory else None
+        method = "fastmem" if memory else "base"
+        asked = Asked(llm, prompt, want, method, tenant, shared_tokens=30).to(engine)
+        ends.append(asked.end())
+    assert [end.cached_tokens for end in ends] == [0, 30, 0, 30]
+    assert ends[0].token_ids == ends[1].token_ids == ends[2].token_ids
+    memory = llm.memorize("text", RECIPE)
+    assert ends[3].token_ids == llm.generate(prompt, memory, "fastmem", max_new_tokens=8).token_ids
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_back(llm, started):
+    engine = started(rows=1, waiting=1)
+    held = [Asked(llm, max_new_tokens=100).to(engine) for _ in range(2)]
+    with pytest.raises(OverloadedError, match="ask again in") as refused:
+        Asked(llm).to(engine)
+    assert 1 <= refused.value.retry_after_seconds <= 60
+    assert all(isinstance(asked.end(), Finished) for asked in held)
+    eventually(lambda: engine.waiting == 0)
+    assert isinstance(Asked(llm).to(engine).end(), Finished)
+
+
+def test_who_waits_too_long_is_refused(llm, started):
+    engine = started(rows=1, wait_seconds=0.0)
+    end = Asked(llm).to(engine).end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, OverloadedError)
+
+
+def test_memories_that_do_not_fit_together_wait_for_each_other(llm, started, tmp_path):
+    size = llm.memorize("x", RECIPE).size_bytes
+    engine = started(Budget(device_bytes=2 * size, ram_bytes=2 * size), tmp_path)
+    texts = [f"document {i % 5}" for i in range(20)]
+    asked = [Asked(llm, "q", wish(llm, text), "fastmem").to(engine) for text in texts]
+    base = [Asked(llm, "q").to(engine) for _ in range(3)]
+    expected = {text: offline(llm, "q", text, "fastmem").text for text in set(texts)}
+    assert [one.text() for one in asked] == [expected[text] for text in texts]
+    assert all(isinstance(one.end(), Finished) for one in base)
+    assert engine.store.totals()["ram"][1] <= 2 * size
+    assert engine.store.evictions["ram"] > 0
+    assert engine.store.totals()["disk"][0] == 5
+
+
+def test_a_client_that_leaves_frees_its_row_and_its_memory(llm, started):
+    engine = started()
+    asked = Asked(llm, want=wish(llm, "left"), method="fastmem", max_new_tokens=300).to(engine)
+    eventually(lambda: len(engine.rows) == 1)
+    engine.cancel(asked.job)
+    eventually(lambda: len(engine.rows) == 0)
+    assert asked.job.entry.holders == 0
+    assert engine.waiting == 0
+    waiting = Asked(llm, want=wish(llm, "never", recipe=Recipe(steps=100)), method="fastmem").to(engine)
+    engine.cancel(waiting.job)
+    eventually(lambda: not engine._open and not len(engine._makings))
+    assert engine.store.find("t", waiting.job.wish.key) is None
+
+
+def poisoned(monkeypatch, llm, error):
+    """Forward passes that read POISON fail."""
+    real = llm.trunk.forward
+
+    def forward(ids, **kwargs):
+        if ((ids[:, :-1] == POISON[0]) & (ids[:, 1:] == POISON[1])).any():
+            raise error
+        return real(ids, **kwargs)
+
+    monkeypatch.setattr(llm.trunk, "forward", forward)
+
+
+@pytest.mark.parametrize("position", [0, 2, 4])
+def test_a_row_that_fails_is_refused_alone(llm, started, monkeypatch, position):
+    engine = started()
+    prompts = [f"row {i}" for i in range(5)]
+    options = [{"temperature": 1.0, "seed": i} if i % 2 else {} for i in range(5)]
+    expected = [llm.generate(p, max_new_tokens=30, **o).text for p, o in zip(prompts, options, strict=True)]
+    poisoned(monkeypatch, llm, torch.OutOfMemoryError("CUDA out of memory"))
+    asked = [Asked(llm, p, max_new_tokens=30, **o) for p, o in zip(prompts, options, strict=True)]
+    bad = Asked(llm, Tokens([1, *POISON, 5]), max_new_tokens=30)
+    for one in [*asked[:position], bad, *asked[position:]]:
+        one.to(engine)
+    end = bad.end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, ResourceError)
+    assert [one.text() for one in asked] == expected
+
+
+def test_a_row_that_fails_midway_leaves_the_others_where_they_were(llm, started, monkeypatch):
+    """The batch is rebuilt in the middle of sampled answers: their draws go on where they stopped."""
+    engine = started()
+    prompts = [f"row {i}" for i in range(3)]
+    expected = [llm.generate(p, max_new_tokens=60, temperature=1.0, seed=5).text for p in prompts]
+    poisoned(monkeypatch, llm, RuntimeError("broken"))
+    begun = threading.Event()
+    asked = [
+        Asked(llm, p, max_new_tokens=60, temperature=1.0, seed=5, on_piece=lambda _: begun.set()) for p in prompts
+    ]
+    for one in asked:
+        one.to(engine)
+    assert begun.wait(60)
+    bad = Asked(llm, Tokens([1, *POISON])).to(engine)
+    assert isinstance(bad.end(), Failed)
+    assert [one.text() for one in asked] == expected
+
+
+def test_a_memorization_that_fails_is_refused_alone(llm, started, monkeypatch):
+    engine = started()
+    real = fastmem.serve.making.read
+
+    def read(trunk, ids, *rest):
+        if len(ids) > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(trunk, ids, *rest)
+
+    monkeypatch.setattr(fastmem.serve.making, "read", read)
+    bad = [Asked(llm, want=wish(llm, "x" * 80), method="fastmem").to(engine) for _ in range(2)]
+    good = Asked(llm, "q", wish(llm, "short"), "fastmem").to(engine)
+    for one in bad:
+        end = one.end()
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, ResourceError)
+    assert good.text() == offline(llm, "q", "short", "fastmem").text
+
+
+def test_a_loss_that_turns_nan_keeps_the_last_good_step(llm, started):
+    engine = started()
+    wild = Asked(llm, want=wish(llm, "wild", recipe=Recipe(learning_rate=10.0, steps=8)), method="fastmem").to(engine)
+    calm = Asked(llm, "q", wish(llm, "calm"), "fastmem").to(engine)
+    end = wild.end()
+    assert isinstance(end, Finished)
+    assert calm.text() == offline(llm, "q", "calm", "fastmem").text
+
+
+def test_a_damaged_file_is_made_again_by_who_has_the_document(llm, started, tmp_path):
+    first = started(None, tmp_path)
+    want = wish(llm, "kept")
+    record = Asked(llm, want=want, act=lambda memory: None, durable=True).to(first).end().memory
+    first.close()
+    path = tmp_path / f"{want.key}.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    second = started(None, tmp_path)
+    named = wish(llm, "kept").__class__(want.key, "t", RECIPE)
+    end = Asked(llm, want=named, method="fastmem").to(second).end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, MemoryFileError)
+    again = Asked(llm, "q", want, "fastmem").to(second)
+    assert again.text() == offline(llm, "q", "kept", "fastmem").text
+    assert record["id"] == want.key
+    missing = Asked(llm, want=wish(llm, "z").__class__("mem-none", "t", RECIPE), method="fastmem").to(second).end()
+    assert isinstance(missing.error, InputError)
+
+
+def test_draining_finishes_what_runs_and_refuses_the_rest(llm, started):
+    engine = started(rows=1)
+    running = Asked(llm, max_new_tokens=100, on_piece=lambda _: begun.set())
+    begun = threading.Event()
+    running.to(engine)
+    assert begun.wait(60)
+    waiting = Asked(llm).to(engine)
+    engine.drain()
+    assert isinstance(waiting.end().error, DrainingError)
+    with pytest.raises(DrainingError):
+        Asked(llm).to(engine)
+    end = running.end()
+    assert isinstance(end, Finished)
+    assert len(end.token_ids) == 100
+    engine.close(timeout_seconds=60)
+    assert not engine.alive
+
+
+def test_a_bug_in_the_worker_fails_the_open_requests_and_no_later_one(llm, started, monkeypatch):
+    engine = started()
+    real, faults = engine._decode, [ZeroDivisionError()]
+
+    def decode():
+        if len(engine.rows) and faults:
+            raise faults.pop()
+        real()
+
+    monkeypatch.setattr(engine, "_decode", decode)
+    end = Asked(llm).to(engine).end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, ZeroDivisionError)
+    assert isinstance(Asked(llm).to(engine).end(), Finished)
+
+
+def test_something_done_with_a_memory(llm, started, tmp_path):
+    engine = started(None, tmp_path)
+    end = Asked(llm, want=wish(llm, "a"), act=lambda memory: len(memory.trace), durable=True).to(engine).end()
+    assert isinstance(end, Done)
+    assert end.result == 3
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1  # durable: on disk before it is answered

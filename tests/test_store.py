@@ -1,0 +1,186 @@
+"""Memories under budgets: least recently used first, never one that is held, bit-identical when read again."""
+
+import json
+
+import pytest
+import torch
+
+from fastmem.core.memory import Recipe
+from fastmem.errors import InputError, MemoryFileError
+from fastmem.serve.store import Budget, Store
+from serving import RECIPE, make_llm, wish
+
+
+@pytest.fixture(scope="module")
+def llm():
+    return make_llm()
+
+
+@pytest.fixture(scope="module")
+def size(llm):
+    """Bytes of one memory; in float32 it is the same in RAM and on the device."""
+    return llm.memorize("x", RECIPE).size_bytes
+
+
+def made(store, llm, text, **kwargs):
+    """A memory of `text`, made, saved and released."""
+    want = wish(llm, text, **kwargs)
+    entry = store.hold(want)
+    assert entry is not None
+    if not entry.made:
+        store.put(entry, llm.memorize(want.tokens, want.recipe))
+        if store.folder:
+            store.save(entry)
+    elif entry.loading:
+        store.load(entry)
+    store.ready(entry)
+    store.release(entry)
+    return entry
+
+
+def test_the_least_recently_used_leaves_ram(llm, size):
+    store = Store(llm, Budget(ram_bytes=2 * size))
+    a, b = made(store, llm, "a"), made(store, llm, "b")
+    made(store, llm, "a")
+    made(store, llm, "c")
+    assert (a.memory is not None, b.memory is not None) == (True, False)
+    assert store.find("t", b.wish.key) is None  # without a folder, leaving RAM is the end
+    assert store.totals()["ram"] == (2, 2 * size)
+
+
+def test_what_leaves_ram_comes_back_from_disk_to_the_bit(llm, size, tmp_path):
+    store = Store(llm, Budget(ram_bytes=size), tmp_path)
+    a = made(store, llm, "a")
+    before = {name: t.clone() for name, t in a.memory.tensors.items()}
+    made(store, llm, "b")
+    assert a.memory is None
+    assert store.find("t", a.wish.key) is a
+    made(store, llm, "a")
+    assert all(torch.equal(before[name], t) for name, t in a.memory.tensors.items())
+    assert any(t.any() for t in before.values())
+
+
+def test_a_held_memory_is_never_evicted(llm, size):
+    store = Store(llm, Budget(ram_bytes=size))
+    a = made(store, llm, "a")
+    assert store.hold(a.wish) is a
+    assert store.hold(wish(llm, "b")) is None
+    assert a.memory is not None
+    store.release(a)
+    assert store.hold(wish(llm, "b")) is not None
+    assert a.memory is None
+
+
+def test_a_memory_not_written_yet_is_not_evicted(llm, size, tmp_path):
+    store = Store(llm, Budget(ram_bytes=size), tmp_path)
+    want = wish(llm, "a")
+    entry = store.hold(want)
+    store.put(entry, llm.memorize(want.tokens, RECIPE))
+    store.release(entry)
+    assert store.hold(wish(llm, "b")) is None
+    store.save(entry)
+    assert store.hold(wish(llm, "b")) is not None
+
+
+def test_the_device_holds_less_than_ram(llm, size):
+    store = Store(llm, Budget(device_bytes=size, ram_bytes=3 * size))
+    a, b = made(store, llm, "a"), made(store, llm, "b")
+    assert (a.on_device, b.on_device) == (False, True)
+    assert a.memory is not None
+    assert store.totals()["device"] == (1, size)
+
+
+def test_the_disk_has_a_budget(llm, tmp_path):
+    store = Store(llm, folder=tmp_path)
+    made(store, llm, "a")
+    one = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    store = Store(llm, Budget(disk_bytes=2 * one), tmp_path)
+    for text in "bcd":
+        made(store, llm, text)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    assert len(list(tmp_path.glob("*.json"))) == 2
+    assert store.totals()["disk"][0] == 2
+
+
+def test_a_new_store_finds_what_an_earlier_one_wrote(llm, tmp_path):
+    first = Store(llm, folder=tmp_path)
+    a = made(first, llm, "a", name="alpha")
+    made(first, llm, "b", tenant="other")
+    second = Store(llm, folder=tmp_path)
+    found = second.find("t", "alpha")
+    assert found is not None
+    assert found.record == a.record
+    assert [e.wish.key for e in second.of("t")] == [a.wish.key]
+    held = second.hold(found.wish)
+    second.load(held)
+    assert all(torch.equal(t, a.memory.tensors[name]) for name, t in held.memory.tensors.items())
+
+
+def test_unfinished_and_damaged_records_are_passed_over(llm, tmp_path):
+    store = Store(llm, folder=tmp_path)
+    a, b, c = (made(store, llm, text) for text in "abc")
+    a.path.with_suffix(".json").unlink()  # killed between the memory and its record
+    b.path.with_suffix(".json").write_text("{half")
+    c.path.unlink()
+    (tmp_path / "mem-x.json").write_text(json.dumps({"version": 99}))
+    assert Store(llm, folder=tmp_path).of("t") == []
+
+
+def test_memories_of_another_base_are_left_alone(llm, tmp_path):
+    made(Store(llm, folder=tmp_path), llm, "a")
+    from families import build
+    from fastmem import FastMem
+
+    other = FastMem(build("llama", seed=7), llm.tokenizer, recipe=RECIPE)
+    assert Store(other, folder=tmp_path).of("t") == []
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def test_a_damaged_file_is_refused_and_forgotten(llm, size, tmp_path):
+    store = Store(llm, Budget(ram_bytes=size), tmp_path)
+    a = made(store, llm, "a")
+    made(store, llm, "b")
+    a.path.write_bytes(a.path.read_bytes()[:-7])
+    entry = store.hold(a.wish)
+    with pytest.raises(MemoryFileError):
+        store.load(entry)
+    assert store.find("t", a.wish.key) is None
+    assert list(tmp_path.glob(f"{a.wish.key}*")) == []
+
+
+def test_deleting_while_held_and_while_saving(llm, tmp_path):
+    store = Store(llm, folder=tmp_path)
+    want = wish(llm, "a")
+    entry = store.hold(want)
+    store.put(entry, llm.memorize(want.tokens, RECIPE))
+    store.delete(entry)
+    store.save(entry)
+    assert list(tmp_path.iterdir()) == []
+    assert entry.memory is not None  # who holds it still has it
+    assert store.of("t") == []
+
+
+def test_budgets_too_small_are_refused(llm, size):
+    with pytest.raises(InputError, match=r"the store may hold 10 \(--ram-bytes\)"):
+        Store(llm, Budget(ram_bytes=10))
+    store = Store(llm, Budget(ram_bytes=size))
+    with pytest.raises(InputError, match="tune fewer layers"):
+        store.hold(wish(llm, "a", recipe=Recipe(layers=(-1, -2))))
+
+
+def test_low_rank_memories_count_what_they_take(llm, size):
+    recipe = Recipe(learning_rate=1e-2, steps=1, parametrization="lora", rank=2)
+    store = Store(llm)
+    entry = store.hold(wish(llm, "a", recipe=recipe))
+    assert entry.ram_bytes == llm.memorize("a", recipe).size_bytes < size
+
+
+def test_names_are_the_tenants_own(llm):
+    store = Store(llm)
+    a, b = made(store, llm, "a", name="n"), made(store, llm, "b")
+    made(store, llm, "a", tenant="other", name="n")
+    with pytest.raises(InputError, match="belongs to memory"):
+        store.rename(b, "n")
+    assert store.find("t", "n") is a
+    assert store.find("nobody", "n") is None
+    assert store.find("nobody", a.wish.key) is None
