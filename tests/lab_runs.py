@@ -1,21 +1,25 @@
 """A run that is small enough to be killed and repeated: a tiny random model, a few made-up questions.
 
-Also a program: `python lab_runs.py OUTPUT MODEL DATA` starts the run and kills it, again and again.
+Also a program: `python lab_runs.py run|search OUTPUT MODEL DATA` starts it and kills it, again and again.
 """
 
 import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from fastmem import FastMem, Recipe
 from fastmem.lab.experiment import Experiment
+from fastmem.lab.grid import Space
 from fastmem.lab.runner import run
+from fastmem.lab.search import search_grid
 from fastmem.lab.tasks import Data, load
 
 METHODS = ("base", "cad", "fastmem", "fastmem+adacd")
+SPACE = Space(Recipe(), (1e-2, 1e-1), (1, 3), (0.1, 1.0))
 UNREPEATABLE = ("seconds", "peak_bytes")  # what no two runs have in common
 
 
@@ -63,15 +67,34 @@ def kill_after(rows: int, output: Path, llm: FastMem, data: Data) -> None:
         os._exit(0)
     ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
     while lines(output) < rows and os.waitid(os.P_PID, process, ended) is None:
-        pass
+        time.sleep(0.001)
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
 
 
+def search_in_two(output: Path, llm: FastMem, data: Data) -> None:
+    """Two processes on one search; one is killed as soon as an example is finished, the other goes on alone."""
+    first, second = os.fork(), 0
+    if first:
+        second = os.fork()
+    if not first or not second:
+        search_grid(llm, SPACE, data, output, max_new_tokens=4)
+        os._exit(0)
+    tried = output / "tried.jsonl"
+    while not (tried.exists() and tried.stat().st_size):
+        time.sleep(0.001)
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    assert os.waitpid(second, 0)[1] == 0
+
+
 if __name__ == "__main__":
     # One import of torch for all the deaths; nothing has made a thread before the forks.
-    folder, model, rows = map(Path, sys.argv[1:])
+    what, folder, model, rows = sys.argv[1], *map(Path, sys.argv[2:])
     loaded, asked = FastMem.from_pretrained(model), load("nq_swap", rows)
-    for count in (1, 3, 4, 7, 12, 13, 19):
-        kill_after(count, folder, loaded, asked)
-    print(lines(folder))
+    if what == "search":
+        search_in_two(folder, loaded, asked)
+    else:
+        for count in (1, 3, 4, 7, 12, 13, 19):
+            kill_after(count, folder, loaded, asked)
+        print(lines(folder))

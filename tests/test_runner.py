@@ -92,7 +92,7 @@ def test_killed_again_and_again_it_ends_with_the_same_rows(llama, tokenizer, tmp
     llama.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     data, output = write_questions(tmp_path / "rows.json"), tmp_path / "killed"
-    command = [sys.executable, lab_runs.__file__, str(output), str(tmp_path / "model"), str(data)]
+    command = [sys.executable, lab_runs.__file__, "run", str(output), str(tmp_path / "model"), str(data)]
     killed = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True
     )

@@ -153,7 +153,8 @@ class Answering:
         memories = [asked.made.memory if asked.made else None for asked in ready]
         prefixes = [asked.made.prefix if asked.made else None for asked in ready]
         options = self._options() | {"without_context": [asked.without for asked in ready], "prefix": prefixes}
-        return self.llm.generate([asked.prompt for asked in ready], memories, method_name(method), **options)
+        prompts_of: list[Any] = [asked.prompt for asked in ready]
+        return self.llm.generate(prompts_of, memories, method_name(method), **options)
 
     def _options(self) -> Record:
         e = self.experiment

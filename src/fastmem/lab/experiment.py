@@ -83,7 +83,6 @@ def by_context(examples: Iterable[Example]) -> tuple[Example, ...]:
 
 def identity(experiment: Experiment, data: Data, examples: Sequence[Example], llm: FastMem) -> dict[str, Any]:
     """All that decides the rows of a run, methods left out: rows of several methods stand side by side."""
-    base = llm.base()
     return {
         "format": FORMAT,
         "task": experiment.task,
@@ -93,7 +92,7 @@ def identity(experiment: Experiment, data: Data, examples: Sequence[Example], ll
             "examples": len(examples),
             "digest": _digest(examples),
         },
-        "model": {"family": base.family, "digest": base.digest[:16], "dtype": str(llm.trunk.dtype)},
+        "model": identity_of_model(llm),
         "recipe": recipe_values(experiment.recipe),
         "decoding": {
             "alpha": experiment.alpha,
@@ -102,6 +101,12 @@ def identity(experiment: Experiment, data: Data, examples: Sequence[Example], ll
         },
         "seed": experiment.seed,
     }
+
+
+def identity_of_model(llm: FastMem) -> dict[str, str]:
+    """Family, weights and type; its name or folder may change."""
+    base = llm.base()
+    return {"family": base.family, "digest": base.digest[:16], "dtype": str(llm.trunk.dtype)}
 
 
 def claim(folder: Path, identity: dict[str, Any], llm: FastMem, examples: Sequence[Example]) -> None:

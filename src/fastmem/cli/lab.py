@@ -1,0 +1,289 @@
+"""`fastmem eval`, `report`, `search`, `paper`, `lm-eval`: the experiments."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+
+from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
+from fastmem.cli.output import Status, emit, say
+from fastmem.errors import InputError, one_of
+
+if TYPE_CHECKING:
+    from fastmem.lab.metrics import Scorers
+    from fastmem.lab.runner import Progress
+    from fastmem.lab.tasks import Data
+
+DEFAULT_METHODS = "base,cad,dola,fastmem,fastmem+cd,fastmem+dola"
+_SAY_EVERY_SECONDS = 30  # where nobody sees a status line
+
+
+@dataclass(frozen=True)
+class DataFlags:
+    """Which rows."""
+
+    heading: ClassVar[str] = "Data"
+
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="FILE", help="A local file or folder (parquet, json, jsonl, csv); else the hub."
+        ),
+    ] = None
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Another split than the reported one.")] = None
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N examples.")] = None
+    strip_markup: Annotated[bool, typer.Option("--strip-markup", help="Take <P>-style tags out of passages.")] = False
+
+    def load(self, task: str, split: str | None = None) -> "Data":
+        """The examples. split: taken where none is given."""
+        from fastmem.lab.tasks import load
+
+        return load(task, self.data, split=self.split or split, limit=self.limit, strip_markup=self.strip_markup)
+
+
+@dataclass(frozen=True)
+class ScorerFlags:
+    """Models that score summaries."""
+
+    heading: ClassVar[str] = "Summary scores"
+
+    bertscore: Annotated[
+        str | None, typer.Option(metavar="ID", help="Encoder of BERTScore, or none; roberta-large.")
+    ] = None
+    bertscore_layer: Annotated[int | None, typer.Option(metavar="N", help="Its layer; 17.")] = None
+    factkb: Annotated[str | None, typer.Option(metavar="ID", help="FactKB's model, or none; bunsenfeng/FactKB.")] = (
+        None
+    )
+    factkb_tokenizer: Annotated[str | None, typer.Option(metavar="ID", help="FactKB's tokenizer; roberta-base.")] = (
+        None
+    )
+    hhem: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Also HHEM-2.1: vectara/hallucination_evaluation_model (runs its code)."),
+    ] = None
+
+    def scorers(self, device: str) -> "Scorers":
+        """The record that scoring takes; "none" leaves a score out."""
+        from fastmem.lab.metrics import Scorers
+
+        names = ("bertscore", "bertscore_layer", "factkb", "factkb_tokenizer", "hhem")
+        given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given = {name: None if value == "none" else value for name, value in given.items()}
+        return Scorers(**given, device=device)
+
+
+@with_flags
+def evaluate(
+    model: ModelFlags,
+    recipe: RecipeFlags,
+    data: DataFlags,
+    scorers: ScorerFlags,
+    output: OutputFlags,
+    task: Annotated[str, typer.Option("--task", metavar="NAME", help="nq_swap, memotrap, xsum, world_swap, ...")],
+    output_dir: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where rows and summary go.")],
+    methods: Annotated[
+        str, typer.Option(metavar="M,M", help="Methods with commas between; one-shot is one, too.")
+    ] = DEFAULT_METHODS,
+    alpha: Annotated[float | None, typer.Option(metavar="X", help="Strength of a contrast; 0.5.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer; the task's.")] = None,
+    max_context_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Cut longer documents; the paper's limit is 7500.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples answered side by side.")] = 16,
+    seed: Annotated[int, typer.Option(metavar="N", help="Recorded; nothing is drawn.")] = 0,
+    part: Annotated[
+        str, typer.Option(metavar="PART", help="all; held-out: what search left alone; searched: the other half.")
+    ] = "all",
+) -> None:
+    """Answer every example of a task with every method, and print the table.
+
+    Every row is written as it is made. Stopped at any instant, the same command goes on where it was.
+
+    \b
+    Examples:
+      fastmem eval --task world_swap --methods base,fastmem --limit 100 --output runs/world
+      fastmem eval --task nq_swap --model meta-llama/Meta-Llama-3-8B-Instruct --output runs/nq_swap
+      fastmem eval --task nq_swap --data nq_swap.json --recipe recipe.json --output runs/tuned
+    """
+    recipe.check()
+    from fastmem.core.memory import Recipe
+    from fastmem.lab.experiment import Experiment
+    from fastmem.lab.report import load_results, tables
+    from fastmem.lab.runner import run
+    from fastmem.lab.search import PARTS, part_of
+
+    one_of(part, PARTS, "part (--part)")
+
+    def experiment(made: Recipe, device: str) -> Experiment:
+        return Experiment(
+            task,
+            names(methods),
+            made,
+            alpha=0.5 if alpha is None else alpha,
+            max_new_tokens=max_new_tokens,
+            max_context_tokens=max_context_tokens,
+            batch_size=batch_size,
+            seed=seed,
+            scorers=scorers.scorers(device),
+        )
+
+    experiment(recipe.make(Recipe()), "cpu")  # refuses before anything is loaded
+    with Status(quiet=output.quiet) as status:
+        status("loading data ...")
+        rows = part_of(data.load(task), part)  # type: ignore[arg-type]
+        status(f"loading {model.model or 'the embedded model'} ...")
+        llm = model.load()
+        planned = experiment(recipe.make(llm.recipe), str(llm.trunk.device))
+        summary = run(llm, planned, rows, output_dir, Telling(status, output.quiet))
+    if output.json:
+        emit(summary)
+    else:
+        print(tables([load_results(output_dir)]), end="")
+
+
+@with_flags
+def report(
+    output: OutputFlags,
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of eval or search.")],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="The page; report.html in the first folder.")
+    ] = None,
+) -> None:
+    """Regrade finished rows, print the tables and write one HTML page. Needs no model.
+
+    \b
+    Examples:
+      fastmem report runs/nq_swap
+      fastmem report runs/nq runs/nq_swap --html report.html
+    """
+    from fastmem.lab import records
+    from fastmem.lab.report import load_results, page, tables
+    from fastmem.lab.report.landscape import SEARCH, landscape, search_table
+
+    searches = [folder for folder in folders if (folder / SEARCH).exists()]
+    results = [load_results(folder) for folder in folders if folder not in searches]
+    target = html or folders[0] / "report.html"
+    records.write_text(target, page(results, [landscape(folder) for folder in searches]))
+    if output.json:
+        means = {r.name: {m: {s: r.mean(m, s).value for s in _scores(r)} for m in r.rows} for r in results}
+        emit({"html": str(target), "means": means})
+        return
+    print(tables(results) + "".join(search_table(folder) for folder in searches), end="")
+    say(f"page: {target}")
+
+
+@with_flags
+def search(
+    model: ModelFlags,
+    data: DataFlags,
+    output: OutputFlags,
+    task: Annotated[str, typer.Option("--task", metavar="NAME", help="nq_swap, world_swap, ...")],
+    output_dir: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the recipe and all points go.")],
+    sampler: Annotated[str, typer.Option(metavar="NAME", help="grid: every point; tpe: Optuna.")] = "grid",
+    trials: Annotated[int, typer.Option(metavar="N", help="tpe: points in all.")] = 40,
+    rates: Annotated[str, typer.Option(metavar="X,X", help="Rates; the paper's.")] = "1e-6,3e-6,1e-5,3e-5",
+    steps: Annotated[str, typer.Option(metavar="N,N", help="Numbers of steps; the paper's.")] = "10,20,50",
+    kls: Annotated[str, typer.Option(metavar="X,X", help="KL weights; the paper's.")] = "0.01,0.03,0.1,0.3,1",
+    layers: Annotated[str, typer.Option(metavar="N,N/N", help="Sets of layers, / between: -1/-2,-1.")] = "-1",
+    alphas: Annotated[str, typer.Option(metavar="X,X", help="0 is fastmem, above it fastmem+cd.")] = "0",
+    placement: Annotated[str | None, typer.Option(metavar="WHERE", help="As in a recipe.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer; the task's.")] = None,
+    on_test: Annotated[bool, typer.Option("--on-test", help="Search the rows that are reported, too.")] = False,
+) -> None:
+    """Look for the best recipe on one half of the questions, and write it to a file.
+
+    The other half is left for `eval --part held-out`. Several processes may share one --output; stopped, the same
+    command goes on.
+
+    \b
+    Examples:
+      fastmem search --task world_swap --rates 1e-4,3e-4,1e-3,3e-3 --limit 50 --output runs/search
+      fastmem search --task nq_swap --model ID --sampler tpe --trials 40 --output runs/tpe
+      fastmem eval --task nq_swap --model ID --part held-out --recipe runs/tpe/recipe.json --output runs/tuned
+    """
+    from fastmem.lab.grid import Space
+    from fastmem.lab.report.landscape import search_table
+    from fastmem.lab.search import search_grid, search_tpe, searchable
+    from fastmem.prompts import PLACEMENTS
+
+    one_of(sampler, ("grid", "tpe"), "sampler (--sampler)")
+    if placement is not None:
+        one_of(placement, PLACEMENTS, "placement (--placement)")
+    rows = searchable(data.load(task, "dev" if task.startswith("world") else None), on_test)
+    with Status(quiet=output.quiet) as status:
+        status(f"loading {model.model or 'the embedded model'} ...")
+        llm = model.load()
+        space = Space(
+            replace(llm.recipe, placement=placement or llm.recipe.placement),
+            numbers("--rates", rates),
+            tuple(int(n) for n in numbers("--steps", steps)),
+            numbers("--kls", kls),
+            tuple(tuple(int(n) for n in numbers("--layers", part)) for part in layers.split("/")),
+            numbers("--alphas", alphas),
+        )
+
+        def tell(progress: Any) -> None:
+            what = "examples" if sampler == "grid" else "trials"
+            status(f"{progress.done} of {progress.total} {what}, {duration(progress.seconds)}")
+
+        if sampler == "grid":
+            found = search_grid(llm, space, rows, output_dir, max_new_tokens, tell)
+        else:
+            found = search_tpe(llm, space, rows, output_dir, trials, max_new_tokens, tell)
+    if output.json:
+        emit({"best": found["best"], "points": len(found["points"]), "recipe": str(output_dir / "recipe.json")})
+        return
+    print(search_table(output_dir), end="")
+    alpha = f" --methods base,fastmem+cd --alpha {found['best']['alpha']:g}" if found["best"]["alpha"] else ""
+    say(f"recipe: {output_dir / 'recipe.json'}; report it with: eval --part held-out --recipe FILE{alpha}")
+
+
+def numbers(flag: str, given: str) -> tuple[float, ...]:
+    """`1,2.5` as numbers. Errors: `InputError` naming the flag."""
+    try:
+        return tuple(float(part) for part in given.split(","))
+    except ValueError as error:
+        raise InputError(f"{flag} is {given!r}: give numbers with commas between.") from error
+
+
+def names(given: str) -> tuple[str, ...]:
+    """`base,cad` as names."""
+    return tuple(name.strip() for name in given.split(",") if name.strip())
+
+
+class Telling:
+    """Progress for people: a status line on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, status: Status, quiet: bool, what: str = ""):
+        self.status, self.quiet, self.what = status, quiet, what
+        self._said = time.monotonic()
+
+    def __call__(self, progress: "Progress") -> None:
+        text = f"{self.what}{progress.rows} of {progress.total} rows"
+        if progress.errors:
+            text += f", {progress.errors} errors"
+        text += f", {duration(progress.seconds)}"
+        if progress.rows < progress.total:
+            left = progress.seconds_left
+            text += ", time left not yet measured" if left is None else f", about {duration(left)} left"
+        if self.status.shown:
+            self.status(text)
+        elif not self.quiet and time.monotonic() - self._said >= _SAY_EVERY_SECONDS:
+            self._said = time.monotonic()
+            say(text)
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _scores(results: Any) -> Sequence[str]:
+    from fastmem.lab import grading
+
+    return list(grading.columns(results.kind))

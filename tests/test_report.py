@@ -1,0 +1,125 @@
+"""Reports: raw texts graded anew without torch, the paper's figures where they belong, one page that needs nothing."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastmem import FastMem, Recipe
+from fastmem.errors import RunError
+from fastmem.lab import records
+from fastmem.lab.report import load_results, page, tables
+from fastmem.lab.report.published import FIGURES, paper_model, published
+from fastmem.lab.runner import run
+from lab_runs import experiment, questions
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory) -> Path:
+    """A finished run of which the report must not depend on anything but its files."""
+    from families import build
+
+    place = tmp_path_factory.mktemp("report")
+    recipe = Recipe(learning_rate=0.1, steps=4)
+    llm = FastMem(build("llama"), tokenizer)
+    run(llm, experiment(("base", "fastmem", "cad"), recipe=recipe), questions(place), place / "run")
+    return place / "run"
+
+
+@pytest.fixture
+def answered(folder, tmp_path) -> Path:
+    """A copy whose base is wrong and whose fastmem is right on every second row."""
+    target = tmp_path / "edited"
+    target.mkdir()
+    for name in (records.RUN, records.EXAMPLES, records.SUMMARY):
+        (target / name).write_text((folder / name).read_text())
+    golds = {e.id: e.answers[0] for e in records.read_examples(folder)}
+    lines = []
+    for i, row in enumerate(records.read_rows(folder)):
+        right = row["method"] == "fastmem" and i % 2
+        row["text"] = f"The answer is: {golds[row['id']]}" if right else "The answer is: <b>nobody</b>"
+        if row["method"] == "fastmem":
+            row["moved"] = [["The", -0.1, -0.05], [" answer", -3.0, -0.1]]
+        lines.append(json.dumps(row) + "\n")
+    (target / records.ROWS).write_text("".join(lines))
+    return target
+
+
+def test_rows_are_graded_anew_from_their_raw_text(answered):
+    results = load_results(answered)
+    assert results.mean("base", "paper_correct").value == 0
+    assert results.mean("fastmem", "paper_correct").value == 0.5
+    found = results.against_base("fastmem", "paper_correct")
+    assert (found.only_first, found.only_second, found.test) == (0, 3, "mcnemar")
+    assert re.search(r"\| fastmem +\| \+0\.500 \[", tables([results]))
+
+
+def test_an_error_stays_in_the_denominator(answered):
+    rows = records.read_rows(answered)
+    rows[0] |= {"error": "RuntimeError: broke", "text": ""}
+    (answered / records.ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = load_results(answered)
+    method = rows[0]["method"]
+    assert results.mean(method, "paper_correct").n == 6
+    assert f"- {method}: 1 errors, counted as wrong; the first: RuntimeError: broke" in tables([results])
+
+
+def test_an_unfinished_run_says_so(answered):
+    rows = (answered / records.ROWS).read_text().splitlines(keepends=True)
+    (answered / records.ROWS).write_text("".join(rows[:-2]))
+    assert "Not finished: 2 rows are missing; start the same `fastmem eval` again." in tables([load_results(answered)])
+
+
+def test_regrading_loads_no_model_and_no_torch(folder):
+    program = (
+        "import sys; from pathlib import Path; from fastmem.lab.report import *; "
+        f"r = load_results(Path({str(folder)!r})); tables([r]); page([r]); "
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy'"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_page_needs_nothing_but_itself(answered):
+    text = page([load_results(answered)])
+    assert not re.search(r'(?:src|href)="(?!#)', text)
+    assert not re.search(r"https?://", text)
+    assert "<script" not in text
+    assert "<b>nobody</b>" not in text  # what a model says is text, not markup
+    assert "&lt;b&gt;nobody&lt;/b&gt;" in text
+    for said in ("repaired 3", "cross entropy of the document", "KL to the untouched model", "0.050 → 0.905"):
+        assert said in text, said
+    assert text.count("<svg") >= 4
+    assert '<mark class="gold">' in text
+
+
+def test_the_papers_figures_stand_beside_its_models_only(answered):
+    assert paper_model("meta-llama/Meta-Llama-3-8B-Instruct") == "Llama-3-8B-Instruct"
+    assert paper_model("Llama-3-8B-Instruct") == "Llama-3-8B-Instruct"
+    assert paper_model("meta-llama/Llama-3.1-8B-Instruct") is None
+    assert paper_model("fastmem-tiny") is None
+    assert published("Qwen/Qwen1.5-7B-Chat", "nq_swap", "fastmem+cd", "paper_correct") == 0.752
+    assert published("Qwen/Qwen1.5-7B-Chat", "nq_swap", "cad", "paper_correct") is None
+    about = json.loads((answered / records.RUN).read_text())
+    about["model"]["name"] = "meta-llama/Meta-Llama-3-8B-Instruct"
+    (answered / records.RUN).write_text(json.dumps(about))
+    text = tables([load_results(answered)])
+    assert "in brackets what arXiv 2406.16069 publishes for Llama-3-8B-Instruct" in text
+    assert re.search(r"\| fastmem \| 0\.500 \[0\.\d{3}, 0\.\d{3}\] \(0\.715\) *\|", text)
+
+
+def test_published_figures_are_shares():
+    assert all(0 < value < 1 for figures in FIGURES.values() for value in figures.values())
+    assert {task for figures in FIGURES.values() for task, _, _ in figures} == {
+        "nq", "nq_swap", "memotrap", "hotpotqa", "cnndm", "xsum", "wikihow",
+    }  # fmt: skip
+
+
+def test_folders_that_hold_no_run(answered, tmp_path):
+    with pytest.raises(RunError, match=r"run.json does not exist: give a folder that `fastmem eval` wrote"):
+        load_results(tmp_path / "nowhere")
+    (answered / records.ROWS).write_text("")
+    with pytest.raises(RunError, match=r"holds no finished row yet: start its `fastmem eval` again"):
+        load_results(answered)

@@ -1,0 +1,106 @@
+"""A search ends with the same points in one process or several killed ones, and never touches what is reported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lab_runs
+from fastmem import FastMem, Recipe
+from fastmem.errors import InputError, RunError
+from fastmem.lab.grid import Space
+from fastmem.lab.report.landscape import landscape, search_table
+from fastmem.lab.search import best, part_of, search_grid, search_tpe, searchable
+from fastmem.lab.tasks import load
+from lab_runs import SPACE, questions, write_questions
+
+
+@pytest.fixture
+def llm(llama, tokenizer):
+    return FastMem(llama, tokenizer)
+
+
+def test_the_parts_are_cut_by_question(shared):
+    rows = shared / "models/nq-mini/nq_swap_dev_333.json"
+    searched, held_out = (part_of(load("nq_swap", rows), part) for part in ("searched", "held-out"))
+    assert len(searched.examples) + len(held_out.examples) == 333
+    assert 130 < len(searched.examples) < 203
+    assert not {e.group for e in searched.examples} & {e.group for e in held_out.examples}
+    agreeing = part_of(load("nq", rows), "searched")
+    assert [e.id for e in agreeing.examples] == [e.id for e in searched.examples]
+
+
+def test_a_split_that_is_reported_is_not_searched():
+    with pytest.raises(
+        InputError, match=r"test split is what is reported: search --split dev, or insist with --on-test"
+    ):
+        searchable(load("world_swap", split="test", limit=5), on_test=False)
+    dev, test = load("world_swap", split="dev", limit=5), load("world_swap", split="test", limit=5)
+    assert searchable(dev, on_test=False) == dev
+    assert searchable(test, on_test=True) == test
+
+
+def test_the_grid_keeps_every_point_and_the_best_recipe(llm, tmp_path):
+    found = search_grid(llm, SPACE, questions(tmp_path), tmp_path / "run", max_new_tokens=4)
+    assert len(found["points"]) == 8
+    assert all(point["n"] == 6 for point in found["points"])
+    assert found == json.loads((tmp_path / "run/search.json").read_text())
+    assert Recipe(**json.loads((tmp_path / "run/recipe.json").read_text())) in [p.recipe for p in SPACE.points]
+    assert "8 points on 6 examples" in search_table(tmp_path / "run")
+    assert landscape(tmp_path / "run").count("<svg") == 3  # two numbers of steps, and the order
+    again = search_grid(llm, SPACE, questions(tmp_path), tmp_path / "run", max_new_tokens=4)
+    assert again == found  # nothing was done twice
+    with pytest.raises(RunError, match=r"holds another search: its space differs. Give another --output"):
+        search_grid(llm, Space(Recipe()), questions(tmp_path), tmp_path / "run", max_new_tokens=4)
+
+
+def test_two_processes_of_which_one_is_killed(llama, tokenizer, tmp_path):
+    llama.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    data = write_questions(tmp_path / "rows.json")
+    command = [sys.executable, lab_runs.__file__, "search", str(tmp_path / "many"), str(tmp_path / "model"), str(data)]
+    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
+    model = FastMem.from_pretrained(tmp_path / "model")
+    one = search_grid(model, SPACE, load("nq_swap", data), tmp_path / "one", max_new_tokens=4)
+    many = json.loads((tmp_path / "many/search.json").read_text())
+    assert many["points"] == one["points"]
+    ids = [json.loads(line)["id"] for line in (tmp_path / "many/tried.jsonl").read_text().splitlines()]
+    assert sorted(ids) == sorted(e.id for e in load("nq_swap", data).examples)
+
+
+def test_tpe_goes_on_from_its_journal(llm, tmp_path):
+    pytest.importorskip("optuna", reason="TPE needs the extra fastmem[search]")
+    space = Space(Recipe(), (1e-3, 1e-1), (1, 3), (0.01, 1.0), alphas=(0.0, 1.0))
+    first = search_tpe(llm, space, questions(tmp_path, 2), tmp_path / "run", 2, max_new_tokens=3)
+    second = search_tpe(llm, space, questions(tmp_path, 2), tmp_path / "run", 4, max_new_tokens=3)
+    assert second["points"][:4] == first["points"]
+    assert len(second["points"]) == 8  # four trials, each with both numbers of steps
+    for point in second["points"]:
+        assert 1e-3 <= point["recipe"]["learning_rate"] <= 1e-1
+        assert 0 <= point["alpha"] <= 1
+    assert len({point["recipe"]["learning_rate"] for point in second["points"]}) == 4
+
+
+def test_among_equals_the_one_that_changes_least_wins():
+    def point(score, rate, steps, alpha=0.0):
+        return {"score": score, "recipe": {"learning_rate": rate, "steps": steps}, "alpha": alpha}
+
+    points = [point(0.5, 1e-3, 50), point(0.6, 1e-2, 20), point(0.6, 1e-3, 20, 0.5), point(0.6, 1e-3, 20)]
+    assert best(points) == points[3]
+
+
+def test_a_broken_example_counts_as_wrong_everywhere(llm, tmp_path, monkeypatch):
+    data = questions(tmp_path)
+    broken, whole = data.examples[0].context, llm.memory_tokens
+
+    def fails(context, *args):
+        if context == broken:
+            raise RuntimeError("tokenizer exploded")
+        return whole(context, *args)
+
+    monkeypatch.setattr(llm, "memory_tokens", fails)
+    found = search_grid(llm, SPACE, data, Path(tmp_path / "run"), max_new_tokens=4)
+    assert all((point["n"], point["errors"]) == (6, 2) for point in found["points"])
