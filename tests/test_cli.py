@@ -363,7 +363,7 @@ def test_env(fastmem: Runner) -> None:
 def test_version(fastmem: Runner) -> None:
     import fastmem as package
 
-    assert fastmem("version").out == f"{package.__version__}\n"
+    assert fastmem("version").out == fastmem("--version").out == f"{package.__version__}\n"
 
 
 def test_the_page_of_the_command_line_is_fresh() -> None:

@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; its exit code: 0, 2 refused with a reason, 130 interrupted, 1 a bug of ours."""
-    arguments = list(arguments) or ["--help"]
+    arguments = ["version"] if list(arguments) == ["--version"] else list(arguments) or ["--help"]
     debug = "--debug" in arguments
     with output.notices(quiet="--quiet" in arguments or "-q" in arguments, debug=debug):
         try:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ class Status:
 
     def __call__(self, text: str) -> None:
         if self.shown:
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            fitting = text[: shutil.get_terminal_size().columns - 1]  # a line that wraps cannot be taken back
+            print(f"\r\x1b[K{fitting}", end="", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Status":
         return self
