@@ -14,7 +14,7 @@ import pytest
 
 from serving import PATIENCE_SECONDS, eventually, make_llm
 
-BODY = {"messages": [{"role": "user", "content": "Tell me."}], "max_tokens": 400, "stream": True}
+BODY = {"messages": [{"role": "user", "content": "Tell me."}], "max_tokens": 4000, "stream": True}  # seconds
 
 
 class Process:
@@ -53,9 +53,10 @@ class Process:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model folder as `save_pretrained` writes it."""
+    """A model folder as `save_pretrained` writes it, with room for answers that take a while."""
     path = tmp_path_factory.mktemp("tiny")
     llm = make_llm()
+    llm.model.config.max_position_embeddings = 20_000
     llm.model.save_pretrained(path)
     llm.tokenizer.save_pretrained(path)
     return path
@@ -79,7 +80,7 @@ def start(folder):
 
 
 def test_leaving_mid_stream_frees_the_row_and_sigterm_lets_what_runs_end(start):
-    server = start("--rows", "1")
+    server = start("--rows", "1", "--max-tokens", "4000")
     url = f"{server.url}/v1/chat/completions"
     with httpx2.stream("POST", url, json=BODY | {"model": "tiny"}, timeout=PATIENCE_SECONDS) as leaving:
         next(leaving.iter_lines())

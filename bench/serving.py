@@ -1,0 +1,332 @@
+"""What the server does under load, and after it is killed: every answer against the one computed without a server.
+
+    python bench/serving.py base            the same load on the untouched model alone
+    python bench/serving.py mixed           methods mixed, the store's budget holding 5 of the 20 documents
+    python bench/serving.py kills           the same, the server killed (kill -9) and restarted twice
+
+50 clients in a closed loop, without pauses: each asks one of three questions about one of 20 documents of the embedded
+world, with a method drawn at random, half of them streaming; one in ten leaves before the end. Greedy, so that an
+answer is right when its digest is that of `FastMem.answer` for the same document, question and method; those are
+computed before the load begins. Ceiling: the model steps all running rows at once, so with R rows and t seconds a
+step no more than R / t tokens come out per second; the report states t.
+
+Human-readable lines go to standard error; the last line of standard output is one JSON object.
+"""
+
+import argparse
+import asyncio
+import collections
+import hashlib
+import json
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import httpx2
+import psutil
+
+from fastmem import FastMem, Memory
+from fastmem.tiny.world import examples
+
+METHODS = {
+    "base": ("base",),
+    "mixed": ("base", "fastmem", "cad", "dola", "fastmem+cd", "fastmem+cad", "fastmem+dola"),
+}
+MAX_TOKENS = 40
+KEY = "bench"
+
+
+def say(text: str) -> None:
+    """For people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing that may be asked: a document, a question about it, a method."""
+
+    document: str
+    question: str
+    method: str
+
+
+@dataclass
+class Tally:
+    """What came of the load. Times in seconds."""
+
+    answers: int = 0
+    right: int = 0
+    left_early: int = 0
+    tokens: int = 0
+    statuses: collections.Counter = field(default_factory=collections.Counter)
+    wrong: list = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+    cached: int = 0
+    read: int = 0
+    disconnected: int = 0
+    rss_mb: list[tuple[float, float]] = field(default_factory=list)
+
+
+def digest(text: str) -> str:
+    """SHA-256 of an answer's text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def pool(documents: int, methods: tuple[str, ...]) -> list[Question]:
+    """Every document with its own question and two of its neighbours' (which it does not answer)."""
+    rows = examples("world_swap", "dev", documents)
+    return [
+        Question(row.context, rows[(i + k) % len(rows)].question, method)
+        for i, row in enumerate(rows)
+        for k in (0, 1, 2)
+        for method in methods
+    ]
+
+
+def offline(llm: FastMem, questions: list[Question]) -> dict[Question, str]:
+    """Digest of the right answer to each, one by one, without a server."""
+    memories: dict[str, Memory] = {}
+    found = {}
+    for one in questions:
+        memory = None
+        if one.method.startswith("fastmem"):
+            memory = memories.get(one.document) or memories.setdefault(one.document, llm.memorize(one.document))
+        answer = llm.answer(one.question, one.document, one.method, memory=memory, max_new_tokens=MAX_TOKENS)
+        found[one] = digest(answer.text)
+    return found
+
+
+class Server:
+    """`fastmem serve` as a process of its own."""
+
+    def __init__(self, model: str | None, folder: Path, memory_bytes: int):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.command = [sys.executable, "-m", "fastmem.cli", "serve", "--port", str(self.port), "--store", str(folder)]
+        self.command += ["--ram-bytes", str(5 * memory_bytes), "--device-bytes", str(5 * memory_bytes)]
+        self.command += ["--template", "question", "--name", "bench", "--prefix-bytes", str(64 * 2**20)]
+        self.command += ["--model", model] if model else []
+        self.start()
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        self.process = subprocess.Popen(self.command, stderr=subprocess.DEVNULL)
+        while True:
+            try:
+                if httpx2.get(f"{self.url}/health", timeout=5).status_code == 200:
+                    return
+            except httpx2.TransportError:
+                time.sleep(0.05)
+            if self.process.poll() is not None:
+                raise SystemExit("the server ended at its start")
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    def rss_mb(self) -> float:
+        """Resident memory, in units of 10^6 bytes."""
+        return psutil.Process(self.process.pid).memory_info().rss / 1e6
+
+    def listed(self) -> set[str]:
+        """Ids of the stored memories."""
+        headers = {"authorization": f"Bearer {KEY}"}
+        found = httpx2.get(f"{self.url}/v1/memories", headers=headers, timeout=60).json()["data"]
+        return {memory["id"] for memory in found}
+
+
+async def client(
+    number: int, server: Server, questions: list[Question], right: dict[Question, str], tally: Tally, until: float
+) -> None:
+    """One client: ask, check, ask again."""
+    draw = random.Random(number)
+    headers = {"authorization": f"Bearer {KEY}"}
+    async with httpx2.AsyncClient(base_url=server.url, headers=headers, timeout=120) as http:
+        while time.monotonic() < until:
+            one = draw.choice(questions)
+            stream, leave = draw.random() < 0.5, draw.random() < 0.1
+            body = {
+                "model": "bench",
+                "messages": [{"role": "user", "content": one.question}],
+                "documents": [{"text": one.document}],
+                "max_tokens": MAX_TOKENS,
+                "stream": stream or leave,
+                "fastmem": {"method": one.method},
+            }
+            body |= {"stream_options": {"include_usage": True}} if body["stream"] else {}
+            try:
+                await ask(http, body, one, right[one], leave, tally)
+            except httpx2.TransportError:  # counted; only the runs with kills may have any
+                tally.disconnected += 1
+                await asyncio.sleep(0.2)
+
+
+async def ask(http: httpx2.AsyncClient, body: dict, one: Question, expected: str, leave: bool, tally: Tally) -> None:
+    """One request, checked and counted."""
+    started, first, texts, usage = time.perf_counter(), None, [], None
+    if body["stream"]:
+        async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            tally.statuses[answer.status_code] += 1
+            if answer.status_code != 200:
+                return
+            async for line in answer.aiter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                chunk = json.loads(line[6:])
+                usage = chunk.get("usage") or usage
+                for choice in chunk.get("choices", ()):
+                    first = first or time.perf_counter()
+                    texts.append(choice["delta"].get("content") or "")
+                if leave:
+                    tally.left_early += 1
+                    return
+    else:
+        answer = await http.post("/v1/chat/completions", json=body)
+        tally.statuses[answer.status_code] += 1
+        if answer.status_code != 200:
+            return
+        found = answer.json()
+        usage = found["usage"]
+        texts.append(found["choices"][0]["message"]["content"])
+    if usage is None:  # a stream that broke off: the server was killed
+        raise httpx2.ReadError("the stream ended before its usage")
+    tally.answers += 1
+    tally.whole.append(time.perf_counter() - started)
+    if first is not None:
+        tally.first.append(first - started)
+    tally.tokens += usage["completion_tokens"]
+    tally.cached += usage["prompt_tokens_details"]["cached_tokens"]
+    tally.read += usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+    if digest("".join(texts)) == expected:
+        tally.right += 1
+    else:
+        tally.wrong.append({**asdict(one), "answer": "".join(texts)})
+
+
+async def watch(server: Server, tally: Tally, started: float, until: float) -> None:
+    """The process's resident memory, every second."""
+    while time.monotonic() < until:
+        if server.process.poll() is None:
+            tally.rss_mb.append((time.monotonic() - started, server.rss_mb()))
+        await asyncio.sleep(1)
+
+
+async def kill_twice(server: Server, started: float, seconds: float, checks: list[dict]) -> None:
+    """kill -9 after a third and after two thirds; what was stored before must be there after, and whole."""
+    for third in (1, 2):
+        await asyncio.sleep(max(started + seconds * third / 3 - time.monotonic(), 0))
+        before = await asyncio.to_thread(server.listed)
+        server.kill()
+        restart = time.monotonic()
+        await asyncio.to_thread(server.start)
+        after = await asyncio.to_thread(server.listed)
+        checks.append({"before": len(before), "missing": len(before - after), "down_s": time.monotonic() - restart})
+
+
+async def load(server: Server, questions: list, right: dict, clients: int, seconds: float, kills: bool) -> tuple:
+    """Run the clients; (tally, what the restarts found, seconds it took)."""
+    tally, checks, started = Tally(), [], time.monotonic()
+    until = started + seconds
+    tasks = [client(i, server, questions, right, tally, until) for i in range(clients)]
+    tasks.append(watch(server, tally, started, until))
+    if kills:
+        tasks.append(kill_twice(server, started, seconds, checks))
+    await asyncio.gather(*tasks)
+    return tally, checks, time.monotonic() - started
+
+
+def percentile(values: list[float], q: float) -> float:
+    """Of unsorted values; 0 where there are none."""
+    return statistics.quantiles(values, n=100, method="inclusive")[round(q) - 1] if len(values) > 1 else 0.0
+
+
+def verified(folder: Path, llm: FastMem) -> tuple[int, int]:
+    """(files that load for this model, files)."""
+    paths, good = sorted(folder.glob("*.safetensors")), 0
+    for path in paths:
+        Memory.load(path, model=llm)  # raises where it is damaged
+        good += 1
+    return good, len(paths)
+
+
+def metric(server: Server, name: str) -> float:
+    """The sum of a metric's samples."""
+    text = httpx2.get(f"{server.url}/metrics", timeout=60).text
+    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("phase", choices=("base", "mixed", "kills"))
+    parser.add_argument("--model", help="folder or hub id; the embedded model if left out")
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--documents", type=int, default=20)
+    options = parser.parse_args()
+    llm = FastMem.from_pretrained(options.model)
+    questions = pool(options.documents, METHODS["base" if options.phase == "base" else "mixed"])
+    say(f"computing {len(questions)} answers without a server ...")
+    right = offline(llm, questions)
+    memory_bytes = llm.memorize(questions[0].document).size_bytes
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        server = Server(options.model, folder, memory_bytes)
+        try:
+            say(f"{options.clients} clients for {options.seconds:g} s ...")
+            running = load(server, questions, right, options.clients, options.seconds, options.phase == "kills")
+            tally, checks, took = asyncio.run(running)
+            step_seconds = metric(server, "fastmem_step_seconds_sum") / max(
+                metric(server, "fastmem_step_seconds_count"), 1
+            )
+            evictions, memorized = (
+                metric(server, "fastmem_evictions_total"),
+                metric(server, "fastmem_memorize_seconds_count"),
+            )
+            memorize_seconds = metric(server, "fastmem_memorize_seconds_sum") / max(memorized, 1)
+        finally:
+            server.process.terminate()
+            server.process.wait()
+        good, stored = verified(folder, llm)
+    after_a_minute = [rss for at, rss in tally.rss_mb if at >= min(60, options.seconds / 5)]
+    result = {
+        "phase": options.phase,
+        "seconds": round(took, 1),
+        "clients": options.clients,
+        "answers": tally.answers,
+        "right": tally.right,
+        "wrong": tally.wrong[:5],
+        "left_early": tally.left_early,
+        "disconnected": tally.disconnected,
+        "statuses": {str(k): v for k, v in tally.statuses.items()},
+        "first_token_s": {"p50": round(percentile(tally.first, 50), 3), "p95": round(percentile(tally.first, 95), 3)},
+        "whole_answer_s": {"p50": round(percentile(tally.whole, 50), 3), "p95": round(percentile(tally.whole, 95), 3)},
+        "tokens_per_second": round(tally.tokens / took, 1),
+        "answers_per_second": round(tally.answers / took, 1),
+        "prompt_tokens_reused": round(tally.cached / max(tally.cached + tally.read, 1), 3),
+        "step_ms": round(step_seconds * 1e3, 2),
+        "evictions": int(evictions),
+        "memorized": int(memorized),
+        "memorize_ms": round(memorize_seconds * 1e3, 1),
+        "rss_mb": {
+            "after_first_minute": round(after_a_minute[0], 1) if after_a_minute else None,
+            "end": round(after_a_minute[-1], 1) if after_a_minute else None,
+            "most": round(max((rss for _, rss in tally.rss_mb), default=0), 1),
+        },
+        "restarts": checks,
+        "files_verified": f"{good} of {stored}",
+    }
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
