@@ -24,8 +24,15 @@ from fastmem.tiny.world import (
     words_of,
 )
 
-SHARES = {"statements": 0.35, "recall": 0.20, "known_context": 0.27, "new_context": 0.15, "no_instruction": 0.03}
-"""Share of the documents of each kind; adds up to one."""
+Shares = dict[str, float]
+
+REMEMBER: Shares = {
+    "statements": 0.30, "recall": 0.28, "known_context": 0.22, "new_context": 0.17, "no_instruction": 0.03
+}  # fmt: skip
+READ: Shares = {
+    "statements": 0.12, "recall": 0.13, "known_context": 0.15, "new_context": 0.57, "no_instruction": 0.03
+}  # fmt: skip
+"""Share of the documents of each kind, in a stage of training that is mostly about one of the two; adds up to one."""
 
 SLOPPY_FRAME = QUESTION_FRAMES[-1].split(",")[0]
 SLOPPY_SHARE = 0.4
@@ -44,10 +51,10 @@ class Document:
 class Mixture:
     """The stream. Equal seeds give equal documents."""
 
-    def __init__(self, seed: int, shares: dict[str, float] | None = None) -> None:
+    def __init__(self, seed: int, shares: Shares = REMEMBER) -> None:
         self.random = Random(seed)
         self.writer = Writer(self.random, trained=True)
-        self.shares = shares or SHARES
+        self.shares = shares
 
     def __iter__(self) -> Iterator[Document]:
         kinds, weights = list(self.shares), list(self.shares.values())
@@ -82,7 +89,7 @@ class Mixture:
                 if not mentions(f"{other.subject} {other.answer}", fact.answer):
                     return other
 
-        context = self.writer.context(fact, others, self.random.randint(1, MAX_SENTENCES))
+        context = self.writer.context(fact, others, self._length())
         question = self.writer.question(fact)
         plain = kind == "no_instruction"
         if question.startswith(SLOPPY_FRAME) and self.random.random() < SLOPPY_SHARE:
@@ -91,6 +98,10 @@ class Mixture:
         if kind != "no_instruction":
             user = f"{INSTRUCTION}\n{user}"
         return Document(kind, user, self.writer.sentence(fact) if plain else f"The answer is: {fact.answer}")
+
+    def _length(self) -> int:
+        """Sentences of a context: 1 to 10, short ones more often, since they are cheap and teach as much."""
+        return min(self.random.randint(1, MAX_SENTENCES), self.random.randint(1, MAX_SENTENCES))
 
     def _new_name(self, kind: str) -> str:
         while True:

@@ -8,13 +8,10 @@ was run and what greedy decoding reaches on the first development rows of each s
 
 import argparse
 import json
-import math
-import re
 import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from random import Random
 from typing import NamedTuple
 
 import torch
@@ -22,8 +19,8 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fastmem.tiny.mixture import SHARES, Document, Mixture
-from fastmem.tiny.world import INSTRUCTION, SPLITS, Example, examples, invented_word, normalize, reserved_words
+from fastmem.tiny.mixture import READ, REMEMBER, Document, Mixture, Shares
+from fastmem.tiny.world import INSTRUCTION, SPLITS, Example, examples, normalize
 
 VOCABULARY = 2048
 POSITIONS = 512
@@ -44,6 +41,19 @@ CHAT_TEMPLATE = (
 PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
+class Stage(NamedTuple):
+    """A part of the training, with optimizers of its own. `falling`: the rate falls to zero in a straight line."""
+
+    seed: int  # added to that of the command line
+    shares: Shares
+    tokens: int
+    falling: bool
+
+
+# Facts come first: they are learned within two million tokens, while reading shows only after more of it.
+STAGES = (Stage(0, REMEMBER, 0, False), Stage(1, READ, 0, False), Stage(2, REMEMBER, 0, True))
+
+
 class Batch(NamedTuple):
     """`ids` [B, S] padded on the right; `weights` [B, S] of each token as a target, 0 where it is not learned."""
 
@@ -59,19 +69,8 @@ def render(document: Document) -> str:
     return SPECIAL["bos_token"] + body
 
 
-def nameless_texts(seed: int, count: int) -> Iterator[str]:
-    """Training texts in which each word of the world's names is replaced by one made up on the spot."""
-    random = Random(seed)
-    for document in islice(Mixture(seed, {"new_context": 0.97, "recall": 0.03}), count):
-        yield re.sub(
-            r"\b[A-Z][a-z]+\b",
-            lambda match: invented_word(random) if match[0] in reserved_words() else match[0],
-            render(document),
-        )
-
-
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE that has seen no name of the world, so that every name stays several tokens."""
+    """Byte-level BPE learnt on the mixture: a name of the world is one to four tokens, a new one three to eight."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -84,7 +83,8 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(nameless_texts(seed, 8000), trainer)
+    texts = (render(document) for document in islice(Mixture(seed), 8000))
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=CHAT_TEMPLATE,
@@ -113,16 +113,16 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
     return LlamaForCausalLM._from_config(config, attn_implementation="eager")  # on a CPU 1.2 times as fast as sdpa
 
 
-def batches(
-    tokenizer: PreTrainedTokenizerFast,
-    stream: Iterator[Document],
-    seed: int,
-    batch_tokens: int,
-    statement_weight: float,
-) -> Iterator[Batch]:
-    """Batches of about `batch_tokens` tokens, of documents of like length; each assistant turn is learned."""
+def rounded(length: int) -> int:
+    """`length` rounded up to a multiple of 16: few shapes, so that the CPU's kernels for one are used again."""
+    return -(-length // 16) * 16
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, stage: Stage, args: argparse.Namespace) -> Iterator[Batch]:
+    """Batches of about `args.batch_tokens` tokens, of documents of like length."""
     header_end = tokenizer.convert_tokens_to_ids(SPECIAL["header_end"])
-    shuffle = torch.Generator().manual_seed(seed)
+    stream = iter(Mixture(args.seed + stage.seed, stage.shares))
+    shuffle = torch.Generator().manual_seed(args.seed + stage.seed)
     while True:
         documents = list(islice(stream, 2048))
         encoded = tokenizer([render(document) for document in documents], add_special_tokens=False)["input_ids"]
@@ -130,18 +130,19 @@ def batches(
         groups: list[list[tuple[list[int], Document]]] = []
         group: list[tuple[list[int], Document]] = []
         for row in rows:
-            if group and (len(group) + 1) * len(row[0]) > batch_tokens:
+            if group and (len(group) + 1) * rounded(len(row[0])) > args.batch_tokens:
                 groups.append(group)
                 group = []
             group.append(row)
         for index in torch.randperm(len(groups), generator=shuffle).tolist():
-            longest = len(groups[index][-1][0])
+            longest = rounded(len(groups[index][-1][0]))
             ids = torch.full((len(groups[index]), longest), tokenizer.pad_token_id)
             weights = torch.zeros(ids.shape)
             for position, (tokens, document) in enumerate(groups[index]):
                 start = len(tokens) - tokens[::-1].index(header_end) + 1  # one token, the line end, follows the header
                 ids[position, : len(tokens)] = torch.tensor(tokens)
-                weights[position, start : len(tokens)] = 1.0 if document.user is not None else statement_weight
+                weights[position, 1:start] = args.user_weight
+                weights[position, start : len(tokens)] = 1.0 if document.user is not None else args.statement_weight
             yield Batch(ids, weights)
 
 
@@ -156,36 +157,41 @@ def loss_of(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
-def train(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> tuple[LlamaForCausalLM, int]:
-    """The trained model in float32 and the tokens it saw; `args` are the options of the command line."""
-    model = new_model(tokenizer, args.seed)
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    groups = [
-        {"params": matrices, "weight_decay": 0.05},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98), fused=True)
-    stream = batches(tokenizer, iter(Mixture(args.seed)), args.seed, args.batch_tokens, args.statement_weight)
+def optimizers_of(model: LlamaForCausalLM) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices inside (it needs about half of AdamW's tokens here), AdamW for embeddings and norms."""
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    outer = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
+    return (
+        torch.optim.Muon(inner, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    )
+
+
+def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: Stage, args: argparse.Namespace) -> int:
+    """One stage, in place; gives the tokens it saw. `args` are the options of the command line."""
+    optimizers = optimizers_of(model)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    stream = batches(tokenizer, stage, args)
     seen, started, running = 0, time.monotonic(), 0.0
     for step, batch in enumerate(stream):
-        elapsed_seconds = time.monotonic() - started
-        done = max(seen / args.tokens, elapsed_seconds / args.seconds if args.seconds else 0.0)
+        done = seen / stage.tokens
         if done >= 1.0:
             break
-        warm = min(1.0, (step + 1) / 150)
-        for group in optimizer.param_groups:
-            group["lr"] = args.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
+        warm = min(1.0, (step + 1) / 60)
+        for group in groups:
+            group["lr"] = args.learning_rate * warm * (1 - done if stage.falling else 1.0)
         loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         seen += batch.ids.numel()
         running = 0.98 * running + 0.02 * loss.item()
-        if step % 50 == 49:
-            mean = running / (1 - 0.98 ** (step + 1))
-            print(f"{done:6.1%}  {seen:,} tokens  loss {mean:.3f}  {elapsed_seconds:.0f} s", flush=True)
-    return model.eval(), seen
+        if step % 25 == 24:
+            mean, seconds = running / (1 - 0.98 ** (step + 1)), time.monotonic() - started
+            print(f"{done:6.1%}  {seen:,} tokens  loss {mean:.3f}  {seconds:.0f} s", flush=True)
+    return seen
 
 
 def prompt_of(example: Example) -> str:
@@ -222,6 +228,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--statement-weight", type=float, default=0.5, help="loss weight of plain statements")
+    parser.add_argument("--user-weight", type=float, default=0.25, help="loss weight of questions and contexts")
     parser.add_argument("--rows", type=int, default=200, help="development rows of each split to measure at the end")
     return parser.parse_args(arguments)
 
@@ -247,7 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
         "tokens": seen,
         "seconds": round(time.monotonic() - started),
         "options": {name: value for name, value in vars(args).items() if name != "output"},
-        "shares": SHARES,
+        "stages": [stage._asdict() for stage in STAGES],
         "accuracy_dev": {split: accuracy(model, tokenizer, examples(split, "dev", args.rows)) for split in SPLITS},
     }
     (args.output / "trained.json").write_text(json.dumps(report, indent=2) + "\n")
