@@ -28,9 +28,9 @@ def assert_same_memories(llm, found, expected):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_documents_read_together_equal_those_read_alone(family):
     trunk = FastMem(build(family), None).trunk
-    texts = [(t.ids, t.scored) for t in documents(24, 20, 25)]
+    texts = documents(24, 20, 25)
     for one, text in zip(memorize.read_many(trunk, texts), texts, strict=True):
-        alone = memorize.read(trunk, *text)
+        alone = memorize.read(trunk, text.ids, text.scored)
         assert torch.equal(one.targets, alone.targets)
         assert_near(one.activations.hidden, alone.activations.hidden, LOGIT)
         assert set(one.activations.mixed) == set(alone.activations.mixed)
@@ -81,7 +81,7 @@ def test_documents_of_similar_length_are_read_together(monkeypatch):
     monkeypatch.setattr(
         llm.trunk, "forward", lambda ids, f=llm.trunk.forward, **more: passes.append(list(ids.shape)) or f(ids, **more)
     )
-    memorize.read_many(llm.trunk, [(t.ids, t.scored) for t in documents(20, 60, 21, 25, 64)])
+    memorize.read_many(llm.trunk, documents(20, 60, 21, 25, 64))
     assert passes == [[3, 25], [2, 64]]
     assert memorize.buckets([4000, 4000, 4000]) == [[0, 1], [2]]
 

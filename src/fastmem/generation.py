@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from fastmem.core.budget import explained_out_of_memory
 from fastmem.core.cache import Prefix
 from fastmem.core.decode import Batch, Request, Row
 from fastmem.core.memory import Memory
@@ -95,8 +96,24 @@ class Event:
     answer: Answer | None
 
 
+def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: all that the generation config, the config and the tokenizer name."""
+    sources = (getattr(model, "generation_config", None), model.config, tokenizer)
+    named = [getattr(source, "eos_token_id", None) for source in sources]
+    flat = [i for ids in named if ids is not None for i in (ids if isinstance(ids, list | tuple) else [ids])]
+    return frozenset(flat)
+
+
 def decode(trunk: Trunk, tokenizer: Any, requests: Sequence[Request], decoding: Decoding) -> Iterator[Event]:
-    """Decode all requests, `batch_size` of them side by side, the next joining as soon as one leaves."""
+    """Decode all requests, `batch_size` of them side by side, the next joining as soon as one leaves.
+
+    Errors: `InputError` for stop strings without a tokenizer, `ResourceError` where memory runs out.
+    """
+    with explained_out_of_memory():
+        yield from _decode(trunk, tokenizer, requests, decoding)
+
+
+def _decode(trunk: Trunk, tokenizer: Any, requests: Sequence[Request], decoding: Decoding) -> Iterator[Event]:
     started = time.perf_counter()
     stop = [decoding.stop] if isinstance(decoding.stop, str) else list(decoding.stop)
     if stop and tokenizer is None:

@@ -13,8 +13,7 @@ import functools
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,16 @@ import torch
 from torch import Tensor
 
 from fastmem import prompts
-from fastmem.core.budget import plan, side_by_side
+from fastmem.core.budget import explained_out_of_memory, plan
 from fastmem.core.cache import Prefix, joinable, new_cache
 from fastmem.core.contrast import method_named
 from fastmem.core.decode import Request
-from fastmem.core.memorize import memorize, memorize_many, read, read_many
+from fastmem.core.matching import require_same
+from fastmem.core.memorize import memorize, memorize_all, read
 from fastmem.core.memory import Base, Memory, Recipe, Step, digest
 from fastmem.core.trunk import FFN, Trunk
-from fastmem.errors import InputError, MemoryMismatchError, ResourceError
-from fastmem.generation import Answer, Decoding, Stream, decode
+from fastmem.errors import InputError
+from fastmem.generation import Answer, Decoding, Stream, decode, stop_ids
 from fastmem.loading import load
 from fastmem.prompts import Prompt, Tokens
 
@@ -94,17 +94,17 @@ class FastMem:
         range, `ResourceError` where memory runs out.
         """
         recipe = recipe or self.recipe
+        if isinstance(context, list) and on_step is not None:
+            return [self.memorize(one, recipe, on_step=on_step, truncate=truncate) for one in context]
         if isinstance(context, list):
             documents = [c if isinstance(c, Tokens) else self.memory_tokens(c, recipe, truncate) for c in context]
-            texts = [None if isinstance(c, Tokens) else c for c in context]
-            if on_step is None and self.trunk.indices(recipe.layers) == (self.trunk.depth - 1,):
-                return self._memorize_many(documents, recipe, texts)
-            return [
-                self._memorize(tokens, recipe, on_step, text=text)
-                for tokens, text in zip(documents, texts, strict=True)
-            ]
+            for tokens in documents:
+                self._check_length(len(tokens), 0)
+            with explained_out_of_memory():
+                memories = memorize_all(self.trunk, documents, recipe, self.base(recipe.layers))
+            return [self._finished(*each) for each in zip(memories, documents, context, strict=True)]
         tokens = context if isinstance(context, Tokens) else self.memory_tokens(context, recipe, truncate)
-        return self._memorize(tokens, recipe, on_step, text=context if isinstance(context, str) else None)
+        return self._memorize(tokens, recipe, on_step, text=context)
 
     def memory_tokens(self, context: str, recipe: Recipe | None = None, truncate: bool = False) -> Tokens:
         """The document as `memorize` reads it. Errors: `InputError` where it is empty or too long."""
@@ -135,24 +135,8 @@ class FastMem:
 
     def require(self, memory: Memory) -> None:
         """Errors: `MemoryMismatchError`, with both sides named, for a memory of another base or tokenizer."""
-        own = self.base(memory.recipe.layers)
-        if own.digest != memory.base.digest:
-            raise MemoryMismatchError(
-                f"this memory was made on {memory.base.name} ({memory.base.family}, FFN "
-                f"{memory.base.digest[:12]}), this model is {own.name} ({own.family}, FFN {own.digest[:12]}): "
-                "load the base it was made for."
-            )
-        memory.require(self.trunk.parameters(memory.recipe.layers))
-        for what, found in self.reader.items():
-            if (made_with := memory.details.get(what, found)) != found:
-                reads = what.removesuffix("_sha256").replace("_", " ")
-                message = (
-                    f"this memory was made with another {reads} ({str(made_with)[:12]}) than that of {own.name} "
-                    f"({found[:12]})"
-                )
-                if what == "tokenizer_sha256":
-                    raise MemoryMismatchError(f"{message}: load the tokenizer it was made with.")
-                log.warning("%s: the document may be laid out differently in the prompt.", message)
+        layers = memory.recipe.layers
+        require_same(memory, self.base(layers), self.trunk.parameters(layers), self.reader)
 
     @functools.cached_property
     def reader(self) -> dict[str, str]:
@@ -201,16 +185,15 @@ class FastMem:
         ]
         answers: list[Answer | None] = [None] * len(many)
         decoding = Decoding.of(options | dict.fromkeys(spread))
-        with explained_out_of_memory():
-            for event in decode(self.trunk, self.tokenizer, requests, decoding):
-                if event.answer is not None:
-                    answers[event.index] = replace(event.answer, method=method, memory=memories[event.index])
+        for event in decode(self.trunk, self.tokenizer, requests, decoding):
+            if event.answer is not None:
+                answers[event.index] = replace(event.answer, method=method, memory=memories[event.index])
         return answers
 
     def stream(self, prompt: Prompt, memory: Memory | None = None, method: str = "base", **options: Any) -> Stream:
         """The answer piece by piece: iterate for text, then `.answer`. Arguments as for `generate`."""
         request, decoding = self.request(prompt, memory, method, **options), Decoding.of(options)
-        return Stream(_guarded(decode(self.trunk, self.tokenizer, [request], decoding)), method, memory)
+        return Stream(decode(self.trunk, self.tokenizer, [request], decoding), method, memory)
 
     def answer(
         self,
@@ -268,7 +251,7 @@ class FastMem:
             self.request(prompt, memory if memorized else None, method, **options),
             Decoding.of(options),
         )
-        events = _guarded(decode(self.trunk, self.tokenizer, [request], decoding))
+        events = decode(self.trunk, self.tokenizer, [request], decoding)
         return Stream(events, method, memory if memorized else None, seconds)
 
     def request(self, prompt: Prompt, memory: Any = None, method: str = "base", **options: Any) -> Request:
@@ -311,42 +294,21 @@ class FastMem:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end an answer: all that the generation config, the config and the tokenizer name."""
-        sources = (getattr(self.model, "generation_config", None), self.model.config, self.tokenizer)
-        named = [getattr(source, "eos_token_id", None) for source in sources]
-        flat = [i for ids in named if ids is not None for i in (ids if isinstance(ids, list | tuple) else [ids])]
-        return frozenset(flat)
+        return stop_ids(self.model, self.tokenizer)
 
-    def _memorize(
-        self,
-        tokens: Tokens,
-        recipe: Recipe,
-        on_step: Callable[[Step], None] | None,
-        cache: Any = None,
-        text: str | None = None,
-    ) -> Memory:
+    def _memorize(self, tokens: Tokens, recipe: Recipe, on_step: Any, cache: Any = None, text: Any = None) -> Memory:
         self._check_length(len(tokens), 0)
         layers = self.trunk.indices(recipe.layers)
         with explained_out_of_memory():
             plan(self.trunk, recipe, [int(tokens.scored[1:].sum())])  # refuses what cannot fit before the trunk runs
             reading = read(self.trunk, tokens.ids, tokens.scored, layers, cache)
             memory = memorize(self.trunk, reading, recipe, self.base(layers), on_step)
+        return self._finished(memory, tokens, text)
+
+    def _finished(self, memory: Memory, tokens: Tokens, text: Any) -> Memory:
         if memory.stopped:
             log.warning("memorizing stopped early: %s.", memory.stopped)
-        return replace(memory, details=self.provenance(tokens, text))
-
-    def _memorize_many(self, documents: list[Tokens], recipe: Recipe, texts: Sequence[str | None]) -> list[Memory]:
-        """Several documents, as many in lockstep as the memory allows."""
-        for tokens in documents:
-            self._check_length(len(tokens), 0)
-        memories: dict[int, Memory] = {}
-        with explained_out_of_memory():
-            for group in side_by_side(self.trunk, recipe, [int(tokens.scored[1:].sum()) for tokens in documents]):
-                readings = read_many(self.trunk, [(documents[i].ids, documents[i].scored) for i in group])
-                for i, memory in zip(group, memorize_many(self.trunk, readings, recipe, self.base()), strict=True):
-                    if memory.stopped:
-                        log.warning("memorizing stopped early: %s.", memory.stopped)
-                    memories[i] = replace(memory, details=self.provenance(documents[i], texts[i]))
-        return [memories[i] for i in range(len(documents))]
+        return replace(memory, details=self.provenance(tokens, text if isinstance(text, str) else None))
 
     def provenance(self, tokens: Tokens, text: str | None = None) -> dict[str, Any]:
         """The details of a memory of this document: counts, and digests of ids, text, tokenizer and template.
@@ -381,27 +343,3 @@ class FastMem:
         if self.tokenizer is None:
             raise InputError("there is no tokenizer to read text with: give Tokens, or FastMem(model, tokenizer).")
         return self.tokenizer
-
-
-def _guarded(events: Iterator[Any]) -> Iterator[Any]:
-    with explained_out_of_memory():
-        yield from events
-
-
-@contextmanager
-def explained_out_of_memory() -> Iterator[None]:
-    """Turn an allocator's failure into a `ResourceError` that says what to lower."""
-    try:
-        yield
-    except ResourceError:
-        raise
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        allocator = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not allocator and "allocate memory" not in text and "not enough memory" not in text:
-            raise
-        line = text.splitlines()[0] if text else type(error).__name__
-        raise ResourceError(
-            f"out of memory ({line}): shorten the context (--truncate), lower --batch-size or --max-new-tokens, or "
-            "load the model in a smaller type (--dtype bfloat16)."
-        ) from error

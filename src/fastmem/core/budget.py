@@ -7,7 +7,8 @@ length, and what chunks and pieces take is chosen so that the whole fits.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,3 +134,22 @@ def _too_large(trunk: Trunk, recipe: Recipe, positions: Sequence[int], need: int
         f"{given}, {usable / 1e9:.2f} GB are free: {remedy}. Shorten the context (--truncate), load the model in a "
         "smaller type (--dtype bfloat16), or memorize fewer documents at once."
     )
+
+
+@contextmanager
+def explained_out_of_memory() -> Iterator[None]:
+    """Turn an allocator's failure into a `ResourceError` that says what to lower."""
+    try:
+        yield
+    except ResourceError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        allocator = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not allocator and "allocate memory" not in text and "not enough memory" not in text:
+            raise
+        line = text.splitlines()[0] if text else type(error).__name__
+        raise ResourceError(
+            f"out of memory ({line}): shorten the context (--truncate), lower --batch-size or --max-new-tokens, or "
+            "load the model in a smaller type (--dtype bfloat16)."
+        ) from error

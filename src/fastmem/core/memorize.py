@@ -13,10 +13,12 @@ import functools
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fastmem.core.budget import plan, side_by_side
 from fastmem.core.memory import Base, Memory, Recipe, Step
 from fastmem.core.optimize import Optimization, Reading
 from fastmem.core.trunk import Recording, Trunk
@@ -38,17 +40,27 @@ def read(trunk: Trunk, ids: Tensor, scored: Tensor, layers: Sequence[int] = (-1,
     return Reading(trunk.read(ids, positions, layers, cache), ids[positions + 1].to(trunk.device))
 
 
-def read_many(trunk: Trunk, documents: Sequence[tuple[Tensor, Tensor]]) -> list[Reading]:
-    """`read` of several documents (ids [S], scored [S]) for the last layer, those of similar length in one pass.
+class Document(Protocol):
+    """ids [S] and scored [S], as `prompts.Tokens` has them."""
+
+    @property
+    def ids(self) -> Tensor: ...
+    @property
+    def scored(self) -> Tensor: ...
+
+
+def read_many(trunk: Trunk, documents: Sequence[Document]) -> list[Reading]:
+    """`read` of several documents for the last layer, those of similar length in one pass.
 
     Shorter ones are padded behind, where a causal model never looks: no mask, and the numbers of a pass alone.
     """
     readings: dict[int, Reading] = {}
-    for bucket in buckets([len(ids) for ids, _ in documents]):
-        batch = torch.zeros(len(bucket), max(len(documents[i][0]) for i in bucket), dtype=torch.int64)
-        for row, i in enumerate(bucket):
-            batch[row, : len(documents[i][0])] = documents[i][0]
-        scored = [documents[i][1][1:].nonzero()[:, 0].to(trunk.device) for i in bucket]
+    for bucket in buckets([len(document.ids) for document in documents]):
+        ids = [documents[i].ids for i in bucket]
+        batch = torch.zeros(len(bucket), max(map(len, ids)), dtype=torch.int64)
+        for row, tokens in enumerate(ids):
+            batch[row, : len(tokens)] = tokens
+        scored = [documents[i].scored[1:].nonzero()[:, 0].to(trunk.device) for i in bucket]
         counts = [len(positions) for positions in scored]
         if not all(counts):
             raise InputError(NOTHING_SCORED)
@@ -62,7 +74,7 @@ def read_many(trunk: Trunk, documents: Sequence[tuple[Tensor, Tensor]]) -> list[
         mixed = {name: states.split(counts) for name, states in whole.mixed.items()}
         for row, (i, hidden) in enumerate(zip(bucket, whole.hidden.split(counts), strict=True)):
             own = replace(whole, hidden=hidden, mixed={name: parts[row] for name, parts in mixed.items()})
-            readings[i] = Reading(own, documents[i][0].to(trunk.device)[scored[row] + 1])
+            readings[i] = Reading(own, ids[row].to(trunk.device)[scored[row] + 1])
     return [readings[i] for i in range(len(documents))]
 
 
@@ -147,6 +159,20 @@ def stepwise(
         )
         for n in at
     ]
+
+
+def memorize_all(trunk: Trunk, documents: Sequence[Document], recipe: Recipe, base: Base) -> list[Memory]:
+    """Documents to memories, as many in lockstep as the free memory allows."""
+    memories: dict[int, Memory] = {}
+    counts = [int(document.scored[1:].sum()) for document in documents]
+    for group in side_by_side(trunk, recipe, counts):
+        plan(trunk, recipe, [counts[i] for i in group])
+        if trunk.indices(recipe.layers) == (trunk.depth - 1,):
+            readings = read_many(trunk, [documents[i] for i in group])
+        else:
+            readings = [read(trunk, documents[i].ids, documents[i].scored, recipe.layers) for i in group]
+        memories |= zip(group, memorize_many(trunk, readings, recipe, base), strict=True)
+    return [memories[i] for i in range(len(documents))]
 
 
 def memorize_many(trunk: Trunk, readings: Sequence[Reading], recipe: Recipe, base: Base) -> list[Memory]:

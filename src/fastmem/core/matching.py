@@ -1,0 +1,36 @@
+"""Does a memory belong to this model and this way of reading text?"""
+
+import logging
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fastmem.core.memory import Base, Memory
+from fastmem.errors import MemoryMismatchError
+
+log = logging.getLogger("fastmem")
+
+
+def require_same(memory: Memory, own: Base, originals: Mapping[str, Tensor], reader: Mapping[str, str]) -> None:
+    """Check a memory against the model that is to use it; another chat template is only worth a warning.
+
+    own, originals: that model, and its weights of the memory's layers by name. reader: digests of what turns text
+    into token ids, as a memory's details hold them. Errors: `MemoryMismatchError` with both sides named.
+    """
+    if own.digest != memory.base.digest:
+        raise MemoryMismatchError(
+            f"this memory was made on {memory.base.name} ({memory.base.family}, FFN "
+            f"{memory.base.digest[:12]}), this model is {own.name} ({own.family}, FFN {own.digest[:12]}): "
+            "load the base it was made for."
+        )
+    memory.require(originals)
+    for what, found in reader.items():
+        if (made_with := memory.details.get(what, found)) != found:
+            reads = what.removesuffix("_sha256").replace("_", " ")
+            message = (
+                f"this memory was made with another {reads} ({str(made_with)[:12]}) than that of {own.name} "
+                f"({found[:12]})"
+            )
+            if what == "tokenizer_sha256":
+                raise MemoryMismatchError(f"{message}: load the tokenizer it was made with.")
+            log.warning("%s: the document may be laid out differently in the prompt.", message)
