@@ -1,0 +1,178 @@
+"""`fastmem memorize`, `fastmem memories`, `fastmem export`: the whole way of a memory on the command line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from command_line import DOCUMENT, QUESTION, Runner, refusal, save
+from families import build
+from fastmem import FastMem, Memory, Recipe
+from fastmem.core import files
+
+QUERY = torch.arange(5, 17) * 13 % 261
+
+
+@pytest.fixture
+def fastmem(capsys: pytest.CaptureFixture[str]) -> Runner:
+    return Runner(capsys)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(build("llama"), tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "harbour.txt").write_text(DOCUMENT)
+    (folder / "tarn.txt").write_text("The office of Tarn closes at four.")
+    return folder
+
+
+def memorize(fastmem: Runner, base: Path, documents: Path, *more: object):
+    sources = sorted(documents.glob("*.txt"))
+    return fastmem("memorize", *sources, "-o", documents / "memories", "-m", base, "--learning-rate", "1e-3", *more)
+
+
+def test_memorize_list_show_verify_ask(fastmem: Runner, base: Path, documents: Path) -> None:
+    said = memorize(fastmem, base, documents)
+    assert (said.code, said.err) == (0, "")
+    assert [line.split(",")[1:3] for line in said.out.splitlines()] == [[" full", " 10 steps"]] * 2
+    folder = documents / "memories"
+    assert sorted(p.name for p in folder.iterdir()) == ["harbour.safetensors", "tarn.safetensors"]
+
+    llm = FastMem.from_pretrained(base)
+    expected = llm.memorize(DOCUMENT, Recipe(learning_rate=1e-3))
+    assert torch.equal(
+        llm.logits(QUERY, Memory.load(folder / "harbour.safetensors", llm)), llm.logits(QUERY, expected)
+    )
+
+    listed = fastmem("memories", "list", folder)
+    assert (listed.code, listed.err, listed.out.count("\n")) == (0, "", 2)
+    assert listed.out.startswith("harbour.safetensors  ")
+    found = fastmem("memories", "list", folder, "--json").json["memories"]
+    assert [row["bytes"] for row in found] == [p.stat().st_size for p in sorted(folder.iterdir())]
+    assert found[0]["first_loss"] == expected.trace[0].loss
+
+    shown = fastmem("memories", "show", folder / "tarn.safetensors").out
+    for part in ("learning_rate    0.001", "family           llama", "up_proj.weight [80, 48]", "step   loss"):
+        assert part in shown
+    record = fastmem("memories", "show", folder / "harbour.safetensors", "--json").json
+    assert len(record["trace"]) == 10
+    assert record["base"]["digest"] == llm.base().digest
+
+    assert fastmem("memories", "verify", folder, "-m", base).out.splitlines() == [
+        "good  harbour.safetensors",
+        "good  tarn.safetensors",
+    ]
+    said = fastmem(
+        "ask", QUESTION, "--text", DOCUMENT, "-m", base, "--memory", folder / "harbour.safetensors", "--json",
+        "--max-new-tokens", 6,
+    )  # fmt: skip
+    assert said.json["text"] == llm.answer(QUESTION, DOCUMENT, memory=expected, max_new_tokens=6).text
+
+
+def test_the_same_command_again_goes_on_where_it_was(fastmem: Runner, base: Path, documents: Path) -> None:
+    memorize(fastmem, base, documents)
+    folder = documents / "memories"
+    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    (folder / "tarn.safetensors").unlink()
+    said = memorize(fastmem, base, documents, "--json")
+    assert [row["kept"] for row in said.json["memories"]] == [True, False]
+    assert (folder / "harbour.safetensors").stat().st_mtime_ns == before["harbour.safetensors"]
+    # A damaged file, another text and another recipe are made anew.
+    damaged = (folder / "tarn.safetensors").read_bytes()[:-1]
+    (folder / "tarn.safetensors").write_bytes(damaged)
+    (documents / "harbour.txt").write_text(DOCUMENT + " It rains.")
+    assert [row["kept"] for row in memorize(fastmem, base, documents, "--json").json["memories"]] == [False, False]
+    again = memorize(fastmem, base, documents, "--json", "--steps", 3)
+    assert [row["kept"] for row in again.json["memories"]] == [False, False]
+    again = memorize(fastmem, base, documents, "--json", "--steps", 3, "--store", "bfloat16")
+    assert [row["kept"] for row in again.json["memories"]] == [False, False]
+    again = memorize(fastmem, base, documents, "--json", "--steps", 3, "--store", "bfloat16")
+    assert [row["kept"] for row in again.json["memories"]] == [True, True]
+
+
+def test_one_bad_document_does_not_stop_the_others(fastmem: Runner, base: Path, documents: Path) -> None:
+    (documents / "empty.txt").touch()
+    said = memorize(fastmem, base, documents)
+    assert said.code == 2
+    assert said.out.count("\n") == 2
+    first, last = said.err.splitlines()
+    assert first.startswith(f"error: {documents / 'empty.txt'}: the context is empty")
+    assert last == "error: 1 of 3 documents were not memorized: see above."
+
+
+def test_low_rank_rounded_with_text(fastmem: Runner, base: Path, documents: Path) -> None:
+    lora = ("--parametrization", "lora", "--rank", 2, "--store", "bfloat16", "--keep-text")
+    assert memorize(fastmem, base, documents, *lora).code == 0
+    memory = Memory.load(documents / "memories" / "harbour.safetensors")
+    assert (memory.recipe.parametrization, memory.recipe.rank) == ("lora", 2)
+    assert memory.details["text"] == DOCUMENT
+    assert memory.details["stored"]["dtype"] == "bfloat16"
+    assert memory.size_bytes == 2 * 3 * 2 * (48 + 80)
+
+
+def test_damage_is_found(fastmem: Runner, base: Path, documents: Path) -> None:
+    memorize(fastmem, base, documents)
+    path = documents / "memories" / "tarn.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\7")
+    said = fastmem("memories", "verify", documents / "memories")
+    assert said.code == 2
+    assert said.out.splitlines()[0] == "good  harbour.safetensors"
+    assert said.out.splitlines()[1].startswith("BAD   tarn.safetensors  memory file")
+    assert "1 of 2 memories" in said.err
+    path.write_bytes(b"no memory")
+    listed = fastmem("memories", "list", documents / "memories")
+    assert listed.code == 0
+    assert "no safetensors file" in listed.out
+
+
+def test_verify_against_another_model(fastmem: Runner, base: Path, documents: Path, tmp_path: Path) -> None:
+    memorize(fastmem, base, documents)
+    other = save(build("llama", seed=1), tmp_path / "other")
+    said = fastmem("memories", "verify", documents / "memories", "-m", other, "--json")
+    assert said.code == 2
+    assert "load the base it was made for" in said.json["memories"][0]["error"]
+
+
+def test_export_both_ways(fastmem: Runner, base: Path, documents: Path, tmp_path: Path) -> None:
+    memorize(fastmem, base, documents)
+    source = documents / "memories" / "harbour.safetensors"
+    assert "give it with --context FILE" in refusal(fastmem("export", source, "-m", base, "-o", tmp_path / "a"))
+    said = fastmem(
+        "export", source, "-m", base, "-o", tmp_path / "a", "--rank", 16, "-c", documents / "harbour.txt", "--json"
+    )
+    assert (said.code, said.err) == (0, "")
+    assert 0 < said.json["retained_energy"] < 1
+    assert 0 < said.json["kl"] < 0.05
+    text = fastmem("export", source, "-m", base, "-o", tmp_path / "b", "-c", documents / "harbour.txt", "--force").out
+    assert "energy kept" in text
+    assert "nats per token" in text
+    assert fastmem("export", source, "-m", base, "-o", tmp_path / "m", "--format", "merged").code == 0
+    llm = FastMem.from_pretrained(base)
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "m")(QUERY[None]).logits[0]
+    assert torch.equal(merged, llm.logits(QUERY, Memory.load(source)))
+
+
+def test_refusals(fastmem: Runner, base: Path, documents: Path, tmp_path: Path) -> None:
+    assert "does not exist: give a folder of memories" in refusal(fastmem("memories", "list", tmp_path / "absent"))
+    assert "holds no memory" in refusal(fastmem("memories", "verify", documents))
+    assert "cannot be read" in refusal(fastmem("memories", "show", tmp_path / "absent"))
+    twice = fastmem("memorize", "a/x.txt", "b/x.txt", "-o", tmp_path / "out", "-m", base)
+    assert "two documents are called 'x'" in refusal(twice)
+    (tmp_path / "file").touch()
+    assert "is no folder" in refusal(fastmem("memorize", "a.txt", "-o", tmp_path / "file" / "sub", "-m", base))
+
+
+def test_peek_is_what_list_reads(
+    fastmem: Runner, base: Path, documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memorize(fastmem, base, documents)
+    monkeypatch.setattr(files, "load", None)
+    assert fastmem("memories", "list", documents / "memories").code == 0
