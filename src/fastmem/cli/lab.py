@@ -241,6 +241,25 @@ def search(
     say(f"recipe: {output_dir / 'recipe.json'}; report it with: eval --part held-out --recipe FILE{alpha}")
 
 
+lm_eval = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@lm_eval.command("lm-eval", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
+def run_lm_eval(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGS...", help="lm-eval's own.")] = None,
+) -> None:
+    """Run lm-evaluation-harness with our model, "fastmem", and the tasks it lacks. All arguments are its own.
+
+    \b
+    Examples:
+      fastmem lm-eval ls tasks
+      fastmem lm-eval --model fastmem --model_args pretrained=ID,method=fastmem --tasks fastmem_nq_swap --limit 50
+    """
+    from fastmem.lab.harness import run
+
+    run(arguments or [])
+
+
 def numbers(flag: str, given: str) -> tuple[float, ...]:
     """`1,2.5` as numbers. Errors: `InputError` naming the flag."""
     try:

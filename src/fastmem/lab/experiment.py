@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +159,18 @@ def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> 
         elif before != after:
             found.append((prefix + name, before, after))
     return found
+
+
+def read_recipe(path: Path | None, default: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """`default`, changed by a recipe file (its fields as JSON) and then by single values. Errors: `InputError`."""
+    found: Any = {}
+    if path is not None:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"recipe file {path} cannot be read ({error}): give JSON as search writes it.") from error
+        if not isinstance(found, dict):
+            raise InputError(f"recipe file {path} holds no JSON object: give one as search writes it.")
+    for name in found:
+        one_of(name, [f.name for f in fields(Recipe)], f"recipe field in {path}")
+    return replace(default, **(found | dict(values)))

@@ -1,0 +1,44 @@
+"""FastMem inside lm-evaluation-harness: our model class, the tasks it lacks, and its own command line.
+
+    fastmem lm-eval --model fastmem --model_args pretrained=ID,method=fastmem --tasks fastmem_nq_swap --limit 50
+
+Everything after `lm-eval` is the harness's own. Importing `fastmem.lab.harness.model` registers the model "fastmem";
+`TASKS` is the folder for `--include_path` (both done by `run`).
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastmem.errors import InputError
+
+TASKS = Path(__file__).with_name("tasks")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """lm_eval's command line with `arguments`. Errors: `InputError` where it is not installed."""
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except ImportError as error:
+        raise InputError(
+            f"lm-evaluation-harness is not installed ({error}): pip install 'fastmem[lm-eval]'."
+        ) from error
+    importlib.import_module("fastmem.lab.harness.model")  # registers "fastmem"
+    given = sys.argv
+    sys.argv = ["lm-eval", *with_our_tasks(arguments)]
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = given
+
+
+def with_our_tasks(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with our folder of tasks in their --include_path where the subcommand takes one."""
+    given = list(arguments)
+    if not given or given[0] in ("-h", "--help") or given == ["run"]:
+        return given
+    if "--include_path" in given[:-1]:
+        at = given.index("--include_path") + 1
+        return [*given[:at], f"{given[at]}:{TASKS}", *given[at + 1 :]]
+    return [*given, "--include_path", str(TASKS)]

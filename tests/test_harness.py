@@ -1,0 +1,146 @@
+"""Inside lm-evaluation-harness: the same answers as ours, documents from the rows, our tasks beside its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastmem.errors import InputError
+from fastmem.lab import harness
+from lab_runs import write_questions
+
+TASK = """\
+include: {folder}/fastmem_nq_swap.yaml
+task: local_nq_swap
+dataset_path: json
+dataset_kwargs:
+  data_files: {{dev: {data}}}
+generation_kwargs: {{until: [], do_sample: false, max_gen_toks: 6}}
+"""
+CHOICE = """\
+include: {folder}/fastmem_faitheval_counterfactual.yaml
+task: local_counterfactual
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {data}}}
+"""
+
+
+def test_arguments_are_passed_on_with_our_tasks():
+    folder = str(harness.TASKS)
+    assert harness.with_our_tasks(["ls", "tasks"]) == ["ls", "tasks", "--include_path", folder]
+    given = ["--tasks", "x", "--include_path", "mine", "--limit", "3"]
+    assert harness.with_our_tasks(given) == ["--tasks", "x", "--include_path", f"mine:{folder}", "--limit", "3"]
+    assert harness.with_our_tasks(["--help"]) == ["--help"]
+
+
+def test_the_tasks_are_files_of_the_package():
+    names = {path.name for path in harness.TASKS.iterdir() if path.suffix == ".yaml"}
+    assert names == {f"fastmem_{n}.yaml" for n in ("nq", "nq_swap", "faitheval_counterfactual", "wikihow")}
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
+    with pytest.raises(InputError, match=r"lm-evaluation-harness is not installed .*pip install 'fastmem\[lm-eval\]'"):
+        harness.run([])
+
+
+@pytest.fixture(scope="module")
+def harnessed(tmp_path_factory, tokenizer):
+    """(folder of a tiny model, its FastMem, a folder of local tasks)."""
+    pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'fastmem[lm-eval]'")
+    from families import build
+    from fastmem import FastMem
+
+    place = tmp_path_factory.mktemp("harness")
+    # Our rows and FaithEval's, in the schemas of their hubs.
+    ours = [
+        {
+            "question": row["input"],
+            "org_context": row["context"],
+            "org_answer": [row["answer"]],
+            "sub_context": row["sub_context"],
+            "sub_answer": [row["sub_answer"]],
+        }
+        for row in json.loads(write_questions(place / "rows.json").read_text())
+    ]
+    (place / "nq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ours))
+    choices = {"label": ["A", "B"], "text": ["Ada", "Jon"]}
+    choice = [
+        {"context": row["sub_context"], "question": row["question"], "choices": choices, "answerKey": "AB"[i % 2]}
+        for i, row in enumerate(ours)
+    ]
+    (place / "choice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in choice))
+    tasks = place / "tasks"
+    tasks.mkdir()
+    (tasks / "a.yaml").write_text(TASK.format(folder=harness.TASKS, data=place / "nq.jsonl"))
+    (tasks / "b.yaml").write_text(CHOICE.format(folder=harness.TASKS, data=place / "choice.jsonl"))
+    model = build("llama")
+    model.save_pretrained(place / "model")
+    tokenizer.save_pretrained(place / "model")
+    return place / "model", FastMem.from_pretrained(place / "model"), tasks, ours, choice
+
+
+def evaluate(model: Path, tasks: Path, name: str, method: str) -> dict:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    from fastmem.lab.harness.model import FastMemLM
+
+    lm = FastMemLM(str(model), method=method, learning_rate=0.1, steps=3, batch_size=2)
+    manager = TaskManager(include_path=[str(harness.TASKS), str(tasks)])
+    return lm_eval.simple_evaluate(model=lm, tasks=[name], task_manager=manager, bootstrap_iters=0, log_samples=True)
+
+
+@pytest.mark.parametrize("method", ["base", "fastmem", "fastmem+cd", "dola"])
+def test_answers_are_ours(harnessed, method):
+    from fastmem import Recipe
+    from fastmem.lab.harness.tasks.processing import nq_swap_prompt
+    from fastmem.prompts import Tokens
+
+    model, llm, tasks, rows, _ = harnessed
+    found = evaluate(model, tasks, "local_nq_swap", method)
+    samples = sorted(found["samples"]["local_nq_swap"], key=lambda sample: sample["doc_id"])
+    assert len(samples) == 6
+    assert {"paper_accuracy,none", "exact_match,none", "f1,none", "format_failure,none"} <= set(
+        found["results"]["local_nq_swap"]
+    )
+    for row, sample in zip(rows, samples, strict=True):
+        ids = llm.tokenizer(nq_swap_prompt(row), add_special_tokens=False)["input_ids"]
+        memory = llm.memorize(row["sub_context"], Recipe(learning_rate=0.1, steps=3))
+        own = llm.generate(Tokens(ids), memory if "fastmem" in method else None, method, max_new_tokens=6)
+        assert sample["resps"][0][0] == own.text
+
+
+def test_likelihoods_are_those_of_the_memory(harnessed):
+    from fastmem import Recipe
+
+    model, llm, tasks, _, rows = harnessed
+    found = evaluate(model, tasks, "local_counterfactual", "fastmem")
+    samples = sorted(found["samples"]["local_counterfactual"], key=lambda sample: sample["doc_id"])
+    for row, sample in zip(rows, samples, strict=True):
+        memory = llm.memorize(row["context"], Recipe(learning_rate=0.1, steps=3))
+        prompt = f"Context: {row['context']}\nQuestion: {row['question']}\nAnswer:"
+        start = len(llm.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        for (said, _), choice in zip(sample["filtered_resps"], row["choices"]["text"], strict=True):
+            ids = llm.tokenizer(f"{prompt} {choice}", add_special_tokens=False)["input_ids"]
+            logs = llm.logits(ids, memory).log_softmax(-1)
+            own = sum(float(logs[i - 1, ids[i]]) for i in range(start, len(ids)))
+            assert float(said) == pytest.approx(own, abs=1e-3)
+
+
+def test_methods_a_harness_task_cannot_feed(harnessed):
+    from fastmem.lab.harness.model import FastMemLM
+
+    with pytest.raises(InputError, match="method 'cad' needs the prompt without the document, which a harness task"):
+        FastMemLM(str(harnessed[0]), method="cad")
+
+
+def test_the_command_passes_everything_on(harnessed):
+    done = subprocess.run(
+        [sys.executable, "-m", "fastmem.cli", "lm-eval", "ls", "tasks"], capture_output=True, text=True, check=True
+    )
+    for name in ("fastmem_nq_swap", "fastmem_wikihow", "fastmem_faitheval_counterfactual"):
+        assert name in done.stdout + done.stderr
