@@ -4,7 +4,7 @@
     python bench/serving.py mixed           methods mixed, the store's budget holding 5 of the 20 documents
     python bench/serving.py kills           the same, the server killed (kill -9) and restarted twice
 
-50 clients in a closed loop, without pauses: each asks one of three questions about one of 20 documents of the embedded
+50 clients in a closed loop, without pauses: each asks one of two questions about one of 20 documents of the embedded
 world, with a method drawn at random, half of them streaming; one in ten leaves before the end. Greedy, so that an
 answer is right when its digest is that of `FastMem.answer` for the same document, question and method; those are
 computed before the load begins. Ceiling: the model steps all running rows at once, so with R rows and t seconds a
@@ -18,6 +18,7 @@ import asyncio
 import collections
 import hashlib
 import json
+import os
 import random
 import socket
 import statistics
@@ -80,12 +81,12 @@ def digest(text: str) -> str:
 
 
 def pool(documents: int, methods: tuple[str, ...]) -> list[Question]:
-    """Every document with its own question and two of its neighbours' (which it does not answer)."""
+    """Every document with its own question and its neighbour's (which it does not answer)."""
     rows = examples("world_swap", "dev", documents)
     return [
         Question(row.context, rows[(i + k) % len(rows)].question, method)
         for i, row in enumerate(rows)
-        for k in (0, 1, 2)
+        for k in (0, 1)
         for method in methods
     ]
 
@@ -101,6 +102,22 @@ def offline(llm: FastMem, questions: list[Question]) -> dict[Question, str]:
         answer = llm.answer(one.question, one.document, one.method, memory=memory, max_new_tokens=MAX_TOKENS)
         found[one] = digest(answer.text)
     return found
+
+
+def expected(llm: FastMem, questions: list[Question], kept: Path | None) -> dict[Question, str]:
+    """`offline`, from the file `kept` where an earlier run has left it there for the same base."""
+    base = llm.base().digest
+    if kept is not None and kept.is_file():
+        found = json.loads(kept.read_text())
+        right = {Question(*one): answer for *one, answer in found["answers"]}
+        if found["base"] == base and set(questions) <= right.keys():
+            return right
+    say(f"computing {len(questions)} answers without a server ...")
+    right = offline(llm, questions)
+    if kept is not None:
+        answers = [[one.document, one.question, one.method, answer] for one, answer in right.items()]
+        kept.write_text(json.dumps({"base": base, "answers": answers}))
+    return right
 
 
 class Server:
@@ -272,11 +289,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--documents", type=int, default=20)
+    parser.add_argument("--expected", type=Path, help="file to keep the right answers in, for further runs")
     options = parser.parse_args()
     llm = FastMem.from_pretrained(options.model)
     questions = pool(options.documents, METHODS["base" if options.phase == "base" else "mixed"])
-    say(f"computing {len(questions)} answers without a server ...")
-    right = offline(llm, questions)
+    right = expected(llm, questions, options.expected)
     memory_bytes = llm.memorize(questions[0].document).size_bytes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -285,6 +302,7 @@ def main() -> None:
             say(f"{options.clients} clients for {options.seconds:g} s ...")
             running = load(server, questions, right, options.clients, options.seconds, options.phase == "kills")
             tally, checks, took = asyncio.run(running)
+            cpu_seconds = sum(psutil.Process(server.process.pid).cpu_times()[:2])
             step_seconds = metric(server, "fastmem_step_seconds_sum") / max(
                 metric(server, "fastmem_step_seconds_count"), 1
             )
@@ -301,6 +319,8 @@ def main() -> None:
     result = {
         "phase": options.phase,
         "seconds": round(took, 1),
+        "load_average": round(os.getloadavg()[1], 1),
+        "server_cpu_seconds": round(cpu_seconds, 1),
         "clients": options.clients,
         "answers": tally.answers,
         "right": tally.right,

@@ -83,7 +83,8 @@ def test_leaving_mid_stream_frees_the_row_and_sigterm_lets_what_runs_end(start):
     server = start("--rows", "1")
     url = f"{server.url}/v1/chat/completions"
     with httpx2.stream("POST", url, json=BODY | {"model": "tiny"}, timeout=PATIENCE_SECONDS) as leaving:
-        next(leaving.iter_lines())
+        lines = leaving.iter_lines()  # kept: its end would be the answer's
+        next(lines)
         assert server.gauge("fastmem_rows_running") == 1
     eventually(lambda: server.gauge("fastmem_rows_running") == 0)
     assert server.gauge("fastmem_abandoned_total") == 1
@@ -92,11 +93,11 @@ def test_leaving_mid_stream_frees_the_row_and_sigterm_lets_what_runs_end(start):
         httpx2.post(url, json=BODY | {"model": "tiny", "stream": False}, timeout=0.05)
     eventually(lambda: server.gauge("fastmem_abandoned_total") == 2)
 
-    lines, waiting = [], []
+    read_lines, waiting = [], []
 
     def read():
         with httpx2.stream("POST", url, json=BODY | {"model": "tiny"}, timeout=PATIENCE_SECONDS) as answer:
-            lines.extend(answer.iter_lines())
+            read_lines.extend(answer.iter_lines())
 
     def wait():
         waiting.append(httpx2.post(url, json=BODY | {"model": "tiny"}, timeout=PATIENCE_SECONDS))
@@ -110,8 +111,8 @@ def test_leaving_mid_stream_frees_the_row_and_sigterm_lets_what_runs_end(start):
     server.process.send_signal(signal.SIGTERM)
     reader.join(PATIENCE_SECONDS)
     waiter.join(PATIENCE_SECONDS)
-    assert lines[-2] == "data: [DONE]"
-    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert read_lines[-2] == "data: [DONE]"
+    chunks = [json.loads(line[6:]) for line in read_lines if line.startswith("data: {")]
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     assert waiting[0].status_code == 503
     assert waiting[0].json()["error"]["code"] == "shutting_down"
