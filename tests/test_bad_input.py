@@ -191,7 +191,7 @@ def test_showing_what_is_not_memorized(fastmem: Runner, llama: Path) -> None:
         (["--alpha", "nan"], "alpha (--alpha) is nan: give a number, 0 or more."),
         (["--dtype", "float33"], "unknown dtype (--dtype) 'float33'. Did you mean 'float32'?"),
         (["--device", "warp"], "device 'warp' (--device) is not to be had here: give one of cpu"),
-        (["--memory", "nowhere.safetensors"], ""),
+        (["--memory", "nowhere.safetensors"], "memory file 'nowhere.safetensors' is refused: it cannot be read"),
     ],
 )
 def test_a_flag_out_of_range(fastmem: Runner, llama: Path, flags: list[object], text: str) -> None:
