@@ -20,9 +20,10 @@ ARROWS = {
     "streaming": set(),
     "generation": {"core", "prompts", "streaming"},
     "model": {"core", "prompts", "generation", "loading", "streaming", "tiny"},
+    "cost": {"core", "model"},
     "lab": {"lab", "core", "prompts", "model", "generation", "tiny"},
     "serve": {"serve", "core", "prompts", "model", "generation", "streaming", "tiny"},
-    "cli": {"cli", "lab", "serve", "core", "prompts", "loading", "model", "generation", "streaming", "tiny", "bench"},
+    "cli": {"cli", "lab", "serve", "core", "prompts", "loading", "model", "generation", "streaming", "tiny", "cost"},
 }
 # outside library -> files and folders it may be imported in.
 DOORS = {

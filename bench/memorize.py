@@ -1,0 +1,47 @@
+"""Memorizing one document, against what its matrix products alone take and against the plain way.
+
+python -m bench.memorize [--shape 1.5b] [--tokens 150] [--steps 10] [--repeats 3] [--no-naive]
+"""
+
+import argparse
+from dataclasses import asdict
+
+from bench import SHAPES, finish, machine, naive_module, random_llama, say
+from fastmem import Recipe
+from fastmem.cost import ceiling, document, memorizing, seconds_of
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="1.5b", choices=SHAPES)
+    parser.add_argument("--tokens", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-naive", action="store_true")
+    args = parser.parse_args()
+    llm, recipe = random_llama(args.shape), Recipe(steps=args.steps)
+    before = ceiling(llm.trunk, recipe, args.tokens)
+    cost, _ = memorizing(llm, args.tokens, recipe, args.repeats)
+    after = ceiling(llm.trunk, recipe, args.tokens)
+    products = args.steps * (before.product_seconds + after.product_seconds) / 2
+    say(f"{llm.name}, {args.tokens} scored tokens, {args.steps} steps, {machine()}")
+    say(f"bound: products alone {products:.3f} s ({before.product_flops * args.steps / 1e12:.2f} TFLOP at "
+        f"{before.product_flops * args.steps / products / 1e9:.0f} GFLOP/s); AdamW moves "
+        f"{before.adamw_bytes * args.steps / 1e9:.1f} GB")  # fmt: skip
+    say(f"trunk pass     {cost.read_seconds:8.3f} s")
+    say(f"steps          {cost.steps_seconds:8.3f} s   {products / cost.steps_seconds:.0%} of the bound")
+    whole = cost.read_seconds + cost.steps_seconds
+    say(f"both           {whole:8.3f} s   peak {cost.peak_bytes / 1e6:.0f} MB")
+    found = {"ceiling_seconds": products, "share_of_ceiling": products / cost.steps_seconds}
+    if not args.no_naive:
+        naive, (ids, scored) = naive_module(), document(llm.trunk, args.tokens)
+        names = naive.ffn_parameters(llm.model)
+        naive.memorize(llm.model, ids, scored, names, steps=1)
+        seconds = seconds_of(lambda: naive.memorize(llm.model, ids, scored, names, steps=args.steps), llm.trunk.device)
+        say(f"plain way      {seconds:8.3f} s   ours takes {whole / seconds:.2f} of it")
+        found |= {"naive_seconds": seconds, "share_of_naive": whole / seconds}
+    finish(bench="memorize", shape=args.shape, machine=machine(), steps=args.steps, **asdict(cost), **found)
+
+
+if __name__ == "__main__":
+    main()
