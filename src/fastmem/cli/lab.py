@@ -1,8 +1,8 @@
-"""`fastmem eval`, `report`, `search`, `paper`, `lm-eval`: the experiments."""
+"""`fastmem eval` and `report`: one task, its rows, its tables."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -10,7 +10,7 @@ import typer
 
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.output import Status, emit, say
-from fastmem.errors import InputError, one_of
+from fastmem.errors import one_of
 
 if TYPE_CHECKING:
     from fastmem.lab.metrics import Scorers
@@ -137,7 +137,13 @@ def evaluate(
         status(f"loading {model.model or 'the embedded model'} ...")
         llm = model.load()
         planned = experiment(recipe.make(llm.recipe), str(llm.trunk.device))
-        summary = run(llm, planned, rows, output_dir, Telling(status, output.quiet))
+        telling = Telling(status, output.quiet)
+        try:
+            summary = run(llm, planned, rows, output_dir, telling)
+        except KeyboardInterrupt:
+            status("")
+            say(f"interrupted: {telling.rows} finished rows are in {output_dir}; the same command goes on.")
+            raise typer.Exit(130) from None
     if output.json:
         emit(summary)
     else:
@@ -175,99 +181,6 @@ def report(
     say(f"page: {target}")
 
 
-@with_flags
-def search(
-    model: ModelFlags,
-    data: DataFlags,
-    output: OutputFlags,
-    task: Annotated[str, typer.Option("--task", metavar="NAME", help="nq_swap, world_swap, ...")],
-    output_dir: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the recipe and all points go.")],
-    sampler: Annotated[str, typer.Option(metavar="NAME", help="grid: every point; tpe: Optuna.")] = "grid",
-    trials: Annotated[int, typer.Option(metavar="N", help="tpe: points in all.")] = 40,
-    rates: Annotated[str, typer.Option(metavar="X,X", help="Rates; the paper's.")] = "1e-6,3e-6,1e-5,3e-5",
-    steps: Annotated[str, typer.Option(metavar="N,N", help="Numbers of steps; the paper's.")] = "10,20,50",
-    kls: Annotated[str, typer.Option(metavar="X,X", help="KL weights; the paper's.")] = "0.01,0.03,0.1,0.3,1",
-    layers: Annotated[str, typer.Option(metavar="N,N/N", help="Sets of layers, / between: -1/-2,-1.")] = "-1",
-    alphas: Annotated[str, typer.Option(metavar="X,X", help="0 is fastmem, above it fastmem+cd.")] = "0",
-    placement: Annotated[str | None, typer.Option(metavar="WHERE", help="As in a recipe.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer; the task's.")] = None,
-    on_test: Annotated[bool, typer.Option("--on-test", help="Search the rows that are reported, too.")] = False,
-) -> None:
-    """Look for the best recipe on one half of the questions, and write it to a file.
-
-    The other half is left for `eval --part held-out`. Several processes may share one --output; stopped, the same
-    command goes on.
-
-    \b
-    Examples:
-      fastmem search --task world_swap --rates 1e-4,3e-4,1e-3,3e-3 --limit 50 --output runs/search
-      fastmem search --task nq_swap --model ID --sampler tpe --trials 40 --output runs/tpe
-      fastmem eval --task nq_swap --model ID --part held-out --recipe runs/tpe/recipe.json --output runs/tuned
-    """
-    from fastmem.lab.grid import Space
-    from fastmem.lab.report.landscape import search_table
-    from fastmem.lab.search import search_grid, search_tpe, searchable
-    from fastmem.prompts import PLACEMENTS
-
-    one_of(sampler, ("grid", "tpe"), "sampler (--sampler)")
-    if placement is not None:
-        one_of(placement, PLACEMENTS, "placement (--placement)")
-    rows = searchable(data.load(task, "dev" if task.startswith("world") else None), on_test)
-    with Status(quiet=output.quiet) as status:
-        status(f"loading {model.model or 'the embedded model'} ...")
-        llm = model.load()
-        space = Space(
-            replace(llm.recipe, placement=placement or llm.recipe.placement),
-            numbers("--rates", rates),
-            tuple(int(n) for n in numbers("--steps", steps)),
-            numbers("--kls", kls),
-            tuple(tuple(int(n) for n in numbers("--layers", part)) for part in layers.split("/")),
-            numbers("--alphas", alphas),
-        )
-
-        def tell(progress: Any) -> None:
-            what = "examples" if sampler == "grid" else "trials"
-            status(f"{progress.done} of {progress.total} {what}, {duration(progress.seconds)}")
-
-        if sampler == "grid":
-            found = search_grid(llm, space, rows, output_dir, max_new_tokens, tell)
-        else:
-            found = search_tpe(llm, space, rows, output_dir, trials, max_new_tokens, tell)
-    if output.json:
-        emit({"best": found["best"], "points": len(found["points"]), "recipe": str(output_dir / "recipe.json")})
-        return
-    print(search_table(output_dir), end="")
-    alpha = f" --methods base,fastmem+cd --alpha {found['best']['alpha']:g}" if found["best"]["alpha"] else ""
-    say(f"recipe: {output_dir / 'recipe.json'}; report it with: eval --part held-out --recipe FILE{alpha}")
-
-
-lm_eval = typer.Typer(add_completion=False, rich_markup_mode=None)
-
-
-@lm_eval.command("lm-eval", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
-def run_lm_eval(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGS...", help="lm-eval's own.")] = None,
-) -> None:
-    """Run lm-evaluation-harness with our model, "fastmem", and the tasks it lacks. All arguments are its own.
-
-    \b
-    Examples:
-      fastmem lm-eval ls tasks
-      fastmem lm-eval --model fastmem --model_args pretrained=ID,method=fastmem --tasks fastmem_nq_swap --limit 50
-    """
-    from fastmem.lab.harness import run
-
-    run(arguments or [])
-
-
-def numbers(flag: str, given: str) -> tuple[float, ...]:
-    """`1,2.5` as numbers. Errors: `InputError` naming the flag."""
-    try:
-        return tuple(float(part) for part in given.split(","))
-    except ValueError as error:
-        raise InputError(f"{flag} is {given!r}: give numbers with commas between.") from error
-
-
 def names(given: str) -> tuple[str, ...]:
     """`base,cad` as names."""
     return tuple(name.strip() for name in given.split(",") if name.strip())
@@ -278,9 +191,11 @@ class Telling:
 
     def __init__(self, status: Status, quiet: bool, what: str = ""):
         self.status, self.quiet, self.what = status, quiet, what
+        self.rows = 0
         self._said = time.monotonic()
 
     def __call__(self, progress: "Progress") -> None:
+        self.rows = progress.rows
         text = f"{self.what}{progress.rows} of {progress.total} rows"
         if progress.errors:
             text += f", {progress.errors} errors"

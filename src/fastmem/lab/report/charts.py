@@ -80,7 +80,7 @@ def bars(lines: Sequence[Bar], legend: Sequence[str], title: str, unit: str = ""
     for i, name in enumerate(legend):
         parts.append(f'<rect class="part{i}" x="{at}" y="4" width="11" height="11" rx="2"/>')
         parts.append(f'<text class="note" x="{at + 16}" y="14">{escape(name)}</text>')
-        at += 30 + 7 * len(name)
+        at += 34 + round(7.6 * len(name))
     for i, line in enumerate(lines):
         y, start = row * i + 28, 0.0
         parts.append(f'<text class="label" x="{left - 12}" y="{y + 13}" text-anchor="end">{escape(line.label)}</text>')

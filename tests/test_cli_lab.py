@@ -1,0 +1,174 @@
+"""The experiments as they are typed: tables out, one clear line for what cannot be, finished rows kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fastmem.cli import run
+from fastmem.lab.records import read_rows
+from lab_runs import write_questions
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer, tmp_path_factory) -> Path:
+    from families import build
+
+    folder = tmp_path_factory.mktemp("model")
+    tiny = build("llama")
+    tiny.config.max_position_embeddings = 2048
+    tiny.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def typed(model, tmp_path, capsys):
+    """`typed("eval", ...)`: (exit code, standard output, standard error) with the tiny model and its rows."""
+    rows = write_questions(tmp_path / "rows.json")
+
+    def type_in(command: str, *arguments: str, data: object = rows, task: str = "nq_swap"):
+        given = [command, *arguments]
+        if command in ("eval", "search"):
+            given += ["--task", task, "--data", str(data), "--model", str(model), "--max-new-tokens", "4"]
+            if "--output" not in arguments:
+                given += ["--output", str(tmp_path / "run")]
+        code = run(given)
+        return code, *capsys.readouterr()
+
+    return type_in
+
+
+def test_eval_then_report(typed, tmp_path):
+    code, out, _ = typed("eval", "--methods", "base,fastmem", "--learning-rate", "1e-2", "--steps", "2")
+    assert code == 0
+    assert "| method  | nq_swap" in out
+    assert "rate 0.01, 2 steps" in out
+    assert len(read_rows(tmp_path / "run")) == 12
+    again, regraded, said = typed("report", str(tmp_path / "run"))
+    assert (again, regraded) == (0, out)
+    assert f"page: {tmp_path / 'run/report.html'}" in said
+    assert "<svg" in (tmp_path / "run/report.html").read_text()
+
+
+def test_json_is_the_last_line(typed, tmp_path):
+    _, out, _ = typed("eval", "--methods", "base", "--json")
+    assert json.loads(out.splitlines()[-1])["methods"]["base"]["rows"] == 6
+    _, out, _ = typed("report", str(tmp_path / "run"), "--json")
+    assert set(json.loads(out)["means"]["run"]["base"]) >= {"paper_correct", "exact_match"}
+
+
+def test_search_then_eval_with_its_recipe_on_the_other_half(typed, tmp_path):
+    grid = ["--rates", "1e-2,1e-1", "--steps", "1,2", "--kls", "0.1", "--output", str(tmp_path / "search")]
+    code, out, said = typed("search", *grid)
+    assert code == 0
+    assert "4 points on" in out
+    assert "report it with: eval --part held-out --recipe FILE" in said
+    recipe = str(tmp_path / "search/recipe.json")
+    code, _, _ = typed("eval", "--methods", "base,fastmem", "--recipe", recipe, "--part", "held-out")
+    assert code == 0
+    searched = set(json.loads((tmp_path / "search/search.json").read_text())["data"]["examples"])
+    assert not searched & {row["id"] for row in read_rows(tmp_path / "run")}
+    assert len(searched) + len({row["id"] for row in read_rows(tmp_path / "run")}) == 6
+    code, out, _ = typed("report", str(tmp_path / "run"), str(tmp_path / "search"), "--html", str(tmp_path / "p.html"))
+    assert code == 0
+    assert "## Search on nq_swap" in out
+    assert "best so far" in (tmp_path / "p.html").read_text()
+
+
+def damaged(path: Path, **change: object) -> Path:
+    rows = json.loads(write_questions(path.with_suffix(".all")).read_text())
+    rows[3] |= change
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_bad_input_is_one_clear_line(typed, tmp_path):
+    whole = (damaged(tmp_path / "whole.jsonl")).read_text()
+    (tmp_path / "cut.jsonl").write_text(whole[: len(whole) - 40])
+    for arguments, options, said in (
+        (["--methods", "base,fastmen"], {}, "unknown method 'fastmen'. Did you mean 'fastmem'?"),
+        ([], {"task": "nq_swop"}, "unknown task 'nq_swop'. Did you mean 'nq_swap'?"),
+        ([], {"data": tmp_path / "none.json"}, "no data file at"),
+        ([], {"data": tmp_path / "cut.jsonl"}, "cut.jsonl, line 6: not JSON"),
+        ([], {"data": damaged(tmp_path / "a.jsonl", sub_answer="")}, "line 4: 'sub_answer' holds no answer"),
+        ([], {"data": damaged(tmp_path / "b.jsonl", sub_context=None)}, "line 4: 'sub_context' must be a text"),
+        (["--part", "rest"], {}, "unknown part (--part) 'rest'"),
+        (["--steps", "-1"], {}, "recipe steps (--steps) is -1"),
+    ):
+        code, out, err = typed("eval", *arguments, **options)
+        assert (code, out) == (2, ""), arguments
+        assert said in err
+        assert len(err.strip().splitlines()) == 1, err
+    code, _, err = typed("search", "--rates", "fast")
+    assert (code, "--rates is 'fast': give numbers with commas between." in err) == (2, True)
+    code, _, err = typed("report", str(tmp_path))
+    assert (code, "run.json does not exist: give a folder that `fastmem eval` wrote." in err) == (2, True)
+
+
+def test_ids_that_come_twice(typed, tmp_path):
+    rows = [row | {"id": "same"} for row in json.loads(write_questions(tmp_path / "twice.json").read_text())]
+    (tmp_path / "twice.json").write_text(json.dumps(rows))
+    code, _, err = typed("eval", data=tmp_path / "twice.json")
+    assert code == 2
+    assert "item 2: the id 'same' was used at twice.json, item 1 already" in err
+
+
+def test_the_folder_of_another_run(typed, tmp_path):
+    typed("eval", "--methods", "base", "--steps", "2")
+    code, _, err = typed("eval", "--methods", "base", "--steps", "3")
+    assert code == 2
+    assert "holds another run: recipe.steps was 2, now 3. Give another --output" in err
+    assert len(read_rows(tmp_path / "run")) == 6
+
+
+def test_interrupted(typed, tmp_path, monkeypatch):
+    from fastmem.lab.answering import Answering
+
+    whole = Answering.rows
+
+    def interrupted(self, batch, method, base_texts):
+        if method == "cad":
+            raise KeyboardInterrupt
+        return whole(self, batch, method, base_texts)
+
+    monkeypatch.setattr(Answering, "rows", interrupted)
+    code, _, err = typed("eval", "--methods", "base,cad", "--batch-size", "4")
+    assert code == 130
+    assert err.strip().endswith(f"interrupted: 4 finished rows are in {tmp_path / 'run'}; the same command goes on.")
+    assert len(read_rows(tmp_path / "run")) == 4
+
+
+def test_a_scorer_that_cannot_be_loaded_is_a_reason_not_an_end(typed, tmp_path):
+    rows = [{"article": "Rain fell on the town.", "summary": "Rain."}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    nowhere = str(tmp_path / "nowhere")
+    code, out, _ = typed(
+        "eval", "--methods", "base", "--factkb", nowhere, "--bertscore", "none", data=tmp_path / "a.json", task="xsum"
+    )
+    assert code == 0
+    assert "- base: factkb is missing: factkb with" in out
+    assert "- base: bertscore_precision is missing: bertscore_precision was left out" in out
+    assert "ROUGE-L" in out
+
+
+def test_the_whole_paper_on_real_rows(model, shared, tmp_path, capsys):
+    files = {
+        "nq": "nq_swap/dev.parquet",
+        "nq_swap": "nq_swap/dev.parquet",
+        "memotrap": "memotrap/memotrap_936.json",
+        "hotpotqa": "hotpotqa/coconflictqa_hotpotqa.jsonl",
+        "cnndm": "cnndm/cad_600.jsonl",
+        "xsum": "xsum/train_1000.jsonl",
+    }
+    given = [f"--data={task}={shared / 'data' / file}" for task, file in files.items()]
+    command = ["paper", "--model", str(model), *given, "--limit", "1", "--output", str(tmp_path / "paper")]
+    command += ["--max-context-tokens", "150", "--max-new-tokens", "3", "--factkb", "none", "--bertscore", "none"]
+    assert run(command) == 0
+    out = capsys.readouterr().out
+    for name in ("nq_swap", "memotrap", "nq", "hotpotqa", "cnndm", "cnndm_cd", "xsum", "xsum_cd"):
+        rows = read_rows(tmp_path / "paper" / name)
+        assert not any(row["error"] for row in rows), rows
+    assert "| nq_swap    | accuracy, format failure" in out or "| nq_swap | accuracy, format failure | 4746 |" in out
+    assert "- wikihow is missing: the task 'wikihow' is not on the hub" in out
+    assert "one-shot" in out
