@@ -16,7 +16,7 @@ def bench(
     tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Scored tokens of the document.")] = 150,
     new_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens decoded with every method.")] = 12,
 ) -> None:
-    """Measure what memorizing costs, and what every method costs per token.
+    """Measure what memorizing costs, and every method per token.
 
     Runs on a document that says nothing: times depend on shapes, not on words. About two minutes with a model of
     1.5 B parameters on 2 cores. For figures beside other ways to do it, see bench/ in the repository.

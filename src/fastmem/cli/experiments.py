@@ -30,7 +30,9 @@ def search(
     max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer; the task's.")] = None,
     on_test: Annotated[bool, typer.Option("--on-test", help="Search the rows that are reported, too.")] = False,
 ) -> None:
-    """Look for the best recipe on one half of the questions, and write it to a file.
+    """Look for the best recipe on one half of the questions.
+
+    It is written to a file.
 
     The other half is left for `eval --part held-out`. Several processes may share one --output; stopped, the same
     command goes on.
@@ -156,7 +158,9 @@ lm_eval = typer.Typer(add_completion=False, rich_markup_mode=None)
 def run_lm_eval(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGS...", help="lm-eval's own.")] = None,
 ) -> None:
-    """Run lm-evaluation-harness with our model, "fastmem", and the tasks it lacks. All arguments are its own.
+    """Run lm-evaluation-harness with our model, "fastmem".
+
+    The tasks it lacks come along. All arguments are its own.
 
     \b
     Examples:

@@ -98,7 +98,7 @@ def evaluate(
         str, typer.Option(metavar="PART", help="all; held-out: what search left alone; searched: the other half.")
     ] = "all",
 ) -> None:
-    """Answer every example of a task with every method, and print the table.
+    """Answer a task's examples with every method; print the table.
 
     Every row is written as it is made. Stopped at any instant, the same command goes on where it was.
 

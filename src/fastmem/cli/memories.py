@@ -38,7 +38,9 @@ def memorize(
         bool, typer.Option("--truncate", help="Cut documents to what the model can read instead of refusing them.")
     ] = False,
 ) -> None:
-    """Memorize documents into files, one each: FILE becomes DIR/FILE.safetensors.
+    """Memorize documents into memory files, one each.
+
+    FILE becomes DIR/FILE.safetensors.
 
     A memory that is there already, of the same text, recipe and base, is kept: after an interruption run the same
     command again. A document that cannot be memorized does not stop the others.
@@ -174,7 +176,9 @@ def export(
     ] = 0.05,
     force: Annotated[bool, typer.Option("--force", help="Export whatever is lost.")] = False,
 ) -> None:
-    """Write a memory for other engines: a PEFT adapter, or a checkpoint that links the base's own shards.
+    """Write a memory as a PEFT adapter or a checkpoint.
+
+    For other engines; the checkpoint links the base's own shards.
 
     \b
     Examples:

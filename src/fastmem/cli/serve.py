@@ -47,7 +47,10 @@ def serve(
         typer.Option(metavar="NAME", help="Documents and message as context or question; see docs/serving.md."),
     ] = None,
 ) -> None:
-    """Serve a model and its memories: OpenAI-compatible, with a page at /."""
+    """Serve a model and its memories, OpenAI-compatible.
+
+    A page for people is at /.
+    """
     from dataclasses import replace
     from importlib.util import find_spec
 
