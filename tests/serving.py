@@ -4,6 +4,9 @@ import hashlib
 import queue
 import time
 
+from openai import OpenAI
+from starlette.testclient import TestClient
+
 from families import build
 from fastmem import FastMem, Recipe
 from fastmem.serve.jobs import Done, Failed, Finished, Job, Piece
@@ -11,6 +14,8 @@ from fastmem.serve.records import Wish
 from tiny_tokenizer import build_tokenizer
 
 RECIPE = Recipe(learning_rate=1e-2, steps=3)
+DOCUMENTS = [{"title": "Notice", "text": "The ferry leaves at nine from the east pier."}]
+QUESTION = [{"role": "user", "content": "When does the ferry leave?"}]
 PATIENCE_SECONDS = 300  # for what takes seconds at most; only a hang, or a machine that is very busy, gets there
 
 
@@ -76,3 +81,18 @@ def eventually(condition):
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+def client(app, key="x"):
+    """The stock client, in this process."""
+    return OpenAI(base_url="http://testserver/v1", api_key=key, http_client=web(app), max_retries=0)
+
+
+def web(app, **headers):
+    """Plain HTTP, in this process."""
+    return TestClient(app, raise_server_exceptions=False, headers=headers)
+
+
+def ask(app, body, **headers):
+    """The answer to QUESTION, with `body` on top."""
+    return web(app, **headers).post("/v1/chat/completions", json={"model": "tiny", "messages": QUESTION} | body)

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fastmem.core.cache import PrefixCache
-from fastmem.errors import FastMemError
+from fastmem.errors import FastMemError, MemoryFileError
 from fastmem.model import FastMem, explained_out_of_memory
 from fastmem.serve.jobs import Done, DrainingError, Event, Failed, Job, OverloadedError
 from fastmem.serve.making import Makings
@@ -142,7 +142,8 @@ class Engine:
         blocked: Job | None = None
         now = time.perf_counter()
         for job in list(self._waiting):
-            if now - job.submitted > self.limits.wait_seconds:
+            begun = job.entry is not None and not job.entry.made  # its memory is in the making: not the queue's fault
+            if now - job.submitted > self.limits.wait_seconds and not begun:
                 late = f"no answer could be begun within {self.limits.wait_seconds:g} s: ask again later."
                 self._end(job, Failed(OverloadedError(late, self._retry_after())))
                 continue
@@ -200,6 +201,8 @@ class Engine:
     def _act(self, job: Job) -> None:
         assert job.act is not None
         assert job.entry is not None
+        if job.durable and self.store.folder is not None and job.entry.path is None:
+            raise MemoryFileError("the memory was made, but could not be written to the store: see the server's log.")
         with explained_out_of_memory():
             result = job.act(self.store.ready(job.entry))
         self._end(job, Done(result, job.entry.record))

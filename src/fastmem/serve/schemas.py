@@ -65,7 +65,7 @@ class _Generation(_Strict):
 
     model: str
     documents: list[Document] = Field(default_factory=list)
-    fastmem: FastMemOptions = Field(default_factory=FastMemOptions)
+    fastmem: FastMemOptions = FastMemOptions()
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -115,7 +115,7 @@ class MemoryRequest(_Strict):
 
     documents: list[Document] = Field(min_length=1)
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    fastmem: FastMemOptions = Field(default_factory=FastMemOptions)
+    fastmem: FastMemOptions = FastMemOptions()
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     model: str | None = None
 

@@ -14,7 +14,7 @@ from fastmem.model import FastMem
 from fastmem.serve.compose import Limits, tenant_of
 from fastmem.serve.door import Refusal
 from fastmem.serve.engine import Engine
-from fastmem.serve.jobs import Done, Event, Failed, Job
+from fastmem.serve.jobs import Done, Event, Failed, Finished, Job
 from fastmem.serve.metrics import Metrics
 from fastmem.serve.records import Wish
 from fastmem.serve.schemas import Template
@@ -95,7 +95,7 @@ class Mailbox:
     async def next(self) -> Event:
         """Wait for the next event."""
         event = await self._events.get()
-        self._over = isinstance(event, Done | Failed) or hasattr(event, "reason")
+        self._over = isinstance(event, Done | Failed | Finished)
         return event
 
     async def next_or_gone(self, request: Request) -> Event:

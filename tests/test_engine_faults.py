@@ -1,0 +1,193 @@
+"""Failures stay alone: rows, memories, files, and the worker itself."""
+
+import threading
+
+import pytest
+import torch
+
+import fastmem.serve.making
+from fastmem.core.memory import Recipe
+from fastmem.errors import InputError, MemoryFileError, ResourceError
+from fastmem.prompts import Tokens
+from fastmem.serve.engine import Engine, EngineLimits
+from fastmem.serve.jobs import Done, DrainingError, Failed, Finished
+from fastmem.serve.store import Store
+from serving import RECIPE, Asked, make_llm, wish
+
+POISON = (250, 251)  # two tokens that make the forward pass that reads them fail, where a test wants it to
+
+
+@pytest.fixture(scope="module")
+def llm():
+    return make_llm()
+
+
+@pytest.fixture
+def started(llm):
+    """engine(budget, folder, **limits): closed when the test ends."""
+    engines = []
+
+    def engine(budget=None, folder=None, model=llm, **limits):
+        engines.append(Engine(model, Store(model, budget, folder), EngineLimits(**limits)))
+        return engines[-1]
+
+    yield engine
+    for one in engines:
+        one.close(timeout_seconds=60)
+
+
+def offline(llm, prompt, text, method, **options):
+    """The same answer without a server."""
+    memory = llm.memorize(text, RECIPE) if method.startswith("fastmem") else None
+    return llm.generate(prompt, memory, method, **{"max_new_tokens": 8} | options)
+
+
+def poisoned(monkeypatch, llm, error):
+    """Forward passes that read POISON fail."""
+    real = llm.trunk.forward
+
+    def forward(ids, **kwargs):
+        if ((ids[:, :-1] == POISON[0]) & (ids[:, 1:] == POISON[1])).any():
+            raise error
+        return real(ids, **kwargs)
+
+    monkeypatch.setattr(llm.trunk, "forward", forward)
+
+
+@pytest.mark.parametrize("position", [0, 2, 4])
+def test_a_row_that_fails_is_refused_alone(llm, started, monkeypatch, position):
+    engine = started()
+    prompts = [f"row {i}" for i in range(5)]
+    options = [{"temperature": 1.0, "seed": i} if i % 2 else {} for i in range(5)]
+    expected = [llm.generate(p, max_new_tokens=30, **o).text for p, o in zip(prompts, options, strict=True)]
+    poisoned(monkeypatch, llm, torch.OutOfMemoryError("CUDA out of memory"))
+    asked = [Asked(llm, p, max_new_tokens=30, **o) for p, o in zip(prompts, options, strict=True)]
+    bad = Asked(llm, Tokens([1, *POISON, 5]), max_new_tokens=30)
+    for one in [*asked[:position], bad, *asked[position:]]:
+        one.to(engine)
+    end = bad.end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, ResourceError)
+    assert [one.text() for one in asked] == expected
+
+
+def test_a_row_that_fails_midway_leaves_the_others_where_they_were(llm, started, monkeypatch):
+    """The batch is rebuilt in the middle of sampled answers: their draws go on where they stopped."""
+    engine = started()
+    prompts = [f"row {i}" for i in range(3)]
+    expected = [llm.generate(p, max_new_tokens=60, temperature=1.0, seed=5).text for p in prompts]
+    poisoned(monkeypatch, llm, RuntimeError("broken"))
+    begun = threading.Event()
+    asked = [
+        Asked(llm, p, max_new_tokens=60, temperature=1.0, seed=5, on_piece=lambda _: begun.set()) for p in prompts
+    ]
+    for one in asked:
+        one.to(engine)
+    assert begun.wait(60)
+    bad = Asked(llm, Tokens([1, *POISON])).to(engine)
+    assert isinstance(bad.end(), Failed)
+    assert [one.text() for one in asked] == expected
+
+
+def test_a_memorization_that_fails_is_refused_alone(llm, started, monkeypatch):
+    engine = started()
+    real = fastmem.serve.making.read
+
+    def read(trunk, ids, *rest):
+        if len(ids) > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(trunk, ids, *rest)
+
+    monkeypatch.setattr(fastmem.serve.making, "read", read)
+    bad = [Asked(llm, want=wish(llm, "x" * 80), method="fastmem").to(engine) for _ in range(2)]
+    good = Asked(llm, "q", wish(llm, "short"), "fastmem").to(engine)
+    for one in bad:
+        end = one.end()
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, ResourceError)
+    assert good.text() == offline(llm, "q", "short", "fastmem").text
+
+
+def test_a_loss_that_turns_nan_keeps_the_last_good_step(llm, started):
+    engine = started()
+    wild = Asked(llm, want=wish(llm, "wild", recipe=Recipe(learning_rate=10.0, steps=8)), method="fastmem").to(engine)
+    calm = Asked(llm, "q", wish(llm, "calm"), "fastmem").to(engine)
+    end = wild.end()
+    assert isinstance(end, Finished)
+    assert calm.text() == offline(llm, "q", "calm", "fastmem").text
+
+
+def test_a_damaged_file_is_made_again_by_who_has_the_document(llm, started, tmp_path):
+    first = started(None, tmp_path)
+    want = wish(llm, "kept")
+    record = Asked(llm, want=want, act=lambda memory: None, durable=True).to(first).end().memory
+    first.close()
+    path = tmp_path / f"{want.key}.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    second = started(None, tmp_path)
+    named = wish(llm, "kept").__class__(want.key, "t", RECIPE)
+    end = Asked(llm, want=named, method="fastmem").to(second).end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, MemoryFileError)
+    again = Asked(llm, "q", want, "fastmem").to(second)
+    assert again.text() == offline(llm, "q", "kept", "fastmem").text
+    assert record["id"] == want.key
+    missing = Asked(llm, want=wish(llm, "z").__class__("mem-none", "t", RECIPE), method="fastmem").to(second).end()
+    assert isinstance(missing.error, InputError)
+
+
+def test_draining_finishes_what_runs_and_refuses_the_rest(llm, started):
+    engine = started(rows=1)
+    running = Asked(llm, max_new_tokens=100, on_piece=lambda _: begun.set())
+    begun = threading.Event()
+    running.to(engine)
+    assert begun.wait(60)
+    waiting = Asked(llm).to(engine)
+    engine.drain()
+    assert isinstance(waiting.end().error, DrainingError)
+    with pytest.raises(DrainingError):
+        Asked(llm).to(engine)
+    end = running.end()
+    assert isinstance(end, Finished)
+    assert len(end.token_ids) == 100
+    engine.close(timeout_seconds=60)
+    assert not engine.alive
+
+
+def test_a_bug_in_the_worker_fails_the_open_requests_and_no_later_one(llm, started, monkeypatch):
+    engine = started()
+    real, faults = engine._decode, [ZeroDivisionError()]
+
+    def decode():
+        if len(engine.rows) and faults:
+            raise faults.pop()
+        real()
+
+    monkeypatch.setattr(engine, "_decode", decode)
+    end = Asked(llm).to(engine).end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, ZeroDivisionError)
+    assert isinstance(Asked(llm).to(engine).end(), Finished)
+
+
+def test_something_done_with_a_memory(llm, started, tmp_path):
+    engine = started(None, tmp_path)
+    end = Asked(llm, want=wish(llm, "a"), act=lambda memory: len(memory.trace), durable=True).to(engine).end()
+    assert isinstance(end, Done)
+    assert end.result == 3
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1  # durable: on disk before it is answered
+
+
+def test_a_disk_that_is_full_is_said_to_who_asked_for_it_only(llm, started, tmp_path, monkeypatch):
+    engine = started(None, tmp_path)
+
+    def full(entry):
+        entry.unsaved = False
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(engine.store, "save", full)
+    want = wish(llm, "kept in RAM")
+    end = Asked(llm, want=want, act=lambda memory: None, durable=True).to(engine).end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, MemoryFileError)
+    assert Asked(llm, "q", want, "fastmem").to(engine).text() == offline(llm, "q", "kept in RAM", "fastmem").text
