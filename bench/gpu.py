@@ -1,9 +1,9 @@
-"""All of it on a GPU at the shape of Llama-3-8B: memorizing by length, methods, batches, and the ways it is done elsewhere.
+"""All of it on a GPU at the shape of Llama-3-8B: memorizing by length, methods, batches, the ways of others.
 
     python -m bench.gpu [--shape 8b] [--device cuda] [--lengths 150,1000,8000] [--rows 1,4,16]
 
-The two baselines of the same run: examples/naive.py, which runs the whole model forward and backward in every step, and
-a contrast that exchanges the weights of the last FFN and runs the whole model twice per token. `--shape embedded
+The two baselines of the same run: examples/naive.py, which runs the whole model forward and backward in every step,
+and a contrast that exchanges the weights of the last FFN and runs the whole model twice per token. `--shape embedded
 --device cpu` runs every line of it anywhere.
 """
 
@@ -65,17 +65,19 @@ def main() -> None:
         bound = ceiling(llm.trunk, recipe, length)
         cost, memory = memorizing(llm, length, recipe)
         products = recipe.steps * bound.product_seconds
-        say(f"memorize {length:5d} tokens: bound {products:.4f} s at {bound.flops_per_second / 1e12:.1f} TFLOP/s; steps "
-            f"{cost.steps_seconds:.4f} s, {products / cost.steps_seconds:.0%} of it; trunk {cost.read_seconds:.4f} s; "
-            f"peak {cost.peak_bytes / 1e9:.2f} GB")  # fmt: skip
+        share = products / cost.steps_seconds
+        say(f"memorize {length:5d} tokens: bound {products:.4f} s at {bound.flops_per_second / 1e12:.1f} TFLOP/s")
+        say(f"    steps {cost.steps_seconds:.4f} s, {share:.0%} of the bound; trunk {cost.read_seconds:.4f} s")
+        say(f"    peak {cost.peak_bytes / 1e9:.2f} GB beside the model")
         memorize.append(asdict(cost) | {"ceiling_seconds": products})
     per_token = decoding(llm, memory, list(METHODS), 150, args.tokens)
     for name, seconds in per_token.items():
         say(f"{name:<15}{1 / seconds:9.1f} tokens/s   {seconds / per_token['base']:.3f}x base")
     batches = {str(n): measured(llm, n, 150) for n in rows}
     for n, found in batches.items():
-        say(f"{n:>2} documents: one by one {found['memorize_one_by_one']:.4f} s, together {found['memorize_together']:.4f} s; "
-            f"answers one by one {found['answer_one_by_one']:.4f} s, together {found['answer_together']:.4f} s")  # fmt: skip
+        for kind in ("memorize", "answer"):
+            alone, together = found[f"{kind}_one_by_one"], found[f"{kind}_together"]
+            say(f"{n:>2} documents, {kind}: one by one {alone:.4f} s, together {together:.4f} s")
     swapping = swapping_seconds(llm, memory, 150, args.tokens)
     say(f"contrast by exchanging weights: {1 / swapping:.1f} tokens/s, {swapping / per_token['base']:.3f}x base")
     naive, (ids, scored) = naive_module(), (t.to(args.device) for t in document(llm.trunk, lengths[0]))

@@ -204,3 +204,70 @@ def test_a_longer_prefix_replaces_what_it_goes_on_from():
     assert held.size_bytes == 4 * 32
     held.add(prefix_of(1, 2, 3), salt="other")
     assert held.size_bytes == 7 * 32
+
+
+class Int8Linear(torch.nn.Module):
+    """Codes and scales in buffers, no parameter: how a quantized linear looks from outside."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("codes", (linear.weight.detach() / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+
+    def forward(self, states):
+        return torch.nn.functional.linear(states, self.codes * self.scale, self.bias)
+
+
+def quantized(family):
+    """(a model whose decoder layers have quantized linears, the same model with what they stand for as floats)."""
+    model, same = build(family), build(family)
+    for name, linear in list(model.named_modules()):
+        if isinstance(linear, torch.nn.Linear) and ".layers." in name:
+            path, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(path), leaf, Int8Linear(linear))
+            same.get_submodule(name).weight.data = model.get_submodule(name).codes * model.get_submodule(name).scale
+    return model, same
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "starcoder2"])
+def test_a_quantized_model_tunes_a_float_copy_of_its_last_ffn(family):
+    model, same = quantized(family)
+    llm, floats = FastMem(model, None), FastMem(same, None)
+    (text,) = documents(24)
+    memory, expected = llm.memorize(text, recipe()), floats.memorize(text, recipe())
+    assert memory.trace[0].kl == 0
+    assert set(memory.tensors) == {name for name in expected.tensors if not name.endswith("bias")} | {
+        name for name in expected.tensors if name.endswith("bias")
+    }
+    torch.testing.assert_close(losses(memory), losses(expected), rtol=LOSS_RELATIVE, atol=LOSS_RELATIVE)
+    assert_near(llm.logits(QUERY, memory), floats.logits(QUERY, expected), LOGIT)
+    assert isinstance(
+        model.get_submodule(name_of_last_ffn(llm)).get_submodule("down_proj" if family != "starcoder2" else "c_proj"),
+        Int8Linear,
+    )
+
+
+def name_of_last_ffn(llm):
+    return llm.trunk.anatomy.layers[-1].ffn[0]
+
+
+@pytest.mark.parametrize("layers", [(-1,), (0, -1)], ids=str)
+def test_a_model_spread_over_devices_by_hooks(layers):
+    """accelerate's hooks on every layer, all of them on the one device a machine without GPU has."""
+    accelerate = pytest.importorskip("accelerate")
+    model = build("llama")
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    accelerate.dispatch_model(
+        model, places | {f"model.layers.{i}": "cpu" for i in range(3)}, main_device="cpu", force_hooks=True
+    )
+    assert hasattr(model.model.layers[1], "_hf_hook")
+    (text,) = documents(24)
+    plain = FastMem(build("llama"), None)
+    expected = plain.memorize(text, recipe(layers=layers))
+    llm = FastMem(model, None)
+    memory = llm.memorize(text, recipe(layers=layers))
+    torch.testing.assert_close(losses(memory), losses(expected), rtol=LOSS_RELATIVE, atol=LOSS_RELATIVE)
+    assert_near(llm.logits(QUERY, memory), plain.logits(QUERY, expected), LOGIT)

@@ -173,7 +173,7 @@ def _layer(twin: nn.Module, path: str, called: dict[str, _Call]) -> Layer:
     ffn, mixers = [], {}
     for child, module in twin.get_submodule(path).named_children():
         call = called.get(f"{path}.{child}")
-        if call is None or not any(p.ndim >= 2 for p in module.parameters()):
+        if call is None or not _has_matrices(module):
             continue
         if _position_wise(module, call):
             ffn.append(call.name)
@@ -184,6 +184,12 @@ def _layer(twin: nn.Module, path: str, called: dict[str, _Call]) -> Layer:
     call = called[path]
     kwargs = {k: v for k, v in call.kwargs.items() if k != "hidden_states"}
     return Layer(path, tuple(whole or ffn), mixers, (call.args[1:], kwargs))
+
+
+def _has_matrices(module: nn.Module) -> bool:
+    """Weights of two dimensions: parameters, or a quantized linear's codes in a buffer."""
+    codes = (buffer for buffer in module.buffers() if not buffer.is_floating_point())
+    return any(tensor.ndim >= 2 for tensor in (*module.parameters(), *codes))
 
 
 def _position_wise(module: nn.Module, call: _Call) -> bool:

@@ -254,7 +254,9 @@ class Batch:
         return scores
 
     def _choose(self, row: Row, scores: Tensor) -> Tensor:
-        seen = torch.cat([row.request.prompt.cpu(), torch.tensor(row.token_ids, dtype=torch.int64)])
+        seen = row.request.prompt.new_empty(0)
+        if row.request.sampling.repetition_penalty != 1:
+            seen = torch.cat([row.request.prompt.cpu(), torch.tensor(row.token_ids, dtype=torch.int64)])
         return choose(scores, row.request.sampling, seen.to(scores.device), row.generator)
 
 

@@ -125,7 +125,7 @@ class Optimization:
             masters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
         with torch.no_grad():
-            self.groups = _groups(trunk, readings, self.plan)
+            self.groups = _groups(trunk, readings, recipe, self.plan)
         self.kl_weight = recipe.kl_weight
         self.losses: list[Tensor] = []  # per step [documents, 3]
 
@@ -197,7 +197,7 @@ class Optimization:
         self.kl_weight *= 1 + min(max(error, -0.2), 0.2) * (index + 1) / max(self.recipe.steps, 1)
 
 
-def _groups(trunk: Trunk, readings: Sequence[Reading], plan: Plan) -> list[_Group]:
+def _groups(trunk: Trunk, readings: Sequence[Reading], recipe: Recipe, plan: Plan) -> list[_Group]:
     """Cut every document into pieces of about one size, and gather those of short documents."""
     gathered: list[list[tuple[int, Activations, Tensor]]] = []
     room = 0
@@ -211,10 +211,12 @@ def _groups(trunk: Trunk, readings: Sequence[Reading], plan: Plan) -> list[_Grou
                 room = plan.piece_positions
             gathered[-1].append((document, piece, targets))
             room -= len(targets)
+    # The untouched model of the objective is the one that is tuned: of a quantized FFN its float copy.
+    own = trunk.ffn(trunk.parameters(recipe.layers))
     groups, room = [], plan.kept_logits_bytes
     for members in gathered:
         targets = torch.cat([targets for _, _, targets in members])
-        base_hidden = torch.cat([trunk.tail(piece) for _, piece, _ in members])
+        base_hidden = torch.cat([trunk.tail(piece, own) for _, piece, _ in members])
         chunks = [len(part) for part in targets.split(_even(len(targets), plan.chunk_positions))]
         group = _Group([(document, piece) for document, piece, _ in members], targets, base_hidden, chunks)
         for rows in base_hidden.split(chunks):

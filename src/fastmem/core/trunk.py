@@ -14,6 +14,7 @@ share one. A probe on construction compares rebuilt logits with the model's own 
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastmem.core.anatomy import dissect, first, input_device, shared_copy, unsupported, vocabulary
+from fastmem.core.floating import floating, is_quantized
 from fastmem.errors import InputError
 
 # The modules an FFN is made of, by name, each with what is called instead of it.
@@ -138,8 +140,10 @@ class Trunk:
         self.own_ffn = {n: shared_copy(model.get_submodule(n)) for layer in self.anatomy.layers for n in layer.ffn}
         self.vocabulary = vocabulary(model)
         self.input_device = input_device(model)
-        last = next(model.get_submodule(self.anatomy.layers[-1].ffn[0]).parameters())
-        self.device, self.dtype = last.device, last.dtype
+        last = model.get_submodule(self.anatomy.layers[-1].ffn[0])
+        self.dtype = model.dtype if is_quantized(last) else next(last.parameters()).dtype
+        self.device = next(itertools.chain(last.parameters(), last.buffers())).device
+        self._floating: dict[str, nn.Module] = {}
         try:
             _probe(self)
         except (AttributeError, RuntimeError, TypeError) as error:
@@ -178,8 +182,14 @@ class Trunk:
             f"{module}.{name}": parameter.detach()
             for index in self.indices(layers)
             for module in self.anatomy.layers[index].ffn
-            for name, parameter in self.own_ffn[module].named_parameters()
+            for name, parameter in self.floating_ffn(module).named_parameters()
         }
+
+    def floating_ffn(self, name: str) -> nn.Module:
+        """The base's FFN module of that name with float weights: its own, or a copy of a quantized one."""
+        if name not in self._floating:
+            self._floating[name] = floating(self.own_ffn[name], self.dtype)
+        return self._floating[name]
 
     def ffn(self, weights: Mapping[str, Tensor]) -> FFN:
         """FFN modules that use `weights` (full parameter name -> tensor), ready for `forward` and `tail`.
@@ -190,7 +200,7 @@ class Trunk:
         for module in {name for layer in self.anatomy.layers for name in layer.ffn}:
             own = {k.removeprefix(f"{module}."): v for k, v in weights.items() if k.startswith(f"{module}.")}
             if own:
-                modules[module] = functools.partial(_with_weights, shared_copy(self.own_ffn[module]), own)
+                modules[module] = functools.partial(_with_weights, shared_copy(self.floating_ffn(module)), own)
         return modules
 
     def forward(
