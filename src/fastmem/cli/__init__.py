@@ -10,7 +10,6 @@ To add a command:
 """
 
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -61,10 +60,10 @@ class Commands(TyperGroup):
     """The commands of `COMMANDS`, each imported when it is asked for (its help included)."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return available()
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        return command(one_of(cmd_name, available(), "command"))
+        return command(one_of(cmd_name, COMMANDS, "command"))
 
 
 class Command(TyperCommand):
@@ -87,11 +86,6 @@ def group() -> Any:
     app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, help=HELP)
     app.callback()(lambda: None)
     return typer.main.get_command(app)
-
-
-def available() -> list[str]:
-    """The commands that are there."""
-    return [name for name in COMMANDS if _there(name)]
 
 
 def command(name: str) -> Any:
@@ -146,8 +140,3 @@ def _line(error: Exception) -> str:
     if isinstance(error, FastMemError):
         return text
     return f"{type(error).__name__}: {text} (not a refusal but a bug: --debug shows where)"
-
-
-def _there(name: str) -> bool:
-    module, _, attribute = COMMANDS[name].partition(":")
-    return importlib.util.find_spec(module) is not None and hasattr(importlib.import_module(module), attribute)

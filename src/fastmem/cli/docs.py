@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from fastmem.cli import HELP, available, command
+from fastmem.cli import COMMANDS, HELP, command
 
 
 def write(path: Path) -> None:
@@ -18,7 +18,7 @@ def write(path: Path) -> None:
 def page() -> str:
     """The whole page, Markdown."""
     parts = ["# The command line", "Generated from the help texts: `make docs`.", _prose(HELP)]
-    parts += [part for name in available() for part in _command(f"fastmem {name}", command(name), level="##")]
+    parts += [part for name in COMMANDS for part in _command(f"fastmem {name}", command(name), level="##")]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
