@@ -239,19 +239,11 @@ def test_a_quantized_model_tunes_a_float_copy_of_its_last_ffn(family):
     (text,) = documents(24)
     memory, expected = llm.memorize(text, recipe()), floats.memorize(text, recipe())
     assert memory.trace[0].kl == 0
-    assert set(memory.tensors) == {name for name in expected.tensors if not name.endswith("bias")} | {
-        name for name in expected.tensors if name.endswith("bias")
-    }
+    assert set(memory.tensors) == set(expected.tensors)
     torch.testing.assert_close(losses(memory), losses(expected), rtol=LOSS_RELATIVE, atol=LOSS_RELATIVE)
     assert_near(llm.logits(QUERY, memory), floats.logits(QUERY, expected), LOGIT)
-    assert isinstance(
-        model.get_submodule(name_of_last_ffn(llm)).get_submodule("down_proj" if family != "starcoder2" else "c_proj"),
-        Int8Linear,
-    )
-
-
-def name_of_last_ffn(llm):
-    return llm.trunk.anatomy.layers[-1].ffn[0]
+    ffn = model.get_submodule(llm.trunk.anatomy.layers[-1].ffn[0])
+    assert any(isinstance(part, Int8Linear) for part in ffn.children())  # the model keeps its codes
 
 
 @pytest.mark.parametrize("layers", [(-1,), (0, -1)], ids=str)
