@@ -7,7 +7,8 @@
 Every row's document is memorized once per recipe and its question asked once per variant, greedy, the document in the
 prompt, graded by the paper's rule. `full` is the paper's memory; the columns + and - count the answers that are right
 where `full` is wrong, and the other way round. `document` is the loss of the memorized tokens under the memory (nats
-per token), which moves before answers do. Bytes are those of the stored tensors. The last line is one JSON object.
+per token), which moves before answers do. Bytes are those of the stored tensors, seconds those of the processor, all
+threads together, so that a busy machine does not change them. The last line is one JSON object.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from fastmem.lab.scoring import paper_correct
 from fastmem.lab.tasks import Example, load
 
 LORA_SCALE = 2.0  # lora_alpha / rank at every rank
-HEADER = "| memory | accuracy | + | - | document | bytes | memorize, s |\n|---|---|---|---|---|---|---|"
+HEADER = "| memory | accuracy | + | - | document | bytes | memorize, CPU s |\n|---|---|---|---|---|---|---|"
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ class Rows:
 
     def memorize(self, recipe: Recipe) -> tuple[list[Memory], float]:
         """(a memory for each row, seconds for one)."""
-        started = time.perf_counter()
+        started = time.process_time()
         memories = self.llm.memorize(self.documents, recipe)
-        return memories, (time.perf_counter() - started) / len(memories)
+        return memories, (time.process_time() - started) / len(memories)
 
     def measure(self, variant: str, memories: Sequence[Memory] | None, seconds: float = 0.0, size: int = 0) -> Result:
         """Ask every row with its memory."""
@@ -122,9 +123,9 @@ def several(rows: Rows, recipe: Recipe, counts: Sequence[int]) -> Iterator[Resul
     for count in counts:
         groups = [range(at, min(at + count, len(alone))) for at in range(0, len(alone), count)]
         texts = ["\n\n".join(rows.examples[i].context for i in group) for group in groups]
-        started = time.perf_counter()
+        started = time.process_time()
         together = [rows.llm.memorize(text, recipe, truncate=True) for text in texts]
-        seconds = (time.perf_counter() - started) / len(alone)
+        seconds = (time.process_time() - started) / len(alone)
         yield rows.measure(f"{count} documents in one memory", _spread(together, groups), seconds)
         for name, weight in (("averaged", 1 / count), ("added", 1.0)):
             combined = [_combined([alone[i] for i in group], weight) for group in groups]
