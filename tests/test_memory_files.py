@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from families import build
 from fastmem import FastMem, Memory, Recipe
 from fastmem.core import files
-from fastmem.core.memory import Base, Step
 from fastmem.core.compression import relative_error
+from fastmem.core.memory import Base, Step
 from fastmem.errors import InputError, MemoryFileError, MemoryMismatchError
 from test_trunk import assert_untouched
 
