@@ -243,8 +243,8 @@ def test_what_cannot_be_split_is_refused(name):
         Trunk(build_refused(name))
 
 
-# No final norm and outputs in lists; a side input per position; several streams that are merged after the last layer.
-UNUSUAL_REFUSED = {"openai_gpt": "openai-gpt", "gemma4_text": "gemma4_text", "gemma3n_text": "gemma3n_text"}
+# No final norm and outputs in lists; several streams that are merged after the last layer.
+UNUSUAL_REFUSED = {"openai_gpt": "openai-gpt", "gemma3n_text": "gemma3n_text"}
 
 
 @pytest.mark.parametrize("family", [family for family in UNUSUAL if family not in UNUSUAL_REFUSED])

@@ -37,12 +37,20 @@ class Layer:
     ffn: the FFN's modules; usually one, two where a layer holds bare linears (OPT) or a shared expert beside.
     mixers: name of each token mixer -> how many values its forward returns (0: a bare tensor, not a tuple).
     call: the watched positional and keyword arguments behind the first, the hidden states; what a replay passes on.
+    sides: arguments among these that belong to the positions, as hidden states do (Gemma 4's per-layer inputs): a name
+    to record them by -> index behind the hidden states, or keyword.
     """
 
     path: str
     ffn: tuple[str, ...]
     mixers: dict[str, int]
     call: tuple[tuple[Any, ...], dict[str, Any]]
+    sides: dict[str, int | str]
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """Names of all that a replay of this layer needs beside its hidden states."""
+        return (*self.mixers, *self.sides)
 
 
 @dataclass(frozen=True)
@@ -183,7 +191,13 @@ def _layer(twin: nn.Module, path: str, called: dict[str, _Call]) -> Layer:
     whole = [name for name in ffn if next(twin.get_submodule(name).children(), None) is not None]
     call = called[path]
     kwargs = {k: v for k, v in call.kwargs.items() if k != "hidden_states"}
-    return Layer(path, tuple(whole or ffn), mixers, (call.args[1:], kwargs))
+    others = [*enumerate(call.args[1:]), *kwargs.items()]
+    sides = {f"{path}:{at}": at for at, value in others if _beside_hidden_states(value)}
+    return Layer(path, tuple(whole or ffn), mixers, (call.args[1:], kwargs), sides)
+
+
+def _beside_hidden_states(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 3 and tuple(value.shape[:2]) == (1, PROBE_TOKENS)
 
 
 def _has_matrices(module: nn.Module) -> bool:

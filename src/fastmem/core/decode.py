@@ -202,8 +202,7 @@ class Batch:
             else:
                 state.against = final
         if record is not None and against:
-            mixers = self.trunk.anatomy.layers[-1].mixers
-            kept = {name: record.mixed[name][against] for name in mixers}
+            kept = {name: record.mixed[name][against] for name in self.trunk.anatomy.layers[-1].recorded}
             tails = self.trunk.tail(Activations(depth - 1, record.inputs[depth - 1][against], kept))
             for i, tail in zip(against, tails, strict=True):
                 states[id(lanes[i].row)].against = tail

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmem.core.anatomy import dissect, first, input_device, shared_copy, unsupported, vocabulary
+from fastmem.core.anatomy import Layer, dissect, first, input_device, shared_copy, unsupported, vocabulary
 from fastmem.core.floating import floating, is_quantized
 from fastmem.errors import InputError
 
@@ -38,7 +38,8 @@ class Recording:
     """What `forward` is asked to keep: copies of the inputs of `layers` and of the outputs of their mixers.
 
     layers: indices from 0. select: which positions of a [B, T, D] tensor to keep; by default all.
-    inputs: layer index -> hidden states. mixed: mixer name -> its output. calls: layer index -> other arguments.
+    inputs: layer index -> hidden states. mixed: what a layer's `recorded` names -> its value. calls: layer index ->
+    other arguments.
     """
 
     layers: frozenset[int]
@@ -53,7 +54,7 @@ class Activations:
     """All that the layers from the lowest tuned one upwards need to be run again.
 
     layer: that layer's index. hidden: its input, [N, D] at the wanted positions if it is the last layer, else
-    [1, S, D]. mixed: what its mixers gave, likewise. calls: the other arguments of the layers above, whose attention
+    [1, S, D]. mixed: what its mixers gave and its side inputs, likewise. calls: the other arguments of the layers above, whose attention
     has to run again (empty for the last layer). positions: [N], which of the S are wanted in the end (None: all N).
     """
 
@@ -129,7 +130,7 @@ class Trunk:
         # Alibi models take none (BLOOM, MPT).
         self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
         for index, layer in enumerate(self.anatomy.layers):
-            self._layers[index].register_forward_pre_hook(functools.partial(_keep_input, index), with_kwargs=True)
+            self._layers[index].register_forward_pre_hook(functools.partial(_keep_input, index, layer), with_kwargs=True)
             for name in layer.ffn:
                 part = twin.get_submodule(name)
                 part.forward = functools.partial(_switch_ffn, name, part.forward)
@@ -227,7 +228,7 @@ class Trunk:
     def activations(self, recording: Recording, positions: Tensor | None = None) -> Activations:
         """What `recording` kept, as the input of `tail`; its lowest layer is where the tail begins."""
         layer = min(recording.layers)
-        mixed = {name: recording.mixed[name] for name in self.anatomy.layers[layer].mixers}
+        mixed = {name: recording.mixed[name] for name in self.anatomy.layers[layer].recorded}
         above = tuple(recording.calls[i] for i in range(layer + 1, self.depth))
         return Activations(layer, recording.inputs[layer], mixed, above, positions)
 
@@ -247,8 +248,12 @@ class Trunk:
         """The last hidden state [N, D] from the activations, with gradients to whatever `ffn` was made of."""
         at, hidden = activations.layer, activations.hidden
         leading = hidden.shape[:-1]
-        with _now(ffn=ffn or {}, replay={k: v.reshape(1, -1, v.shape[-1]) for k, v in activations.mixed.items()}):
-            args, kwargs = self.anatomy.layers[at].call
+        replay = {k: v.reshape(1, -1, v.shape[-1]) for k, v in activations.mixed.items()}
+        args, kwargs = self.anatomy.layers[at].call
+        sides = {where: replay[name] for name, where in self.anatomy.layers[at].sides.items()}
+        args = tuple(sides.get(i, value) for i, value in enumerate(args))
+        kwargs = {k: sides.get(k, value) for k, value in kwargs.items()}
+        with _now(ffn=ffn or {}, replay=replay):
             hidden = first(self._layers[at](hidden.reshape(1, -1, hidden.shape[-1]), *args, **kwargs))
         with _now(ffn=ffn or {}):
             for layer, (args, kwargs) in zip(self._layers[at + 1 :], activations.calls, strict=True):
@@ -274,9 +279,12 @@ class Trunk:
         return self._head(inputs_embeds=rows, use_cache=False).logits.reshape(*hidden.shape[:-1], -1)
 
 
-def _keep_input(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _keep_input(index: int, layer: Layer, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     record = _NOW.get().record
     if record is not None and index in record.layers:
+        for name, at in layer.sides.items():
+            side = args[1 + at] if isinstance(at, int) else kwargs[at]
+            record.mixed[name] = record.select(side).clone()
         record.inputs[index] = record.select(args[0] if args else kwargs["hidden_states"]).clone()
         others = {k: v for k, v in kwargs.items() if k not in ("hidden_states", "past_key_values", "use_cache")}
         record.calls[index] = (args[1:], others)
