@@ -263,3 +263,20 @@ def test_a_model_spread_over_devices_by_hooks(layers):
     memory = llm.memorize(text, recipe(layers=layers))
     torch.testing.assert_close(losses(memory), losses(expected), rtol=LOSS_RELATIVE, atol=LOSS_RELATIVE)
     assert_near(llm.logits(QUERY, memory), plain.logits(QUERY, expected), LOGIT)
+
+
+@pytest.mark.parametrize("method", ["base", "fastmem", "fastmem+cd", "cad"])
+def test_a_second_question_reads_only_what_is_new(llama, method):
+    """The second prompt shares 20 of its 26 tokens with the first."""
+    plain, kept = FastMem(llama, None), FastMem(llama, None, prefix_bytes=10**7)
+    (text,) = documents(24)
+    memory = plain.memorize(text, recipe()) if "fastmem" in method else None
+    start = torch.arange(20) * 5 % 288
+    questions = [Tokens(torch.cat([start, torch.arange(6) * step + step])) for step in (3, 7)]
+    options = {"max_new_tokens": 6, "without_context": Tokens(torch.arange(9) * 2)} | {"memory": memory}
+    expected = [plain.generate(question, method=method, **options) for question in questions]
+    answers = [kept.generate(question, method=method, **options) for question in questions]
+    assert [a.token_ids for a in answers] == [a.token_ids for a in expected]
+    assert [a.cached_tokens for a in answers] == [0, 20]
+    assert [a.cached_tokens for a in expected] == [0, 0]
+    assert kept.prefixes.size_bytes > 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from fastmem.core.budget import explained_out_of_memory
-from fastmem.core.cache import Prefix
+from fastmem.core.cache import Prefix, PrefixCache
 from fastmem.core.decode import Batch, Request, Row
 from fastmem.core.memory import Memory
 from fastmem.core.sampling import Sampling
@@ -104,16 +104,25 @@ def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(flat)
 
 
-def decode(trunk: Trunk, tokenizer: Any, requests: Sequence[Request], decoding: Decoding) -> Iterator[Event]:
+def decode(
+    trunk: Trunk,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    decoding: Decoding,
+    prefixes: PrefixCache | None = None,
+) -> Iterator[Event]:
     """Decode all requests, `batch_size` of them side by side, the next joining as soon as one leaves.
 
+    prefixes: what was read before and need not be read again; what is read now is added.
     Errors: `InputError` for stop strings without a tokenizer, `ResourceError` where memory runs out.
     """
     with explained_out_of_memory():
-        yield from _decode(trunk, tokenizer, requests, decoding)
+        yield from _decode(trunk, tokenizer, requests, decoding, prefixes or PrefixCache(0))
 
 
-def _decode(trunk: Trunk, tokenizer: Any, requests: Sequence[Request], decoding: Decoding) -> Iterator[Event]:
+def _decode(
+    trunk: Trunk, tokenizer: Any, requests: Sequence[Request], decoding: Decoding, prefixes: PrefixCache
+) -> Iterator[Event]:
     started = time.perf_counter()
     stop = [decoding.stop] if isinstance(decoding.stop, str) else list(decoding.stop)
     if stop and tokenizer is None:
@@ -122,9 +131,12 @@ def _decode(trunk: Trunk, tokenizer: Any, requests: Sequence[Request], decoding:
     running: dict[int, tuple[int, Row, Detokenizer | None]] = {}
     while waiting or running:
         coming = [waiting.popleft() for _ in range(min(len(waiting), decoding.batch_size - len(running)))]
-        for (index, _), row in zip(coming, batch.join([request for _, request in coming]), strict=True):
+        joining = [r if r.prefix else replace(r, prefix=prefixes.longest(r.prompt)) for _, r in coming]
+        for (index, _), row in zip(coming, rows := batch.join(joining), strict=True):
             running[id(row)] = (index, row, Detokenizer(tokenizer, stop) if tokenizer is not None else None)
         batch.step()
+        for row in rows if prefixes.limit_bytes else ():
+            prefixes.add(batch.prefix(row))
         for key, (index, row, text) in list(running.items()):
             piece = "" if text is None or row.token_ids[-1] in row.request.stop_ids else text.add(row.token_ids[-1])
             if text is not None and text.stopped and row.reason is None:

@@ -23,13 +23,14 @@ from torch import Tensor
 
 from fastmem import prompts
 from fastmem.core.budget import explained_out_of_memory, plan
-from fastmem.core.cache import Prefix, joinable, new_cache
+from fastmem.core.cache import Prefix, PrefixCache, joinable, new_cache
 from fastmem.core.contrast import method_named
 from fastmem.core.decode import Request
 from fastmem.core.matching import require_same
 from fastmem.core.memorize import memorize, memorize_all, read
 from fastmem.core.memory import Base, Memory, Recipe, Step, digest
-from fastmem.core.trunk import FFN, Trunk
+from fastmem.core.replay import FFN
+from fastmem.core.trunk import Trunk
 from fastmem.errors import InputError
 from fastmem.generation import Answer, Decoding, Stream, decode, stop_ids
 from fastmem.loading import load
@@ -41,11 +42,12 @@ log = logging.getLogger("fastmem")
 class FastMem:
     """A model ready to memorize. tokenizer: None if only `Tokens` come. recipe: the default of `memorize`.
 
+    prefix_bytes: keys and values to keep of what was read, so that a second question about a document is read alone.
     Errors: `UnsupportedModelError` where the model cannot be split (see `Trunk`).
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None, *, recipe: Recipe | None = None):
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: Any = None, *, recipe: Recipe | None = None, prefix_bytes: int = 0):
+        self.model, self.tokenizer, self.prefixes = model, tokenizer, PrefixCache(prefix_bytes)
         self.trunk = Trunk(model)
         self.recipe = recipe or Recipe()
         self.name: str = getattr(model.config, "_name_or_path", "") or type(model).__name__
@@ -185,7 +187,7 @@ class FastMem:
         ]
         answers: list[Answer | None] = [None] * len(many)
         decoding = Decoding.of(options | dict.fromkeys(spread))
-        for event in decode(self.trunk, self.tokenizer, requests, decoding):
+        for event in decode(self.trunk, self.tokenizer, requests, decoding, self.prefixes):
             if event.answer is not None:
                 answers[event.index] = replace(event.answer, method=method, memory=memories[event.index])
         return answers
@@ -193,7 +195,7 @@ class FastMem:
     def stream(self, prompt: Prompt, memory: Memory | None = None, method: str = "base", **options: Any) -> Stream:
         """The answer piece by piece: iterate for text, then `.answer`. Arguments as for `generate`."""
         request, decoding = self.request(prompt, memory, method, **options), Decoding.of(options)
-        return Stream(decode(self.trunk, self.tokenizer, [request], decoding), method, memory)
+        return Stream(decode(self.trunk, self.tokenizer, [request], decoding, self.prefixes), method, memory)
 
     def answer(
         self,
@@ -251,7 +253,7 @@ class FastMem:
             self.request(prompt, memory if memorized else None, method, **options),
             Decoding.of(options),
         )
-        events = decode(self.trunk, self.tokenizer, [request], decoding)
+        events = decode(self.trunk, self.tokenizer, [request], decoding, self.prefixes)
         return Stream(events, method, memory if memorized else None, seconds)
 
     def request(self, prompt: Prompt, memory: Any = None, method: str = "base", **options: Any) -> Request:
