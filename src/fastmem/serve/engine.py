@@ -36,7 +36,7 @@ class EngineLimits:
     waiting: int = 64
     wait_seconds: float = 120.0
     prefix_bytes: int = 256 * 2**20
-    overtaking: int = 64
+    overtaking: int = 16
     """How many later jobs may go first while one waits for room in the store."""
 
 
@@ -286,6 +286,7 @@ class Engine:
             self._open.discard(job)
         if event is not None:
             job.emit(event)
+        job.let_go()
 
     def _retry_after(self) -> int:
         """Seconds until about half of the queue will have been served."""

@@ -27,8 +27,8 @@ class FastMemOptions(_Strict):
     become one turn, see `compose.py`; None takes the server's."""
 
     method: str | None = None
-    alpha: float = Field(0.5, ge=0, le=100)
-    relative_top: float = Field(0.1, ge=0, le=1)
+    alpha: float = Field(default=0.5, ge=0, le=100)
+    relative_top: float = Field(default=0.1, ge=0, le=1)
     final_norm: bool = False
     recipe: dict[str, Any] = Field(default_factory=dict)
     template: Template | None = None
