@@ -9,18 +9,19 @@ Every lane can have weights of its own. Lanes join and leave between any two ste
 on who shares its batch (up to the rounding of the kernels), so batch equals single and padded equals unpadded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmem.core.anatomy import first
 from fastmem.core.cache import Prefix, cropped, joinable, joined, new_cache, selected
 from fastmem.core.contrast import Contrast, adaptive_alpha, candidate_layers, contrast, dola
+from fastmem.core.replay import FFN, Activations, Recording
+from fastmem.core.rows import ffn_by_row
 from fastmem.core.sampling import Sampling, choose
-from fastmem.core.trunk import FFN, Activations, Recording, Trunk
+from fastmem.core.trunk import Trunk
 from fastmem.errors import InputError
 
 
@@ -193,7 +194,7 @@ class Batch:
         early = [i for i, lane in enumerate(lanes) if lane.main and _kind(lane.row.request) == "dola"]
         layers = ({depth - 1} if against else set()) | (set(candidate_layers(depth)) if early else set())
         record = Recording(frozenset(layers), lambda hidden: hidden[:, -1]) if layers else None
-        ffn = self._lane_ffn([lane.ffn for lane in lanes])
+        ffn = ffn_by_row([lane.ffn for lane in lanes], self.trunk.own_ffn)
         hidden = self.trunk.forward(ids, mask=mask, positions=positions, cache=group.cache, ffn=ffn, record=record)
         for lane, final in zip(lanes, hidden[:, -1], strict=True):
             state = states[id(lane.row)]
@@ -212,21 +213,6 @@ class Batch:
                 wanted = lanes[i].row.request.contrast
                 norms = wanted is not None and wanted.final_norm
                 states[id(lanes[i].row)].early = self.trunk.close(candidates[:, i], norms)
-
-    def _lane_ffn(self, wanted: list[FFN | None]) -> FFN:
-        """The FFN modules for a forward pass in which every lane may have weights of its own."""
-        distinct = {id(ffn): ffn for ffn in wanted}
-        if len(distinct) == 1:
-            return wanted[0] or {}
-        rows = {key: [i for i, ffn in enumerate(wanted) if id(ffn) == key] for key in distinct}
-        names = {name for ffn in distinct.values() if ffn for name in ffn}
-
-        def of(name: str) -> Callable[..., Any]:
-            own = self.trunk.own_ffn[name]
-            parts = [(rows[key], (ffn or {}).get(name, own)) for key, ffn in distinct.items()]
-            return lambda *args, **kwargs: _by_rows(parts, len(wanted), args, kwargs)
-
-        return {name: of(name) for name in names}
 
     def _scores(self, states: list[_States]) -> Tensor:
         """What the next tokens are chosen from, [B, V] float32: all hidden states through the head in one product."""
@@ -293,33 +279,6 @@ def _merged(groups: list[_Group]) -> _Group:
     longest = max(group.cache.get_seq_length() for group in groups)
     pads = [pad + longest - group.cache.get_seq_length() for group in groups for pad in group.pads]
     return _Group([lane for group in groups for lane in group.lanes], joined([g.cache for g in groups]), pads)
-
-
-def _by_rows(
-    parts: list[tuple[list[int], Callable[..., Any]]], lanes: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Call each part's module on the part's lanes, and put the hidden states together again.
-
-    Inputs are [L, T, D], or [L * T, D] where a layer flattens them (OPT).
-    """
-
-    def pick(value: Any, rows: list[int]) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.reshape(lanes, -1, *value.shape[1:])[rows].reshape(-1, *value.shape[1:])
-
-    out: Tensor | None = None
-    extras: list[None] = []
-    for rows, module in parts:
-        result = module(*(pick(a, rows) for a in args), **{k: pick(v, rows) for k, v in kwargs.items()})
-        found = first(result)
-        if out is None:
-            out = found.new_empty(lanes, found.shape[0] // len(rows), *found.shape[1:])
-            extras = [None] * (len(result) - 1) if isinstance(result, tuple) else []
-        out[rows] = found.reshape(len(rows), -1, *found.shape[1:])
-    assert out is not None
-    joined_rows = out.reshape(-1, *out.shape[2:])
-    return (joined_rows, *extras) if extras else joined_rows
 
 
 def _logprobs(scores: Tensor, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:

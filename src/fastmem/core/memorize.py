@@ -21,7 +21,8 @@ from torch import Tensor
 from fastmem.core.budget import plan, side_by_side
 from fastmem.core.memory import Base, Memory, Recipe, Step
 from fastmem.core.optimize import Optimization, Reading
-from fastmem.core.trunk import Recording, Trunk
+from fastmem.core.replay import Recording
+from fastmem.core.trunk import Trunk
 from fastmem.errors import InputError
 
 NOTHING_SCORED = "no token is scored: mark at least one token after the first as a target of the loss."

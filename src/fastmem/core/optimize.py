@@ -17,7 +17,8 @@ from fastmem.core import lora
 from fastmem.core.budget import Plan, plan
 from fastmem.core.memory import Recipe, Step
 from fastmem.core.objective import losses_and_gradient
-from fastmem.core.trunk import Activations, Trunk
+from fastmem.core.replay import Activations
+from fastmem.core.trunk import Trunk
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastmem.core.budget import CHUNK_POSITIONS
 from fastmem.core.optimize import Reading
-from fastmem.core.trunk import FFN, Trunk
+from fastmem.core.replay import FFN
+from fastmem.core.trunk import Trunk
 
 
 @torch.no_grad()

@@ -15,85 +15,17 @@ share one. A probe on construction compares rebuilt logits with the model's own 
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmem.core.anatomy import Layer, dissect, first, input_device, shared_copy, unsupported, vocabulary
+from fastmem.core.anatomy import dissect, first, input_device, shared_copy, unsupported, vocabulary
 from fastmem.core.floating import floating, is_quantized
+from fastmem.core.replay import FFN, Activations, Recording, running, wire
 from fastmem.errors import InputError
-
-# The modules an FFN is made of, by name, each with what is called instead of it.
-FFN = Mapping[str, Callable[..., Any]]
-
-
-@dataclass
-class Recording:
-    """What `forward` is asked to keep: copies of the inputs of `layers` and of the outputs of their mixers.
-
-    layers: indices from 0. select: which positions of a [B, T, D] tensor to keep; by default all.
-    inputs: layer index -> hidden states. mixed: what a layer's `recorded` names -> its value. calls: layer index ->
-    other arguments.
-    """
-
-    layers: frozenset[int]
-    select: Callable[[Tensor], Tensor] = lambda hidden: hidden
-    inputs: dict[int, Tensor] = field(default_factory=dict)
-    mixed: dict[str, Tensor] = field(default_factory=dict)
-    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Activations:
-    """All that the layers from the lowest tuned one upwards need to be run again.
-
-    layer: that layer's index. hidden: its input, [N, D] at the wanted positions if it is the last layer, else
-    [1, S, D]. mixed: what its mixers gave and its side inputs, likewise. calls: the other arguments of the layers above, whose attention
-    has to run again (empty for the last layer). positions: [N], which of the S are wanted in the end (None: all N).
-    """
-
-    layer: int
-    hidden: Tensor
-    mixed: dict[str, Tensor]
-    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = ()
-    positions: Tensor | None = None
-
-    def split(self, size: int) -> Iterator["Activations"]:
-        """Pieces of at most `size` positions; one piece where layers above attend to all of them."""
-        if self.calls:
-            yield self
-            return
-        for start in range(0, len(self.hidden), size):
-            part = slice(start, start + size)
-            yield replace(self, hidden=self.hidden[part], mixed={k: v[part] for k, v in self.mixed.items()})
-
-
-@dataclass(frozen=True)
-class _Now:
-    """The arguments of the running call that the model's own `forward`s cannot be handed."""
-
-    ffn: FFN = field(default_factory=dict)
-    replay: Mapping[str, Tensor] | None = None
-    record: Recording | None = None
-
-
-# Context-local: each thread, and each nested call, sees its own.
-_NOW: ContextVar[_Now] = ContextVar("fastmem_now", default=_Now())  # noqa: B039 - frozen
-
-
-@contextmanager
-def _now(**arguments: Any) -> Iterator[None]:
-    token = _NOW.set(_Now(**arguments))
-    try:
-        yield
-    finally:
-        _NOW.reset(token)
 
 
 class _Passed(nn.Module):
@@ -123,20 +55,13 @@ class Trunk:
         self.anatomy = dissect(model)
         body = model.get_submodule(self.anatomy.body)
         twin = shared_copy(model)
+        wire(twin, self.anatomy)
         self._body = twin.get_submodule(self.anatomy.body)
         self._head = shared_copy(model, {id(body): _Passed(self.anatomy.output_type, body)})
         self._layers = [twin.get_submodule(layer.path) for layer in self.anatomy.layers]
         self._closing = [twin.get_submodule(name) for name in self.anatomy.closing]
         # Alibi models take none (BLOOM, MPT).
         self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
-        for index, layer in enumerate(self.anatomy.layers):
-            self._layers[index].register_forward_pre_hook(functools.partial(_keep_input, index, layer), with_kwargs=True)
-            for name in layer.ffn:
-                part = twin.get_submodule(name)
-                part.forward = functools.partial(_switch_ffn, name, part.forward)
-            for name, returns in layer.mixers.items():
-                part = twin.get_submodule(name)
-                part.forward = functools.partial(_switch_mixer, index, name, returns, part.forward)
         # The base's own FFN modules, outside the switches: for rows of a batch that use them beside others.
         self.own_ffn = {n: shared_copy(model.get_submodule(n)) for layer in self.anatomy.layers for n in layer.ffn}
         self.vocabulary = vocabulary(model)
@@ -222,7 +147,7 @@ class Trunk:
         kwargs: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None, "past_key_values": cache}
         if positions is not None and self._takes_positions:
             kwargs["position_ids"] = positions.to(self.input_device)
-        with _now(ffn=ffn or {}, record=record):
+        with running(ffn=ffn or {}, record=record):
             return self._body(input_ids=ids.to(self.input_device), **kwargs).last_hidden_state
 
     def activations(self, recording: Recording, positions: Tensor | None = None) -> Activations:
@@ -253,9 +178,9 @@ class Trunk:
         sides = {where: replay[name] for name, where in self.anatomy.layers[at].sides.items()}
         args = tuple(sides.get(i, value) for i, value in enumerate(args))
         kwargs = {k: sides.get(k, value) for k, value in kwargs.items()}
-        with _now(ffn=ffn or {}, replay=replay):
+        with running(ffn=ffn or {}, replay=replay):
             hidden = first(self._layers[at](hidden.reshape(1, -1, hidden.shape[-1]), *args, **kwargs))
-        with _now(ffn=ffn or {}):
+        with running(ffn=ffn or {}):
             for layer, (args, kwargs) in zip(self._layers[at + 1 :], activations.calls, strict=True):
                 hidden = first(layer(hidden, *args, **kwargs))
             hidden = self.close(hidden)
@@ -277,31 +202,6 @@ class Trunk:
         """Logits [..., V] of last hidden states [..., D], in the model's type."""
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         return self._head(inputs_embeds=rows, use_cache=False).logits.reshape(*hidden.shape[:-1], -1)
-
-
-def _keep_input(index: int, layer: Layer, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    record = _NOW.get().record
-    if record is not None and index in record.layers:
-        for name, at in layer.sides.items():
-            side = args[1 + at] if isinstance(at, int) else kwargs[at]
-            record.mixed[name] = record.select(side).clone()
-        record.inputs[index] = record.select(args[0] if args else kwargs["hidden_states"]).clone()
-        others = {k: v for k, v in kwargs.items() if k not in ("hidden_states", "past_key_values", "use_cache")}
-        record.calls[index] = (args[1:], others)
-
-
-def _switch_ffn(name: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return _NOW.get().ffn.get(name, own)(*args, **kwargs)
-
-
-def _switch_mixer(index: int, name: str, returns: int, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    now = _NOW.get()
-    if now.replay is not None and name in now.replay:
-        return (now.replay[name], *[None] * (returns - 1)) if returns else now.replay[name]
-    out = own(*args, **kwargs)
-    if now.record is not None and index in now.record.layers:
-        now.record.mixed[name] = now.record.select(first(out)).clone()
-    return out
 
 
 def _with_weights(module: nn.Module, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:

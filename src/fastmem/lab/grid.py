@@ -18,7 +18,7 @@ from fastmem.core.contrast import contrast
 from fastmem.core.memorize import read
 from fastmem.core.memory import Memory, Recipe
 from fastmem.core.optimize import Optimization, Reading
-from fastmem.core.trunk import FFN, Activations, Recording
+from fastmem.core.replay import FFN, Activations, Recording
 from fastmem.errors import InputError
 from fastmem.lab.tasks import Example
 from fastmem.model import FastMem
