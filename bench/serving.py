@@ -15,18 +15,14 @@ Human-readable lines go to standard error; the last line of standard output is o
 
 import argparse
 import asyncio
-import collections
-import hashlib
 import json
 import os
-import random
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx2
@@ -34,50 +30,17 @@ import psutil
 
 from fastmem import FastMem, Memory
 from fastmem.tiny.world import examples
+from serving_clients import KEY, MAX_TOKENS, Question, Tally, client, digest
 
 METHODS = {
     "base": ("base",),
     "mixed": ("base", "fastmem", "cad", "dola", "fastmem+cd", "fastmem+cad", "fastmem+dola"),
 }
-MAX_TOKENS = 40
-KEY = "bench"
 
 
 def say(text: str) -> None:
     """For people."""
     print(text, file=sys.stderr, flush=True)
-
-
-@dataclass(frozen=True)
-class Question:
-    """One thing that may be asked: a document, a question about it, a method."""
-
-    document: str
-    question: str
-    method: str
-
-
-@dataclass
-class Tally:
-    """What came of the load. Times in seconds."""
-
-    answers: int = 0
-    right: int = 0
-    left_early: int = 0
-    tokens: int = 0
-    statuses: collections.Counter = field(default_factory=collections.Counter)
-    wrong: list = field(default_factory=list)
-    first: list[float] = field(default_factory=list)
-    whole: list[float] = field(default_factory=list)
-    cached: int = 0
-    read: int = 0
-    disconnected: int = 0
-    rss_mb: list[tuple[float, float]] = field(default_factory=list)
-
-
-def digest(text: str) -> str:
-    """SHA-256 of an answer's text."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def pool(documents: int, methods: tuple[str, ...]) -> list[Question]:
@@ -166,74 +129,6 @@ class Server:
         return {memory["id"] for memory in found}
 
 
-async def client(
-    number: int, server: Server, questions: list[Question], right: dict[Question, str], tally: Tally, until: float
-) -> None:
-    """One client: ask, check, ask again."""
-    draw = random.Random(number)
-    headers = {"authorization": f"Bearer {KEY}"}
-    async with httpx2.AsyncClient(base_url=server.url, headers=headers, timeout=120) as http:
-        while time.monotonic() < until:
-            one = draw.choice(questions)
-            stream, leave = draw.random() < 0.5, draw.random() < 0.1
-            body = {
-                "model": "bench",
-                "messages": [{"role": "user", "content": one.question}],
-                "documents": [{"text": one.document}],
-                "max_tokens": MAX_TOKENS,
-                "stream": stream or leave,
-                "fastmem": {"method": one.method},
-            }
-            body |= {"stream_options": {"include_usage": True}} if body["stream"] else {}
-            try:
-                await ask(http, body, one, right[one], leave, tally)
-            except httpx2.TransportError:  # counted; only the runs with kills may have any
-                tally.disconnected += 1
-                await asyncio.sleep(0.2)
-
-
-async def ask(http: httpx2.AsyncClient, body: dict, one: Question, expected: str, leave: bool, tally: Tally) -> None:
-    """One request, checked and counted."""
-    started, first, texts, usage = time.perf_counter(), None, [], None
-    if body["stream"]:
-        async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
-            tally.statuses[answer.status_code] += 1
-            if answer.status_code != 200:
-                return
-            async for line in answer.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                chunk = json.loads(line[6:])
-                usage = chunk.get("usage") or usage
-                for choice in chunk.get("choices", ()):
-                    first = first or time.perf_counter()
-                    texts.append(choice["delta"].get("content") or "")
-                if leave:
-                    tally.left_early += 1
-                    return
-    else:
-        answer = await http.post("/v1/chat/completions", json=body)
-        tally.statuses[answer.status_code] += 1
-        if answer.status_code != 200:
-            return
-        found = answer.json()
-        usage = found["usage"]
-        texts.append(found["choices"][0]["message"]["content"])
-    if usage is None:  # a stream that broke off: the server was killed
-        raise httpx2.ReadError("the stream ended before its usage")
-    tally.answers += 1
-    tally.whole.append(time.perf_counter() - started)
-    if first is not None:
-        tally.first.append(first - started)
-    tally.tokens += usage["completion_tokens"]
-    tally.cached += usage["prompt_tokens_details"]["cached_tokens"]
-    tally.read += usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
-    if digest("".join(texts)) == expected:
-        tally.right += 1
-    else:
-        tally.wrong.append({**asdict(one), "answer": "".join(texts)})
-
-
 async def watch(server: Server, tally: Tally, started: float, until: float) -> None:
     """The process's resident memory, every second."""
     while time.monotonic() < until:
@@ -258,7 +153,7 @@ async def load(server: Server, questions: list, right: dict, clients: int, secon
     """Run the clients; (tally, what the restarts found, seconds it took)."""
     tally, checks, started = Tally(), [], time.monotonic()
     until = started + seconds
-    tasks = [client(i, server, questions, right, tally, until) for i in range(clients)]
+    tasks = [client(i, server.url, questions, right, tally, until) for i in range(clients)]
     tasks.append(watch(server, tally, started, until))
     if kills:
         tasks.append(kill_twice(server, started, seconds, checks))
