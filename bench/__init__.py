@@ -5,6 +5,7 @@
     python -m bench.length          memorizing 512 to 8,192 tokens: seconds and bytes
     python -m bench.batch           many documents, many memories, and a second question about the same document
     python -m bench.gpu             all of it at the shape of Llama-3-8B, on a GPU
+    python -m bench.charts          the charts of docs/performance.md
 
 Every program prints a table for people and one JSON document on the last line. Models are random: time depends on the
 shape. `--shape` takes a name of `SHAPES`; `embedded` finishes in seconds everywhere.
