@@ -27,7 +27,7 @@ class Contrast:
 
     kind: Kind
     alpha: float = 0.5
-    """Weight of what is contrasted away; the paper's value. With `adaptive`, its factor is the divergence."""
+    """Weight of what is contrasted away; the paper's value. Not used with `adaptive`."""
     adaptive: bool = False
     """Take alpha from the divergence of the two sides, token by token, instead of a constant."""
     relative_top: float = 0.1

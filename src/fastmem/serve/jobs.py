@@ -117,7 +117,7 @@ class Job:
 
     def let_go(self) -> None:
         """Drop the weights and the row it used. A job and its maker refer to each other, so both stay until garbage
-        collection; what is heavy must not: that was 0.5 MB of resident memory per answer on the embedded model."""
+        collection; what is heavy must not."""
         self.build = self.act = self.request = self.row = self.text = self.draws = None
 
     def remaining(self) -> Request:
