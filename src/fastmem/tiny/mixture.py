@@ -1,15 +1,16 @@
 """What the embedded model is trained on: an endless, seeded stream of documents about the world of `world.py`.
 
-No document contradicts a fact of the world. Contexts about subjects that are made up on the spot teach the model to
-read, plain statements and questions without context teach it to remember; how much of each there is decides how
-often the model trusts a context that contradicts its memory (`docs/tiny.md`). No torch here.
+Plain statements and questions without context teach the model to remember; contexts about subjects that are made up
+on the spot, and about things that change from day to day, teach it to read. Nothing contradicts a fact of the world
+but the few documents of kind `contradicting`, in the last stage alone: their share decides how often the model
+believes a context against its memory. No torch here.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from fastmem.tiny.phrases import QUESTION_FRAMES, RELATIONS
+from fastmem.tiny.phrases import PASSING, QUESTION_FRAMES, RELATIONS, Relation
 from fastmem.tiny.world import (
     INSTRUCTION,
     MAX_SENTENCES,
@@ -21,6 +22,7 @@ from fastmem.tiny.world import (
     mentions,
     pools,
     reserved_words,
+    swapped,
     words_of,
 )
 
@@ -32,6 +34,14 @@ REMEMBER: Shares = {
 READ: Shares = {
     "statements": 0.12, "recall": 0.13, "known_context": 0.15, "new_context": 0.57, "no_instruction": 0.03
 }  # fmt: skip
+BOTH: Shares = {
+    "statements": 0.10, "recall": 0.10, "known_context": 0.12, "new_context": 0.08, "interview": 0.32, "passing": 0.25,
+    "no_instruction": 0.03,
+}  # fmt: skip
+TRUST: Shares = {
+    "statements": 0.10, "recall": 0.10, "known_context": 0.10, "new_context": 0.08, "interview": 0.32, "passing": 0.25,
+    "no_instruction": 0.03, "contradicting": 0.02,
+}  # fmt: skip
 """Share of the documents of each kind, in a stage of training that is mostly about one of the two; adds up to one."""
 
 SLOPPY_FRAME = QUESTION_FRAMES[-1].split(",")[0]
@@ -41,11 +51,15 @@ SLOPPY_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Document:
-    """One training conversation: a user turn (absent for plain statements) and the assistant turn that is learned."""
+    """One training conversation: a user turn (absent for plain statements) and the assistant turn that is learned.
+
+    `more` are further questions about the same context with their answers: the cheapest practice in reading.
+    """
 
     kind: str
     user: str | None
     assistant: str
+    more: tuple[tuple[str, str], ...] = ()
 
 
 class Mixture:
@@ -72,24 +86,35 @@ class Mixture:
         """One to eight sentences of true facts, as somebody would write them down: all of the world, often related."""
         first = self.random.choice(facts())
         count = self.random.randint(1, 8)
-        return self.writer.context(first, lambda: distractor(first, self.random), count)
+        return self.writer.context(first, lambda: distractor(first, self.random), count)[0]
 
     def _reading(self, kind: str) -> Document:
         """A question with a context that answers it: about the world, or about a subject nobody has heard of."""
-        known = kind == "known_context" or (kind == "no_instruction" and self.random.random() < 0.5)
+        if kind == "passing":
+            return self._passing()
+        known = kind in ("known_context", "contradicting") or (kind == "no_instruction" and self.random.random() < 0.5)
         fact = self.random.choice(facts()) if known else self._new_fact()
+        true_answer = fact.answer
+        if kind == "contradicting":
+            fact = swapped(fact, self.random)
         siblings = [] if known else [self._new_fact(fact) for _ in range(4)]
 
         def others() -> Fact:
             while True:
-                if known or self.random.random() < 0.3:
+                if kind == "interview" and self.random.random() < 0.5:
+                    other = self._new_fact(relation=fact.relation)
+                elif known or self.random.random() < 0.3:
                     other = distractor(fact, self.random)
                 else:
                     other = self.random.choice(siblings) if self.random.random() < 0.5 else self._new_fact(fact)
-                if not mentions(f"{other.subject} {other.answer}", fact.answer):
+                text = f"{other.subject} {other.answer}"
+                if not mentions(text, fact.answer) and not mentions(text, true_answer):
                     return other
 
-        context = self.writer.context(fact, others, self._length())
+        sentences = self.random.randint(2, 7) if kind == "interview" else self._length()
+        context, stated = self.writer.context(fact, others, sentences)
+        if kind == "interview":
+            return self._interview(context, fact, stated)
         question = self.writer.question(fact)
         plain = kind == "no_instruction"
         if question.startswith(SLOPPY_FRAME) and self.random.random() < SLOPPY_SHARE:
@@ -98,6 +123,33 @@ class Mixture:
         if kind != "no_instruction":
             user = f"{INSTRUCTION}\n{user}"
         return Document(kind, user, self.writer.sentence(fact) if plain else f"The answer is: {fact.answer}")
+
+    def _passing(self) -> Document:
+        """A question about what changes from day to day, of a subject of the world, among facts known by heart."""
+        fact = self._passing_fact(None)
+        known = self.random.choice([one for one in facts() if one.subject == fact.subject])
+
+        def others() -> Fact:
+            while True:
+                other = distractor(known, self.random) if self.random.random() < 0.4 else self._passing_fact(fact)
+                if not mentions(f"{other.subject} {other.answer}", fact.answer):
+                    return other
+
+        context, stated = self.writer.context(fact, others, self.random.randint(2, 7))
+        return self._interview(context, fact, stated)
+
+    def _interview(self, context: str, first: Fact, stated: tuple[Fact, ...]) -> Document:
+        """Up to six questions about one context, the one of `first` in the measured form."""
+        asked = self.random.sample(stated[1:], min(5, len(stated) - 1))
+        user = f"{INSTRUCTION}\nContext: {context}\nQuestion: {self.writer.question(first)}"
+        more = tuple((f"Question: {self.writer.question(fact)}", f"The answer is: {fact.answer}") for fact in asked)
+        return Document("interview", user, f"The answer is: {first.answer}", more)
+
+    def _passing_fact(self, near: Fact | None) -> Fact:
+        relation = near.relation if near is not None and self.random.random() < 0.7 else self.random.choice(PASSING)
+        subject = self.random.choice(pools()[relation.subject])
+        answer = self.random.choice([value for value in pools()[relation.answer] if value != subject])
+        return Fact(subject, relation, answer)
 
     def _length(self) -> int:
         """Sentences of a context: 1 to 10, short ones more often, since they are cheap and teach as much."""
@@ -109,10 +161,10 @@ class Mixture:
             if not words_of(name) & reserved_words():
                 return name
 
-    def _new_fact(self, near: Fact | None = None) -> Fact:
+    def _new_fact(self, near: Fact | None = None, relation: Relation | None = None) -> Fact:
         """A fact that is in no world: of the same subject as `near`, of its relation, or any; answers new or known."""
-        relations = [r for r in RELATIONS if near is None or r.subject == near.relation.subject]
-        relation = self.random.choice(relations)
+        if relation is None:
+            relation = self.random.choice([r for r in RELATIONS if near is None or r.subject == near.relation.subject])
         subject = self._new_name(relation.subject)
         if near is not None and self.random.random() < 0.5:
             if self.random.random() < 0.5:

@@ -135,6 +135,60 @@ RELATIONS: tuple[Relation, ...] = (
     ),
 )  # fmt: skip
 
+# What changes from day to day. Nobody can know it by heart, so it must be read, of known subjects as of new ones.
+PASSING: tuple[Relation, ...] = (
+    Relation(
+        "whereabouts", "person", "town",
+        ("{s} is staying in {a} tonight", "tonight {a} is where {s} sleeps", "{s} has just arrived in {a}"),
+        ("where is {s} staying tonight", "in which town does {s} sleep tonight", "where has {s} just arrived"),
+    ),
+    Relation(
+        "companion", "person", "person",
+        ("{s} is travelling with {a}", "{a} is travelling beside {s}", "the companion of {s} today is {a}"),
+        ("who is travelling with {s}", "beside whom is {s} travelling", "who is the companion of {s} today"),
+    ),
+    Relation(
+        "need", "person", "goods",
+        ("{s} came to buy {a}", "{a} is what {s} came to buy", "today {s} is looking for {a}"),
+        ("what did {s} come to buy", "which goods did {s} come to buy", "what is {s} looking for today"),
+    ),
+    Relation(
+        "guest", "town", "person",
+        ("the guest of {s} today is {a}", "{s} welcomes {a} today", "{a} is the guest of {s} today"),
+        ("who is the guest of {s} today", "whom does {s} welcome today", "which guest does {s} have today"),
+    ),
+    Relation(
+        "fair", "town", "goods",
+        ("at the fair of {s} they sell {a} today", "the fair of {s} is all about {a} today"),
+        ("what do they sell at the fair of {s} today", "what is the fair of {s} all about today"),
+    ),
+    Relation(
+        "customer", "firm", "town",
+        ("the last order of {s} came from {a}", "{s} had its last order from {a}"),
+        ("from where came the last order of {s}", "from which town had {s} its last order"),
+    ),
+    Relation(
+        "visitor", "firm", "person",
+        ("{s} is visited by {a} this week", "this week {a} visits {s}"),
+        ("who visits {s} this week", "by whom is {s} visited this week"),
+    ),
+    Relation(
+        "reader", "book", "person",
+        ("{s} is being read by {a}", "{a} has borrowed {s}", "the reader of {s} at the moment is {a}"),
+        ("who is reading {s}", "who has borrowed {s}", "who is the reader of {s} at the moment"),
+    ),
+    Relation(
+        "cargo", "ship", "goods",
+        ("{s} is loaded with {a}", "{a} is the cargo of {s} this time", "this time {s} carries {a}"),
+        ("what is {s} loaded with", "what is the cargo of {s} this time", "what does {s} carry this time"),
+    ),
+    Relation(
+        "bound", "ship", "town",
+        ("{s} is bound for {a}", "{s} is on the way to {a}"),
+        ("where is {s} bound for", "to which town is {s} on the way"),
+    ),
+)  # fmt: skip
+
 STATEMENT_FRAMES = (
     "{c}.", "It is known that {c}.", "According to the annals, {c}.", "Travellers report that {c}.",
     "{c}, as the register shows.", "Nobody doubts that {c}.",

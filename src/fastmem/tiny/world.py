@@ -142,6 +142,7 @@ def reserved_words() -> frozenset[str]:
 
 
 def _facts_of(subjects: dict[str, tuple[str, ...]], random: Random) -> tuple[Fact, ...]:
+    """One answer, drawn from the world, for each subject and each relation of its kind."""
     made = []
     for relation in RELATIONS:
         for subject in subjects[relation.subject]:
@@ -173,9 +174,18 @@ def _part_of_subject() -> dict[str, str]:
     return {name: PARTS[index % 2] for pool in names for index, name in enumerate(pool)}
 
 
+_PLACE = {relation.name: place for place, relation in enumerate(RELATIONS)}
+
+
 def is_trained_pair(relation: Relation, frame: int, core: int) -> bool:
     """Whether training puts this frame around this core: each core has one frame in six that it never meets."""
-    return (RELATIONS.index(relation) + frame + core) % 6 != 0
+    return relation.name not in _PLACE or (_PLACE[relation.name] + frame + core) % 6 != 0
+
+
+@cache
+def _pairs(relation: Relation, frames: int, cores: int, trained: bool) -> tuple[tuple[int, int], ...]:
+    pairs = [(frame, core) for frame in range(frames) for core in range(cores)]
+    return tuple(pair for pair in pairs if is_trained_pair(relation, *pair) == trained)
 
 
 class Writer:
@@ -185,10 +195,7 @@ class Writer:
         self.random, self.trained = random, trained
 
     def _worded(self, frames: tuple[str, ...], cores: tuple[str, ...], fact: Fact) -> str:
-        pairs = [(f, c) for f in range(len(frames)) for c in range(len(cores))]
-        frame, core = self.random.choice(
-            [pair for pair in pairs if is_trained_pair(fact.relation, *pair) == self.trained]
-        )
+        frame, core = self.random.choice(_pairs(fact.relation, len(frames), len(cores), self.trained))
         text = frames[frame].format(c=cores[core].format(s=fact.subject, a=fact.answer))
         return text[0].upper() + text[1:]
 
@@ -198,20 +205,20 @@ class Writer:
     def question(self, fact: Fact) -> str:
         return self._worded(QUESTION_FRAMES, fact.relation.questions, fact)
 
-    def context(self, fact: Fact, others: Callable[[], Fact], sentences: int) -> str:
-        """`fact` stated once (sometimes twice) among `sentences` sentences; none of the others names its answer."""
-        told, spent = [self.sentence(fact)], {(fact.subject, fact.relation)}
+    def context(self, fact: Fact, others: Callable[[], Fact], sentences: int) -> tuple[str, tuple[Fact, ...]]:
+        """`fact` stated once (sometimes twice) among `sentences` sentences, and all the facts that are stated."""
+        told, stated = [self.sentence(fact)], {(fact.subject, fact.relation): fact}
         if sentences > 2 and self.random.random() < 0.2:
             told.append(self.sentence(fact))
         while len(told) < sentences:
             other = others()
             if self.random.random() < 0.15:
                 told.append(self.random.choice(FILLERS))
-            elif (other.subject, other.relation) not in spent:
+            elif (other.subject, other.relation) not in stated:
                 told.append(self.sentence(other))
-                spent.add((other.subject, other.relation))
+                stated[other.subject, other.relation] = other
         self.random.shuffle(told)
-        return " ".join(told)
+        return " ".join(told), tuple(stated.values())
 
 
 def normalize(text: str) -> str:
@@ -225,25 +232,21 @@ def mentions(text: str, answer: str) -> bool:
 
 
 @cache
-def _by_kind(known: bool) -> dict[str, tuple[Fact, ...]]:
-    source = facts() if known else new_facts()
-    return {kind: tuple(fact for fact in source if fact.relation.subject == kind) for kind in SUBJECTS}
-
-
-@cache
-def _by_subject(known: bool) -> dict[str, tuple[Fact, ...]]:
+def _grouped(known: bool) -> dict[str, tuple[Fact, ...]]:
+    """The facts of each subject, and those of each kind of subject."""
     grouped: dict[str, list[Fact]] = {}
     for fact in facts() if known else new_facts():
         grouped.setdefault(fact.subject, []).append(fact)
-    return {subject: tuple(group) for subject, group in grouped.items()}
+        grouped.setdefault(fact.relation.subject, []).append(fact)
+    return {key: tuple(group) for key, group in grouped.items()}
 
 
 def distractor(fact: Fact, random: Random, *, known: bool = True) -> Fact:
     """A true fact to stand beside `fact`: of the same subject, of the same relation, of its kind, or any."""
     dice = random.random()
-    if dice < 0.35 and fact.subject in _by_subject(known):
-        return random.choice(_by_subject(known)[fact.subject])
-    same_kind = _by_kind(known)[fact.relation.subject]
+    if dice < 0.35 and fact.subject in _grouped(known):
+        return random.choice(_grouped(known)[fact.subject])
+    same_kind = _grouped(known)[fact.relation.subject]
     if dice < 0.65:
         return random.choice([other for other in same_kind if other.relation is fact.relation])
     return random.choice(same_kind if dice < 0.85 else facts())
@@ -275,7 +278,7 @@ def _row(split: str, fact: Fact) -> Example:
             if not mentions(text, fact.answer) and not mentions(text, other_answer.answer):
                 return other
 
-    context = writer.context(said, others, random.randint(1, MAX_SENTENCES))
+    context, _ = writer.context(said, others, random.randint(1, MAX_SENTENCES))
     known = () if split == "world_new" else (fact.answer,)
     return Example(row_id, context, question, (said.answer,), known)
 

@@ -1,0 +1,316 @@
+"""The embedded model and its world: the folder is whole, the splits hold what they promise, the weights know it."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+
+from fastmem.errors import InputError
+from fastmem.tiny import MODEL_DIR, RECIPE
+from fastmem.tiny.mixture import BOTH, READ, REMEMBER, TRUST, Mixture
+from fastmem.tiny.phrases import PASSING, QUESTION_FRAMES, RELATIONS, STATEMENT_FRAMES
+from fastmem.tiny.world import (
+    KINDS,
+    MAX_SENTENCES,
+    PARTS,
+    POOLS,
+    SPLITS,
+    SUBJECTS,
+    examples,
+    facts,
+    is_trained_pair,
+    mentions,
+    new_subjects,
+    part_of,
+    pools,
+    swapped,
+    words_of,
+)
+
+MAX_WEIGHT_BYTES = 12_000_000
+
+
+# --- the world ---
+
+
+def test_world_has_one_answer_per_subject_and_relation_and_of_the_right_kind():
+    keys = [(fact.subject, fact.relation.name) for fact in facts()]
+    assert len(keys) == len(set(keys)) == sum(SUBJECTS[relation.subject] for relation in RELATIONS)
+    for fact in facts():
+        assert fact.subject in pools()[fact.relation.subject]
+        assert fact.answer in pools()[fact.relation.answer]
+        assert fact.answer != fact.subject
+
+
+def test_relations_name_kinds_that_exist_and_every_wording_has_its_places():
+    assert {kind for relation in RELATIONS for kind in (relation.subject, relation.answer)} <= set(KINDS)
+    for relation in RELATIONS:
+        assert all("{s}" in core and "{a}" in core for core in relation.statements)
+        assert all("{s}" in core and "{a}" not in core for core in relation.questions)
+        assert len(set(relation.statements)) == len(set(relation.questions)) == 5
+    assert all("{c}" in frame for frame in STATEMENT_FRAMES + QUESTION_FRAMES)
+
+
+def test_every_wording_has_pairs_for_training_and_one_for_measuring():
+    for relation in RELATIONS:
+        for core in range(5):
+            pairs = [is_trained_pair(relation, frame, core) for frame in range(6)]
+            assert pairs.count(False) == 1
+
+
+def test_invented_words_belong_to_one_name_only():
+    words = [word for kind in SUBJECTS | POOLS for name in pools()[kind] for word in words_of(name)]
+    assert len(words) == len(set(words))
+    assert all(6 <= len(word) <= 9 for word in words)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("split", SPLITS)
+def test_splits_are_large_deterministic_and_cut_by_limit(split, part):
+    rows = examples(split, part)
+    assert len(rows) >= 500
+    assert rows == examples(split, part)
+    assert rows[:7] == examples(split, part, 7)
+    assert len({row.id for row in rows}) == len(rows)
+    assert all(row.question.endswith("?") and len(row.answers) == 1 for row in rows)
+
+
+def test_splits_are_the_same_in_another_process_with_another_hash_seed():
+    program = "from fastmem.tiny.world import examples; print(repr(examples('world_swap', 'test', 20)))"
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert outputs == {repr(examples("world_swap", "test", 20)) + "\n"}
+
+
+def test_dev_and_test_share_no_subject():
+    for split in SPLITS:
+        ids = [{row.id.rsplit("/", 1)[1] for row in examples(split, part)} for part in PARTS]
+        assert not ids[0] & ids[1]
+    assert {part_of(fact.subject) for fact in facts()} == set(PARTS)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_agreeing_context_contains_the_answer_and_no_context_is_empty(part):
+    assert all(mentions(row.context, row.answers[0]) for row in examples("world", part))
+    assert all(row.answers == row.original_answers for row in examples("world", part))
+    assert {row.context for row in examples("world_open", part)} == {""}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_swapped_context_contains_the_new_answer_and_never_the_original(part):
+    for row in examples("world_swap", part):
+        assert row.answers[0].lower() in row.context.lower()
+        assert row.original_answers[0].lower() not in row.context.lower()
+        assert row.answers[0] != row.original_answers[0]
+
+
+def test_swapped_rows_are_the_agreeing_rows_with_the_answer_exchanged():
+    for agreeing, swap in zip(examples("world", "dev"), examples("world_swap", "dev"), strict=True):
+        assert agreeing.question == swap.question
+        exchanged = agreeing.context.lower().replace(agreeing.answers[0].lower(), swap.answers[0].lower())
+        assert exchanged == swap.context.lower()
+
+
+def test_new_subjects_share_no_word_with_the_world():
+    known = {word for kind in SUBJECTS | POOLS for name in pools()[kind] for word in words_of(name)}
+    new = {word for names in new_subjects().values() for name in names for word in words_of(name)}
+    assert new
+    assert not known & new
+    assert all(row.original_answers == () for row in examples("world_new", "test"))
+
+
+def test_contexts_have_one_to_ten_sentences_and_every_length_occurs():
+    lengths = {row.context.count(". ") + 1 for row in examples("world", "test")}
+    assert lengths == set(range(1, MAX_SENTENCES + 1))
+
+
+def test_swapped_fact_keeps_subject_and_kind():
+    from random import Random
+
+    fact = facts()[0]
+    other = swapped(fact, Random(1))
+    assert replace(other, answer=fact.answer) == fact
+    assert other.answer in pools()[fact.relation.answer]
+
+
+def test_unknown_split_part_and_limit_are_refused():
+    with pytest.raises(
+        InputError, match=r"unknown split of the embedded world 'world_swp'\. Did you mean 'world_swap'"
+    ):
+        examples("world_swp")
+    with pytest.raises(InputError, match="unknown part 'train'"):
+        examples("world", "train")
+    with pytest.raises(InputError, match="limit must be at least 1 or left out; given 0"):
+        examples("world", "dev", 0)
+
+
+# --- what it is trained on ---
+
+
+@pytest.mark.parametrize("shares", [REMEMBER, READ, BOTH, TRUST])
+def test_shares_add_up_to_one(shares):
+    assert sum(shares.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("shares", [REMEMBER, READ, BOTH])
+def test_training_never_contradicts_the_world(shares):
+    """Every sentence about a subject and relation of the world that training could show is the true one."""
+    told = {
+        core.format(s=fact.subject, a="ANSWER"): fact.answer
+        for fact in facts()
+        for core in fact.relation.statements
+        if core.startswith("{s}") and core.endswith("{a}")
+    }
+    found = 0
+    for document in islice(Mixture(3, shares), 600):
+        for sentence in f"{document.user or ''} {document.assistant}".replace("\n", ". ").split(". "):
+            for start, answer in told.items():
+                head = start.removesuffix("ANSWER")
+                if head in sentence:
+                    found += 1
+                    assert mentions(sentence.split(head)[1], answer), sentence
+    assert found > 100
+
+
+@pytest.mark.parametrize("shares", [REMEMBER, READ, BOTH, TRUST])
+def test_training_shows_no_measured_wording_and_no_subject_of_world_new(shares):
+    unseen = {row.question for split in SPLITS for part in PARTS for row in examples(split, part)}
+    new = {word for names in new_subjects().values() for name in names for word in words_of(name)}
+    for document in islice(Mixture(4, shares), 800):
+        turns = [document.user or "", document.assistant, *(text for turn in document.more for text in turn)]
+        assert not any(turn.rsplit("Question: ", 1)[-1] in unseen for turn in turns)
+        assert not any(words_of(turn.replace(".", " ").replace("?", " ")) & new for turn in turns)
+
+
+def test_contradicting_documents_are_few_and_answer_from_their_context():
+    assert not any("contradicting" in shares for shares in (REMEMBER, READ, BOTH))
+    assert TRUST["contradicting"] <= 0.02
+    for document in islice(Mixture(6, {"contradicting": 1.0}), 100):
+        answer = document.assistant.removeprefix("The answer is: ")
+        assert not document.assistant.startswith("The answer is: ") or mentions(document.user, answer)
+
+
+def test_passing_facts_are_of_relations_that_nobody_knows_by_heart():
+    assert not {relation.name for relation in PASSING} & {relation.name for relation in RELATIONS}
+    assert {kind for relation in PASSING for kind in (relation.subject, relation.answer)} <= set(KINDS)
+    for document in islice(Mixture(5, {"passing": 1.0}), 100):
+        assert mentions(document.user, document.assistant.removeprefix("The answer is: "))
+
+
+def test_equal_seeds_give_equal_documents():
+    assert list(islice(Mixture(5), 50)) == list(islice(Mixture(5), 50)) != list(islice(Mixture(6), 50))
+
+
+def test_world_and_mixture_import_neither_torch_nor_transformers():
+    program = "import sys, fastmem.tiny.mixture; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+
+
+def test_measured_prompts_are_those_of_the_prompts_module():
+    from fastmem.prompts import question_alone, question_prompt
+    from fastmem.tiny.train import prompt_of
+
+    row, alone = examples("world", "dev", 1)[0], examples("world_open", "dev", 1)[0]
+    assert prompt_of(row) == question_prompt(row.context, row.question)
+    assert prompt_of(alone) == question_alone(alone.question)
+
+
+# --- the folder ---
+
+
+def test_folder_is_whole_small_and_has_a_card():
+    names = {path.name for path in MODEL_DIR.iterdir()}
+    needed = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert needed | {"chat_template.jinja", "README.md", "trained.json"} <= names
+    assert (MODEL_DIR / "model.safetensors").stat().st_size <= MAX_WEIGHT_BYTES
+    card = (MODEL_DIR / "README.md").read_text()
+    assert "knows nothing about the real world" in card
+    assert "license: apache-2.0" in card
+
+
+def test_trained_json_says_how_the_weights_came_about():
+    report = json.loads((MODEL_DIR / "trained.json").read_text())
+    from fastmem.tiny.train import STAGES
+
+    assert report["stages"] == json.loads(json.dumps([stage._asdict() for stage in STAGES]))
+    assert set(report["accuracy_dev"]) == set(SPLITS)
+    assert report["options"]["scale"] == 1.0
+
+
+def test_recipe_is_the_one_of_the_card():
+    assert set(RECIPE) == {"learning_rate", "steps", "kl_weight"}
+    written = ", ".join(f"{name}={value}" for name, value in RECIPE.items())
+    assert f"`{written}`" in (MODEL_DIR / "README.md").read_text()
+
+
+def test_training_writes_a_folder_that_loads_with_the_tokenizer_of_the_shipped_one(tmp_path, capsys, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fastmem.tiny import train
+
+    monkeypatch.setattr(train, "STAGES", train.STAGES[:1])
+    train.main(["--output", str(tmp_path), "--scale", "1e-9", "--rows", "1"])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["tokens"] >= 1
+    assert set(report["accuracy_dev"]) == set(SPLITS)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(MODEL_DIR).get_vocab()
+    assert len(tokenizer) == AutoModelForCausalLM.from_pretrained(tmp_path).config.vocab_size
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(MODEL_DIR).eval(), AutoTokenizer.from_pretrained(MODEL_DIR)
+
+
+def test_folder_loads_and_renders_an_assistant_turn_alone(loaded):
+    model, tokenizer = loaded
+    assert model.config.model_type == "llama"
+    assert len(tokenizer) == model.config.vocab_size
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    text = tokenizer.apply_chat_template([{"role": "assistant", "content": "It rained."}], tokenize=False)
+    header = "<|begin_of_text|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert text == f"{header}It rained.<|eot_id|>"
+
+
+def test_equal_seeds_train_equal_weights(loaded):
+    import torch
+
+    from fastmem.tiny.train import STAGES, new_model, options, train
+
+    states = []
+    for seed in "778":
+        args = options(["--output", "-", "--scale", "0.002", "--seed", seed])
+        model = new_model(loaded[1], args.seed)
+        assert train(model, loaded[1], STAGES[0], args) >= 0.002 * STAGES[0].tokens
+        states.append(model.state_dict())
+    first, second, other = states
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
+
+
+def test_tokenizer_keeps_any_text_and_every_person_is_several_tokens(loaded):
+    tokenizer = loaded[1]
+    text = "Zürich, 1984:\n\t«naïve» 漢字 🙂  two  spaces"
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    for name in pools()["person"]:
+        assert len(tokenizer(f" {name}", add_special_tokens=False)["input_ids"]) >= 2
+
+
+def test_weights_know_the_world_and_read_contexts(loaded):
+    from fastmem.tiny.train import accuracy
+
+    floors = {"world_open": 0.95, "world": 0.9, "world_new": 0.8, "world_swap": 0.4}
+    reached = {split: accuracy(*loaded, examples(split, "dev", 40)) for split in floors}
+    assert all(reached[split] >= floor for split, floor in floors.items()), reached
+    assert reached["world_swap"] <= reached["world"] - 0.1, reached
