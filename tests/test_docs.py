@@ -1,0 +1,72 @@
+"""What the documents say is so: commands run, the tree is the folder, names and links exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of that language in the README."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line.strip() and line[0] != "#"]
+
+
+def test_the_first_two_commands_are_targets_of_the_makefile() -> None:
+    assert COMMANDS[:2] == ["make demo", "make test"]
+    for command in COMMANDS[:2]:
+        subprocess.run([*command.split(), "-n"], cwd=ROOT, check=True, capture_output=True)
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "policy.txt").write_text("The office of Tarn closes at noon. Its phone has 4 digits.")
+    commands = [command for command in COMMANDS if command.startswith("fastmem ")]
+    assert len(commands) >= 8
+    for command in commands:
+        words = [sys.executable, "-m", "fastmem.cli", *shlex.split(command)[1:]]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+        assert done.stdout.strip(), command
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    for block in blocks("python"):
+        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, timeout=300, capture_output=True)
+
+
+def test_the_tree_of_the_readme_is_the_folder() -> None:
+    (tree,) = (block for block in blocks("text") if block.startswith("src/fastmem/"))
+    listed = [line.split()[0] for line in tree.splitlines()[1:] if line.startswith("  ") and line[2] != " "]
+    inside = {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in (ROOT / "src" / "fastmem").iterdir()
+        if path.name not in ("__pycache__", "py.typed", "__init__.py")
+    }
+    assert sorted(listed) == sorted(inside)
+    for line in tree.splitlines():
+        if not line.startswith(" "):
+            assert (ROOT / line.split()[0]).exists(), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_files_named_in_a_page_exist(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+    for name in re.findall(r"`((?:src|tests|bench|examples|docs|constraints)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_pages_say_nothing_of_this_machine() -> None:
+    for page in PAGES:
+        assert not re.search(r"/(work|tmp|root|home)/", page.read_text()), page.name
