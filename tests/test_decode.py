@@ -1,11 +1,11 @@
 """Decoding: every method against a slow two-model reference, batch against single, cache against none."""
 
 import pytest
-import reference
 import torch
-from families import build
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+import reference
+from families import build
 from fastmem import FastMem, InputError, Recipe, Tokens
 from fastmem.core.contrast import METHODS, candidate_layers, divergence, dola
 from fastmem.core.decode import Batch, Request

@@ -1,16 +1,16 @@
-"""The face of the library: text in, text out, streams, stop strings, lengths, threads, and a model never written to."""
+"""The face of the library: text in and out, streams, stops, lengths, threads, and a model never written to."""
 
 import threading
 
 import pytest
 import torch
-from families import build
-from tiny_tokenizer import build_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from families import build
 from fastmem import FastMem, InputError, MemoryMismatchError, Recipe, ResourceError, Tokens
 from fastmem.prompts import question_alone, question_prompt
 from fastmem.streaming import Detokenizer
+from tiny_tokenizer import build_tokenizer
 
 CONTEXT = "The river Ilm rises in Tarn and ends in the sea of Quoll."
 QUESTION = "where does the Ilm end"

@@ -1,9 +1,8 @@
-"""Text -> Tokens: the paper's turns from real template shapes, what is scored, and documents that try to be templates."""
+"""Text -> Tokens: the paper's turns from real template shapes, what is scored, and documents that play templates."""
 
 import logging
 
 import pytest
-from tiny_tokenizer import build_tokenizer
 
 from fastmem import InputError, Tokens
 from fastmem.prompts import (
@@ -15,6 +14,7 @@ from fastmem.prompts import (
     truncated,
     with_mark,
 )
+from tiny_tokenizer import build_tokenizer
 
 # A default system turn in front of everything, and a line break behind every turn.
 CHATML = (
