@@ -163,6 +163,22 @@ def test_memories_that_do_not_fit_together_wait_for_each_other(llm, started, tmp
     assert engine.store.totals()["disk"][0] == 5
 
 
+def test_who_holds_a_memory_goes_on_and_who_waits_for_room_gets_it(llm, started):
+    """Room comes from those who hold a memory: were they kept back for one they have overtaken, all would wait."""
+    size = llm.memorize("x", RECIPE).size_bytes
+    engine = started(Budget(ram_bytes=size), rows=1, wait_seconds=30.0, overtaking=1)
+    begun = []
+
+    def asked(text, number):
+        return Asked(llm, "q", wish(llm, text), "fastmem", on_piece=lambda _: begun.append(number))
+
+    several = [asked(text, number) for number, text in enumerate("abaaa")]
+    for one in several:
+        one.to(engine)
+    assert all(isinstance(one.end(), Finished) for one in several)
+    assert list(dict.fromkeys(begun)).index(1) <= 2  # one may overtake it, the others may not
+
+
 def test_a_client_that_leaves_frees_its_row_and_its_memory(llm, started):
     engine = started()
     asked = Asked(llm, want=wish(llm, "left"), method="fastmem", max_new_tokens=300).to(engine)

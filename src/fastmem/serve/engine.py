@@ -20,6 +20,7 @@ from fastmem.errors import FastMemError, MemoryFileError
 from fastmem.model import FastMem, explained_out_of_memory
 from fastmem.serve.jobs import Done, DrainingError, Event, Failed, Job, OverloadedError
 from fastmem.serve.making import Makings
+from fastmem.serve.records import Wish
 from fastmem.serve.rows import Rows
 from fastmem.serve.store import Entry, Store
 from fastmem.streaming import Detokenizer
@@ -37,7 +38,7 @@ class EngineLimits:
     wait_seconds: float = 120.0
     prefix_bytes: int = 256 * 2**20
     overtaking: int = 16
-    """How many later jobs may go first while one waits for room in the store."""
+    """How many later jobs may begin to use what is in the store while one waits for room in it."""
 
 
 class Engine:
@@ -148,38 +149,41 @@ class Engine:
                 self._end(job, Failed(OverloadedError(late, self._retry_after())))
                 continue
             try:
-                if not self._has_memory(job, blocked):
-                    if job.wish is not None and job.entry is None and blocked is None:
-                        blocked = job
+                if job.wish is not None and job.entry is None and not self._held(job, job.wish, blocked):
+                    blocked = blocked or job
                     continue
-                if blocked is not None and blocked.passed_by >= self.limits.overtaking:
-                    break
+                if not self._has_memory(job):
+                    continue
                 if job.act is not None:
                     self._act(job)
                 elif len(self.rows) + len(joining) < self.limits.rows and not self.rows.aside:
                     self._prepare(job)
                     joining.append(job)
-                else:
-                    continue
             except Exception as error:
                 self._end(job, Failed(error))
-                continue
-            if blocked is not None:
-                blocked.passed_by += 1
         for job in joining:
             self._waiting.remove(job)
         if joining:
             self.rows.join(joining)
 
-    def _has_memory(self, job: Job, blocked: Job | None) -> bool:
+    def _held(self, job: Job, wish: Wish, blocked: Job | None) -> bool:
+        """Hold the memory a job wants; False where there is no room for it now.
+
+        blocked: an earlier job without room. Whoever comes after it may only share a memory that is held already, and
+        `overtaking` of them at most; who holds one goes on in any case, since that is what makes room.
+        """
+        if blocked is not None:
+            if blocked.passed_by >= self.limits.overtaking or not self.store.is_held(wish.key):
+                return False
+            blocked.passed_by += 1
+        job.entry = self.store.hold(wish)
+        return job.entry is not None
+
+    def _has_memory(self, job: Job) -> bool:
         """Whether the job's memory, if it wants one, is in RAM; else what is needed for that is under way."""
-        if job.wish is None:
-            return True
-        if job.entry is None and (blocked is None or self.store.is_held(job.wish.key)):
-            job.entry = self.store.hold(job.wish)
         entry = job.entry
-        if entry is None:
-            return False
+        if job.wish is None or entry is None:
+            return True
         if not entry.made:
             job.made = self._makings.begin(entry, job.wish) or job.made
             return False
