@@ -18,6 +18,7 @@ __all__ = [
     "MemoryMismatchError",
     "Recipe",
     "ResourceError",
+    "RunError",
     "TaskError",
     "Tokens",
     "UnsupportedModelError",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         MemoryFileError,
         MemoryMismatchError,
         ResourceError,
+        RunError,
         TaskError,
         UnsupportedModelError,
     )
