@@ -5,10 +5,16 @@ import json
 import pytest
 import torch
 
+from fastmem import FastMem
 from fastmem.core.memory import Recipe
-from fastmem.errors import InputError, MemoryFileError
+from fastmem.errors import InputError, MemoryFileError, MemoryMismatchError
+from fastmem.serve.compose import Limits, wish_for
+from fastmem.serve.engine import Engine
+from fastmem.serve.jobs import Finished
+from fastmem.serve.schemas import Document
 from fastmem.serve.store import Budget, Store
-from serving import RECIPE, make_llm, wish
+from serving import RECIPE, Asked, make_llm, wish
+from tiny_tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +135,42 @@ def test_unfinished_and_damaged_records_are_passed_over(llm, tmp_path):
 def test_memories_of_another_base_are_left_alone(llm, tmp_path):
     made(Store(llm, folder=tmp_path), llm, "a")
     from families import build
-    from fastmem import FastMem
 
     other = FastMem(build("llama", seed=7), llm.tokenizer, recipe=RECIPE)
     assert Store(other, folder=tmp_path).of("t") == []
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def test_memories_of_another_tokenizer_are_neither_found_nor_used(llm, tmp_path):
+    """Made by the worker, so that what a server stores is seen to say how it was read."""
+    want = wish(llm, "a")
+    engine = Engine(llm, Store(llm, folder=tmp_path))
+    assert isinstance(Asked(llm, "q", want, "fastmem", durable=True).to(engine).end(), Finished)
+    engine.close()
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["ferry"])  # the ids of this document and question stay as they are
+    other = FastMem(llm.model, tokenizer, recipe=RECIPE)
+    assert Store(llm, folder=tmp_path).of("t") != []
+    assert Store(other, folder=tmp_path).of("t") == []
+
+    path = tmp_path / f"{want.key}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer": other.reader["tokenizer_sha256"]}))
+    store = Store(other, folder=tmp_path)  # the record is believed, the file is not
+    (entry,) = store.of("t")
+    with pytest.raises(MemoryMismatchError, match="made with another tokenizer"):
+        store.load(store.hold(entry.wish))
+    assert store.of("t") == []
+
+
+def test_the_tokenizer_is_part_of_a_memorys_name(llm):
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["ferry"])
+    documents = [Document(text="a")]
+    another = FastMem(llm.model, tokenizer, recipe=RECIPE)
+    another.name = llm.name
+    one, other = (wish_for(each, documents, RECIPE, "t", Limits()) for each in (llm, another))
+    assert one.tokens.ids.tolist() == other.tokens.ids.tolist()
+    assert one.key != other.key
 
 
 def test_a_damaged_file_is_refused_and_forgotten(llm, size, tmp_path):

@@ -86,7 +86,8 @@ def wish_for(
             f"the documents are {len(tokens)} tokens long: this server takes at most {limits.document_tokens}."
         )
     base = llm.base(recipe.layers)
-    identity = [tenant, base.name, base.digest, asdict(recipe), tokens.ids.tolist(), tokens.scored.tolist()]
+    reader = llm.reader.get("tokenizer_sha256")
+    identity = [tenant, base.name, base.digest, reader, asdict(recipe), tokens.ids.tolist(), tokens.scored.tolist()]
     key = "mem-" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     about = {"titles": [d.title for d in documents], "tokens": len(tokens), "text_sha256": _digest(documents)}
     return Wish(key, tenant, recipe, tokens, name, about)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastmem.core.memorize import read, stepwise
 from fastmem.core.memory import Memory, Step
@@ -66,4 +66,4 @@ class Makings:
             yield None
             steps = (wish.recipe.steps,)
             (memory,) = yield from stepwise(trunk, reading, wish.recipe, self.llm.base(layers), steps)
-        return memory
+        return replace(memory, details=self.llm.provenance(wish.tokens))

@@ -15,7 +15,7 @@ from fastmem.core.files import replacing
 from fastmem.core.memory import Memory, Recipe
 from fastmem.prompts import Tokens
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def record_of(wish: Wish, memory: Memory) -> dict[str, Any]:
         "name": wish.name,
         "created": int(time.time()),
         "base": memory.base.digest,
+        "tokenizer": memory.details.get("tokenizer_sha256"),
         "bytes": memory.size_bytes,
         "recipe": asdict(wish.recipe) | {"layers": list(wish.recipe.layers)},
         "trace": [asdict(step) for step in memory.trace],

@@ -274,9 +274,10 @@ class Store:
         entry.path, entry.disk_bytes = None, 0
 
     def _find_stored(self, folder: Path) -> None:
-        """What an earlier server left in the folder; memories of other bases are left alone."""
+        """What an earlier server left in the folder; memories of other bases and tokenizers are left alone."""
         for wish, record, path in stored(folder):
-            if record["base"] == self.llm.base(wish.recipe.layers).digest:
+            mine = (self.llm.base(wish.recipe.layers).digest, self.llm.reader.get("tokenizer_sha256"))
+            if (record["base"], record["tokenizer"]) == mine:
                 ram_bytes, device_bytes = self._sizes(wish.recipe)
                 entry = Entry(wish, ram_bytes, device_bytes, path=path, disk_bytes=path.stat().st_size, made=True)
                 entry.record = record
