@@ -167,6 +167,21 @@ def test_dola_takes_the_candidate_that_diverges_most_row_by_row() -> None:
     assert torch.equal(masked.isfinite(), final.softmax(-1) >= 0.5 * final.softmax(-1).amax(-1, keepdim=True))
 
 
+@pytest.mark.parametrize("method", ["fastmem+cd", "cad"])
+def test_a_contrast_chooses_among_plausible_tokens_only_where_asked(method: str) -> None:
+    case = Case("llama")
+    ((_, open_scores),) = run(case.llm, [case.request(0, method, alpha=20.0)])
+    ((tokens, scores),) = run(case.llm, [case.request(0, method, alpha=20.0, relative_top=0.9)])
+    memory = case.memories[0] if METHODS[method].memorized else None
+    plain = case.llm.logits(case.prompts[0], memory)[-1].softmax(-1)
+    kept = plain >= 0.9 * plain.max()
+    assert 1 <= kept.sum() < len(kept)
+    assert open_scores[0].isfinite().all()
+    assert torch.equal(scores[0].isfinite(), kept)
+    assert_close(scores[0][kept], open_scores[0][kept])
+    assert kept[tokens[0]]
+
+
 def test_base_equals_transformers_generate(case: Case) -> None:
     for prompt in case.prompts:
         ids = prompt[None]

@@ -35,8 +35,9 @@ class Decoding:
     """Strings that end the answer; not part of it."""
     alpha: float = 0.5
     """Strength of the contrast."""
-    relative_top: float = 0.1
-    """DoLa's plausibility cut."""
+    relative_top: float | None = None
+    """Plausibility cut of a contrast: only tokens of at least this fraction of the top probability. None: as
+    published, 0.1 for DoLa and none for the others."""
     final_norm: bool = False
     """DoLa: early states through the final norm."""
     without_context: Prompt | None = None

@@ -162,7 +162,9 @@ class DecodingFlags:
     seed: Annotated[int | None, typer.Option(metavar="N", help="Of the sampling.")] = None
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End the answer here; repeatable.")] = None
     alpha: Annotated[float | None, typer.Option(metavar="X", help="Strength of a contrast; 0.5.")] = None
-    relative_top: Annotated[float | None, typer.Option(metavar="X", help="DoLa's plausibility cut; 0.1.")] = None
+    relative_top: Annotated[
+        float | None, typer.Option(metavar="X", help="Plausibility cut of a contrast; DoLa's is 0.1, others none.")
+    ] = None
     final_norm: Annotated[bool | None, typer.Option("--final-norm", help="DoLa: norm early states.")] = None
 
     def options(self) -> dict[str, Any]:

@@ -6,6 +6,9 @@
   where both sides agree nothing is contrasted.
 - `dola`: last layer against an earlier one (DoLa, arXiv 2309.03883).
 
+A contrast can raise a token that both sides hold for impossible; `plausible`, the constraint of arXiv 2210.15097, forbids
+that.
+
 All take and return float32, [B, V] unless said otherwise.
 """
 
@@ -19,6 +22,7 @@ from torch import Tensor
 from fastmem.errors import InputError, one_of
 
 Kind = Literal["cd", "cad", "dola"]
+DOLA_CUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,22 @@ class Contrast:
     """Weight of what is contrasted away; the paper's value. Not used with `adaptive`."""
     adaptive: bool = False
     """Take alpha from the divergence of the two sides, token by token, instead of a constant."""
-    relative_top: float = 0.1
-    """DoLa: tokens below this fraction of the top probability are masked."""
+    relative_top: float | None = None
+    """Tokens below this fraction of the top probability, before the contrast, are masked. None: as published, which
+    is 0.1 for DoLa and no mask for CD and CAD."""
     final_norm: bool = False
     """DoLa: pass early states through the final norm before the head. The published code does not."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.alpha, int | float) and math.isfinite(self.alpha) and self.alpha >= 0):
             raise InputError(f"alpha (--alpha) is {self.alpha!r}: give a number, 0 or more.")
+        if self.relative_top is not None and not 0 <= self.relative_top <= 1:
+            raise InputError(f"relative_top (--relative-top) is {self.relative_top!r}: give a number, 0 to 1.")
+
+    @property
+    def cut(self) -> float:
+        """The `relative_top` in force; 0 masks nothing."""
+        return self.relative_top if self.relative_top is not None else DOLA_CUT if self.kind == "dola" else 0.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,9 @@ class Method:
     kind: Kind | None = None
     adaptive: bool = False
 
-    def contrast(self, alpha: float = 0.5, relative_top: float = 0.1, final_norm: bool = False) -> Contrast | None:
+    def contrast(
+        self, alpha: float = 0.5, relative_top: float | None = None, final_norm: bool = False
+    ) -> Contrast | None:
         """The contrast to apply, or None for plain decoding."""
         return Contrast(self.kind, alpha, self.adaptive, relative_top, final_norm) if self.kind else None
 
@@ -72,9 +86,10 @@ def method_named(name: str) -> Method:
     return METHODS[one_of(name, METHODS, "method")]
 
 
-def contrast(logits: Tensor, against: Tensor, alpha: float | Tensor) -> Tensor:
-    """`(1 + alpha) * logits - alpha * against`; alpha a number or [B, 1]."""
-    return (1 + alpha) * logits - alpha * against
+def contrast(logits: Tensor, against: Tensor, alpha: float | Tensor, relative_top: float = 0.0) -> Tensor:
+    """`(1 + alpha) * logits - alpha * against`; alpha a number or [B, 1]. Implausible tokens are -inf."""
+    scores = (1 + alpha) * logits - alpha * against
+    return scores.masked_fill_(~plausible(logits, relative_top), -torch.inf) if relative_top else scores
 
 
 def divergence(logits: Tensor, other: Tensor) -> Tensor:
@@ -95,7 +110,7 @@ def plausible(logits: Tensor, relative_top: float) -> Tensor:
     return logits >= logits.amax(-1, keepdim=True) + math.log(max(relative_top, 1e-38))
 
 
-def dola(final: Tensor, early: Tensor, relative_top: float = 0.1) -> Tensor:
+def dola(final: Tensor, early: Tensor, relative_top: float = DOLA_CUT) -> Tensor:
     """Log-probabilities of the last layer minus those of the early layer that diverges most from it, row by row.
 
     final: [B, V]. early: [L, B, V], one per candidate layer. Implausible tokens are -inf.

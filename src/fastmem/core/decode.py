@@ -228,14 +228,14 @@ class Batch:
             assert wanted is not None
             row, other = scores[i : i + 1].clone(), other[None]
             alpha = wanted.alpha if not wanted.adaptive else adaptive_alpha(row, other)
-            scores[i : i + 1] = contrast(row, other, alpha)
+            scores[i : i + 1] = contrast(row, other, alpha, wanted.cut)
         rest = rest[len(against) :]
         for n, i in enumerate(early):
             wanted = self.rows[i].request.contrast
             assert wanted is not None
             count = len(rest) // len(early)
             candidates = rest[n * count : (n + 1) * count, None]
-            scores[i : i + 1] = dola(scores[i : i + 1].clone(), candidates, wanted.relative_top)
+            scores[i : i + 1] = dola(scores[i : i + 1].clone(), candidates, wanted.cut)
         return scores
 
     def _choose(self, row: Row, scores: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class FastMemOptions(_Strict):
 
     method: str | None = None
     alpha: float = Field(default=0.5, ge=0, le=100)
-    relative_top: float = Field(default=0.1, ge=0, le=1)
+    relative_top: float | None = Field(default=None, ge=0, le=1)
     final_norm: bool = False
     recipe: dict[str, Any] = Field(default_factory=dict)
     template: Template | None = None
