@@ -157,6 +157,49 @@ def test_plain_completions(app, llm):
     assert with_document.fastmem["method"] == "fastmem"
 
 
+def test_several_answers_to_one_conversation(app, llm, expected):
+    options = {"model": "tiny", "messages": QUESTION, "max_tokens": 12, "temperature": 1.0, "seed": 5, "n": 3}
+    documents = {"documents": DOCUMENTS, "cache_salt": "several"}
+    found = client(app).chat.completions.create(**options, extra_body=documents)
+    offline = [expected("fastmem", temperature=1.0, seed=seed) for seed in (5, 6, 7)]
+    assert [(c.index, c.message.content) for c in found.choices] == list(enumerate(one.text for one in offline))
+    assert found.usage.completion_tokens == sum(len(one.token_ids) for one in offline)
+    assert found.usage.prompt_tokens == offline[0].prompt_tokens
+    assert found.fastmem["memory_made"] is True
+    stream = client(app).chat.completions.create(
+        **options, stream=True, stream_options={"include_usage": True}, extra_body=documents
+    )
+    texts, reasons = ["", "", ""], {}
+    for part in stream:
+        for c in part.choices:
+            texts[c.index] += c.delta.content or ""
+            reasons |= {c.index: c.finish_reason} if c.finish_reason else {}
+    assert texts == [one.text for one in offline]
+    assert reasons == {i: one.reason for i, one in enumerate(offline)}
+    assert part.usage.model_dump(exclude_none=True)["completion_tokens"] == found.usage.completion_tokens
+
+
+def test_several_prompts_in_one_request(app, llm):
+    plain = client(app).completions
+    texts = ["The ferry", "A much longer prompt about a train", "x"]
+    ids = [llm.tokenizer(text)["input_ids"] for text in texts]
+    offline = [llm.generate(Tokens(one), max_new_tokens=10) for one in ids]
+    for prompts in (texts, ids):
+        found = plain.create(model="tiny", prompt=prompts, max_tokens=10)
+        assert [(c.index, c.text) for c in found.choices] == list(enumerate(one.text for one in offline))
+        assert found.usage.prompt_tokens == sum(map(len, ids))
+    twice = plain.create(model="tiny", prompt=texts[:2], max_tokens=10, n=2, temperature=1.0, seed=1)
+    sampled = [
+        llm.generate(Tokens(one), max_new_tokens=10, temperature=1.0, seed=seed).text
+        for one in ids[:2]
+        for seed in (1, 2)
+    ]
+    assert [c.text for c in twice.choices] == sampled
+    assert twice.usage.prompt_tokens == sum(map(len, ids[:2]))
+    with pytest.raises(openai.BadRequestError, match="number of prompts is 17: this server gives at most 16"):
+        plain.create(model="tiny", prompt=["x"] * 17)
+
+
 def test_a_memory_made_ahead_is_chosen_as_a_model(app, expected):
     key = "made ahead"
     http, ai = web(app, authorization=f"Bearer {key}"), client(app, key)

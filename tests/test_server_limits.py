@@ -8,7 +8,7 @@ import pytest
 from fastmem.serve.app import create_app
 from fastmem.serve.compose import Limits
 from fastmem.serve.engine import EngineLimits
-from serving import DOCUMENTS, QUESTION, ask, client, make_llm, web
+from serving import DOCUMENTS, QUESTION, ask, client, eventually, make_llm, web
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,9 @@ def serve(llm):
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role", "Input should be"),
         ({"model": "other"}, 404, "model", "the model 'other' does not exist: accepted are 'tiny'"),
         ({"temperature": -1}, 400, "temperature", "greater than or equal to 0"),
-        ({"n": 2}, 400, "n", "Input should be 1"),
+        ({"n": 2}, 400, "n", "n is 2 at temperature 0 (the default here), where all answers are the same"),
+        ({"n": 17, "temperature": 1}, 400, "n", "is 17: this server gives at most 16 answers to a request"),
+        ({"n": 0}, 400, "n", "greater than or equal to 1"),
         ({"top_logprobs": 2}, 400, "top_logprobs", "needs logprobs=true"),
         ({"fastmem": {"method": "fastnem"}}, 400, None, "Did you mean 'fastmem'?"),
         ({"fastmem": {"method": "fastmem"}}, 400, None, "needs documents"),
@@ -206,3 +208,20 @@ def test_a_bug_is_answered_without_its_text(serve, monkeypatch):
     assert found.status_code == 500
     assert "division" not in found.text
     assert found.headers["x-request-id"] in found.json()["error"]["message"]
+
+
+def test_one_answer_that_fails_ends_its_request_and_no_other(app, monkeypatch):
+    service = app.state.service
+    real = service.llm.request
+
+    def request(prompt, memory=None, method="base", **options):
+        if memory is not None and options.get("seed") == 6:
+            raise RuntimeError("a row that cannot be built")
+        return real(prompt, memory, method, **options)
+
+    monkeypatch.setattr(service.llm, "request", request)
+    body = {"documents": DOCUMENTS, "max_tokens": 200, "temperature": 1.0, "seed": 5, "n": 3}
+    assert ask(app, body).status_code == 500
+    eventually(lambda: not service.engine._open)
+    assert len(service.engine.rows) == 0
+    assert ask(app, body | {"n": 1}).status_code == 200

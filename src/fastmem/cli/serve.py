@@ -36,6 +36,7 @@ def serve(
     rows: Annotated[int, typer.Option(min=1, help="Answers decoded side by side.")] = 16,
     waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; more get 429.")] = 64,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 1024,
+    max_answers: Annotated[int, typer.Option(min=1, help="Answers to one request: n times its prompts.")] = 16,
     max_documents: Annotated[int, typer.Option(min=1, help="Documents of one request.")] = 32,
     max_document_tokens: Annotated[int, typer.Option(min=1, help="Tokens of its documents together.")] = 16_384,
     max_body_bytes: Annotated[int, typer.Option(min=1, help="The largest request.")] = 4 * 2**20,
@@ -71,6 +72,7 @@ def serve(
     limits = replace(
         Limits(),
         body_bytes=max_body_bytes,
+        answers=max_answers,
         documents=max_documents,
         document_tokens=max_document_tokens,
         max_tokens=max_tokens,

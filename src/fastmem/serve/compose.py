@@ -31,11 +31,12 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for."""
+    """What one request may ask for. answers: n times its prompts."""
 
     body_bytes: int = 4 * 2**20
     documents: int = 32
     document_tokens: int = 16_384
+    answers: int = 16
     max_tokens: int = 1024
     default_tokens: int = 256
     recipe_steps: int = 100

@@ -81,19 +81,19 @@ class Engine:
         """Jobs that were submitted and have no row yet."""
         return max(len(self._open) - len(self.rows), 0)
 
-    def submit(self, job: Job) -> None:
-        """Errors: `OverloadedError` where the queue is full, `DrainingError` while shutting down."""
+    def submit(self, *jobs: Job) -> None:
+        """All or none. Errors: `OverloadedError` where the queue is full, `DrainingError` while shutting down."""
         with self._lock:
             if self.draining:
                 raise DrainingError("the server is shutting down and takes no new requests: ask again later.")
-            if len(self._open) >= self.limits.rows + self.limits.waiting:
+            if len(self._open) + len(jobs) > self.limits.rows + self.limits.waiting:
                 raise OverloadedError(
-                    f"{len(self._open)} requests are running or waiting, which is all this server takes: ask again "
-                    f"in {self._retry_after()} s.",
+                    f"{len(self._open)} answers are running or waiting, this server takes "
+                    f"{self.limits.rows + self.limits.waiting}: ask again in {self._retry_after()} s.",
                     self._retry_after(),
                 )
-            self._open.add(job)
-        self._inbox.put(lambda: self._waiting.append(job))
+            self._open.update(jobs)
+        self._inbox.put(lambda: self._waiting.extend(jobs))
 
     def cancel(self, job: Job) -> None:
         """Its client has left: free what it holds. Nothing for a job that is over."""

@@ -2,40 +2,58 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from fastmem.serve.jobs import Finished, TokenLogprob
+from fastmem.serve.jobs import Finished, Piece, TokenLogprob
 
 
 @dataclass(frozen=True)
 class Heading:
-    """What every object of one answer begins with. chat: of `/v1/chat/completions`, else `/v1/completions`."""
+    """What every object of one request's answers shares. chat: of `/v1/chat/completions`, else `/v1/completions`.
+    n: answers to each prompt. logprobs: whether they are shown."""
 
     id: str
     created: int
     model: str
     method: str
     chat: bool
+    n: int
+    logprobs: bool
 
 
-def whole(heading: Heading, text: str, logprobs: Sequence[TokenLogprob] | None, end: Finished, tokenizer: Any) -> dict:
-    """A complete answer."""
-    choice: dict[str, Any] = {"index": 0, "finish_reason": end.reason}
-    if heading.chat:
-        choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        choice["logprobs"] = chat_logprobs(logprobs, tokenizer)
-    else:
-        choice["text"] = text
-        choice["logprobs"] = completion_logprobs(logprobs, tokenizer)
+@dataclass
+class Answer:
+    """One answer of a request while it grows. end: there once it is complete."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    end: Finished | None = None
+
+
+def whole(heading: Heading, answers: Sequence[Answer], tokenizer: Any) -> dict:
+    """All answers of a request, complete."""
+    choices = []
+    for index, one in enumerate(answers):
+        assert one.end is not None
+        choice: dict[str, Any] = {"index": index, "finish_reason": one.end.reason}
+        text, logprobs = "".join(one.texts), one.logprobs if heading.logprobs else None
+        if heading.chat:
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            choice["logprobs"] = chat_logprobs(logprobs, tokenizer)
+        else:
+            choice["text"] = text
+            choice["logprobs"] = completion_logprobs(logprobs, tokenizer)
+        choices.append(choice)
+    ends = [one.end for one in answers if one.end is not None]
     kind = "chat.completion" if heading.chat else "text_completion"
-    return _object(heading, kind, [choice]) | {"usage": usage(end), "fastmem": costs(heading, end)}
+    return _object(heading, kind, choices) | {"usage": usage(heading, ends), "fastmem": costs(heading, ends)}
 
 
-def chunk(heading: Heading, text: str, logprob: TokenLogprob | None, tokenizer: Any, first: bool = False) -> dict:
+def chunk(heading: Heading, index: int, piece: Piece, tokenizer: Any, first: bool = False) -> dict:
     """A piece of a streamed answer. first: it opens the assistant's turn."""
-    choice: dict[str, Any] = {"index": 0, "finish_reason": None}
-    found = None if logprob is None else [logprob]
+    choice: dict[str, Any] = {"index": index, "finish_reason": None}
+    text, found = piece.text, None if piece.logprob is None else [piece.logprob]
     if heading.chat:
         choice["delta"] = {"role": "assistant", "content": text} if first else {"content": text}
         choice["logprobs"] = chat_logprobs(found, tokenizer)
@@ -45,40 +63,46 @@ def chunk(heading: Heading, text: str, logprob: TokenLogprob | None, tokenizer: 
     return _object(heading, "chat.completion.chunk" if heading.chat else "text_completion", [choice])
 
 
-def last_chunks(heading: Heading, end: Finished, include_usage: bool) -> list[dict]:
-    """The chunk with the reason the answer ended, and one with the usage where asked for."""
-    kind = "chat.completion.chunk" if heading.chat else "text_completion"
-    choice: dict[str, Any] = {"index": 0, "finish_reason": end.reason, "logprobs": None}
+def last_chunk(heading: Heading, index: int, end: Finished) -> dict:
+    """The reason why an answer ended, and what it cost."""
+    choice: dict[str, Any] = {"index": index, "finish_reason": end.reason, "logprobs": None}
     if heading.chat:
         choice["delta"] = {}
     else:
         choice["text"] = ""
-    chunks = [_object(heading, kind, [choice]) | {"fastmem": costs(heading, end)}]
-    if include_usage:
-        chunks.append(_object(heading, kind, []) | {"usage": usage(end)})
-    return chunks
+    kind = "chat.completion.chunk" if heading.chat else "text_completion"
+    return _object(heading, kind, [choice]) | {"fastmem": costs(heading, [end])}
 
 
-def usage(end: Finished) -> dict[str, Any]:
-    """Tokens of the prompt, of the answer, and how many of the prompt's needed no reading."""
+def usage_chunk(heading: Heading, ends: Sequence[Finished]) -> dict:
+    """The usage of all answers, after the last of them."""
+    kind = "chat.completion.chunk" if heading.chat else "text_completion"
+    return _object(heading, kind, []) | {"usage": usage(heading, ends)}
+
+
+def usage(heading: Heading, ends: Sequence[Finished]) -> dict[str, Any]:
+    """Tokens of the prompts, of the answers, and how many of the prompts' needed no reading. A prompt counts once."""
+    prompt_tokens = sum(end.prompt_tokens for end in ends[:: heading.n])
+    completion_tokens = sum(len(end.token_ids) for end in ends)
     return {
-        "prompt_tokens": end.prompt_tokens,
-        "completion_tokens": len(end.token_ids),
-        "total_tokens": end.prompt_tokens + len(end.token_ids),
-        "prompt_tokens_details": {"cached_tokens": end.cached_tokens},
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(end.cached_tokens for end in ends[:: heading.n])},
     }
 
 
-def costs(heading: Heading, end: Finished) -> dict[str, Any]:
-    """The `fastmem` object of an answer: what was used, whether the memory was made for it, and seconds."""
+def costs(heading: Heading, ends: Sequence[Finished]) -> dict[str, Any]:
+    """The `fastmem` object of answers: what was used, whether the memory was made for them, and seconds."""
+    memory = ends[0].memory
     return {
         "method": heading.method,
-        "memory": end.memory["id"] if end.memory else None,
-        "memory_made": end.made,
-        "stopped": end.memory["stopped"] if end.memory else None,
-        "seconds": round(end.seconds, 4),
-        "first_token_seconds": round(end.first_seconds, 4),
-        "memory_seconds": round(end.memory_seconds, 4),
+        "memory": memory["id"] if memory else None,
+        "memory_made": any(end.made for end in ends),
+        "stopped": memory["stopped"] if memory else None,
+        "seconds": round(max(end.seconds for end in ends), 4),
+        "first_token_seconds": round(min(end.first_seconds for end in ends), 4),
+        "memory_seconds": round(max(end.memory_seconds for end in ends), 4),
     }
 
 

@@ -3,11 +3,13 @@
 Fields that are not here are refused, never ignored: a client that sends `tools` must not believe that they were used.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Template = Literal["context", "question"]
+_T = TypeVar("_T")
+_Several = Annotated[list[_T], Field(min_length=1)]
 
 
 class _Strict(BaseModel):
@@ -76,7 +78,7 @@ class _Generation(_Strict):
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
-    n: Literal[1] = 1
+    n: int = Field(1, ge=1)
     frequency_penalty: float = Field(0.0, ge=0, le=0)
     presence_penalty: float = Field(0.0, ge=0, le=0)
     user: str | None = None
@@ -103,11 +105,17 @@ class ChatRequest(_Generation):
 
 
 class CompletionRequest(_Generation):
-    """`POST /v1/completions`: a prompt as it stands, without a chat template. One prompt at a time."""
+    """`POST /v1/completions`: prompts as they stand, without a chat template: a text or token ids, one or several."""
 
-    prompt: str | list[int] | Annotated[list[str], Field(min_length=1, max_length=1)]
+    prompt: str | _Several[int] | _Several[str] | _Several[_Several[int]]
     max_tokens: int | None = Field(None, ge=1)
     logprobs: int | None = Field(None, ge=0, le=20)
+
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt by itself."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
 
 
 class MemoryRequest(_Strict):

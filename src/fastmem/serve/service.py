@@ -1,8 +1,9 @@
 """What every route needs: the model, its store and engine, the limits, and who is asking."""
 
 import asyncio
+import functools
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,28 +79,37 @@ def service_of(request: Request) -> Service:
 
 
 class Mailbox:
-    """Events of one job, from the worker's thread to the event loop's. Leaving the block without its last event, for
-    instance because the client has gone, cancels the job."""
+    """Events of a request's jobs, from the worker's thread to the event loop's, each with the number of its job.
 
-    def __init__(self, service: Service, **job: Any):
+    Leaving the block without all last events, for instance because the client has gone, cancels what still runs; so
+    does the first job that fails, since a request is answered whole or not at all.
+    """
+
+    def __init__(self, service: Service, jobs: Sequence[Mapping[str, Any]]):
         self._service, self._loop = service, asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self.job = Job(emit=self._emit, **job)
-        self._over = False
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._jobs = [Job(emit=functools.partial(self._emit, i), **job) for i, job in enumerate(jobs)]
+        self._open: set[int] = set()
 
     def submit(self) -> "Mailbox":
-        """Errors: `OverloadedError`, `DrainingError`."""
-        self._service.engine.submit(self.job)
+        """All jobs or none. Errors: `OverloadedError`, `DrainingError`."""
+        self._service.engine.submit(*self._jobs)
+        self._open = set(range(len(self._jobs)))
         return self
 
-    async def next(self) -> Event:
-        """Wait for the next event."""
-        event = await self._events.get()
-        self._over = isinstance(event, Done | Failed | Finished)
-        return event
+    async def next(self) -> tuple[int, Event]:
+        """Wait for the next event of any job."""
+        number, event = await self._events.get()
+        if isinstance(event, Done | Failed | Finished):
+            self._open.discard(number)
+        if isinstance(event, Failed):
+            self._cancel()
+        return number, event
 
-    async def next_or_gone(self, request: Request) -> Event:
+    async def next_or_gone(self, request: Request) -> tuple[int, Event]:
         """The next event. Errors: `Refusal` where the client leaves before it comes."""
+        if not self._events.empty():
+            return await self.next()
         leaving = asyncio.ensure_future(_disconnected(request))
         coming = asyncio.ensure_future(self.next())
         try:
@@ -112,22 +122,26 @@ class Mailbox:
             coming.cancel()
 
     def close(self) -> None:
-        """Cancel the job unless it is over."""
-        if not self._over:
-            self._over = True
+        """Cancel the jobs that are not over."""
+        if self._open:
             self._service.metrics.abandoned.inc()
-            self._service.engine.cancel(self.job)
+            self._cancel()
 
-    def _emit(self, event: Event) -> None:
+    def _cancel(self) -> None:
+        for number in self._open:
+            self._service.engine.cancel(self._jobs[number])
+        self._open = set()
+
+    def _emit(self, number: int, event: Event) -> None:
         with suppress(RuntimeError):  # the loop has ended: the server is gone, and so is who asked
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
 
 
 async def with_memory(service: Service, request: Request, wish: Wish, act: Callable[[Memory], Any]) -> Done:
     """Do something with a memory in the worker's thread, once it is there and on disk. Errors: those of the job."""
-    box = Mailbox(service, tenant=wish.tenant, wish=wish, act=act, durable=True).submit()
+    box = Mailbox(service, [{"tenant": wish.tenant, "wish": wish, "act": act, "durable": True}]).submit()
     try:
-        event = await box.next_or_gone(request)
+        _, event = await box.next_or_gone(request)
     finally:
         box.close()
     if isinstance(event, Failed):
