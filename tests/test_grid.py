@@ -17,11 +17,10 @@ def llm(llama, tokenizer):
     return FastMem(llama, tokenizer)
 
 
-@pytest.mark.parametrize("placement", ["assistant", "prompt"])
-def test_every_point_answers_as_its_recipe_does_alone(llm, tmp_path, placement):
-    space = Space(
-        replace(RECIPE, placement=placement), (1e-2, 1e-1), (1, 3), (0.1, 1.0), ((-1,), (-2, -1)), (0.0, 0.7)
-    )
+@pytest.mark.parametrize(("placement", "relative_top"), [("assistant", None), ("prompt", 0.9)])
+def test_every_point_answers_as_its_recipe_does_alone(llm, tmp_path, placement, relative_top):
+    recipe = replace(RECIPE, placement=placement)
+    space = Space(recipe, (1e-2, 1e-1), (1, 3), (0.1, 1.0), ((-1,), (-2, -1)), (0.0, 0.7), relative_top)
     assert len(space.points) == 32
     example = questions(tmp_path).examples[0]
     texts = Grid(llm, space, 5).texts(example)
@@ -33,6 +32,7 @@ def test_every_point_answers_as_its_recipe_does_alone(llm, tmp_path, placement):
             "fastmem+cd" if point.alpha else "fastmem",
             point.recipe,
             alpha=point.alpha or 0.5,
+            relative_top=relative_top,
             max_new_tokens=5,
         )
         assert text == alone.text, point
@@ -47,7 +47,9 @@ def test_spaces_that_make_no_sense():
         Space(RECIPE, rates=())
     with pytest.raises(InputError, match=r"the space's steps are \[3, 3\]"):
         Space(RECIPE, steps=(3, 3))
-    with pytest.raises(InputError, match=r"alpha is -1.0: give 0 for plain FastMem, or more"):
+    with pytest.raises(InputError, match=r"alpha .* is -1.0: give a number, 0 or more"):
         Space(RECIPE, alphas=(-1.0,))
+    with pytest.raises(InputError, match=r"relative_top .* is 2.0: give a number, 0 to 1"):
+        Space(RECIPE, relative_top=2.0)
     with pytest.raises(InputError, match=r"recipe learning_rate"):
         Space(RECIPE, rates=(-1e-3,))

@@ -26,6 +26,7 @@ def search(
     kls: Annotated[str, typer.Option(metavar="X,X", help="KL weights; the paper's.")] = "0.01,0.03,0.1,0.3,1",
     layers: Annotated[str, typer.Option(metavar="N,N/N", help="Sets of layers, / between: -1/-2,-1.")] = "-1",
     alphas: Annotated[str, typer.Option(metavar="X,X", help="0 is fastmem, above it fastmem+cd.")] = "0",
+    relative_top: Annotated[float | None, typer.Option(metavar="X", help="Plausibility cut of the contrast.")] = None,
     placement: Annotated[str | None, typer.Option(metavar="WHERE", help="As in a recipe.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer; the task's.")] = None,
     on_test: Annotated[bool, typer.Option("--on-test", help="Search the rows that are reported, too.")] = False,
@@ -62,6 +63,7 @@ def search(
             numbers("--kls", kls),
             tuple(tuple(int(n) for n in numbers("--layers", part)) for part in layers.split("/")),
             numbers("--alphas", alphas),
+            relative_top,
         )
 
         def tell(progress: Any) -> None:
@@ -76,8 +78,9 @@ def search(
         emit({"best": found["best"], "points": len(found["points"]), "recipe": str(output_dir / "recipe.json")})
         return
     print(search_table(output_dir), end="")
-    alpha = f" --methods base,fastmem+cd --alpha {found['best']['alpha']:g}" if found["best"]["alpha"] else ""
-    say(f"recipe: {output_dir / 'recipe.json'}; report it with: eval --part held-out --recipe FILE{alpha}")
+    decoding = f" --methods base,fastmem+cd --alpha {found['best']['alpha']:g}" if found["best"]["alpha"] else ""
+    decoding += f" --relative-top {relative_top:g}" if decoding and relative_top is not None else ""
+    say(f"recipe: {output_dir / 'recipe.json'}; report it with: eval --part held-out --recipe FILE{decoding}")
 
 
 @with_flags

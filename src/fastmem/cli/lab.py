@@ -88,6 +88,9 @@ def evaluate(
         str, typer.Option(metavar="M,M", help="Methods with commas between; one-shot is one, too.")
     ] = DEFAULT_METHODS,
     alpha: Annotated[float | None, typer.Option(metavar="X", help="Strength of a contrast; 0.5.")] = None,
+    relative_top: Annotated[
+        float | None, typer.Option(metavar="X", help="Plausibility cut of a contrast; DoLa's is 0.1, others none.")
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer; the task's.")] = None,
     max_context_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Cut longer documents; the paper's limit is 7500.")
@@ -123,6 +126,7 @@ def evaluate(
             names(methods),
             made,
             alpha=0.5 if alpha is None else alpha,
+            relative_top=relative_top,
             max_new_tokens=max_new_tokens,
             max_context_tokens=max_context_tokens,
             batch_size=batch_size,

@@ -158,7 +158,8 @@ class Answering:
 
     def _options(self) -> Record:
         e = self.experiment
-        return {"max_new_tokens": e.new_tokens, "alpha": e.alpha, "batch_size": e.batch_size}
+        decoding = {"alpha": e.alpha, "relative_top": e.relative_top}
+        return decoding | {"max_new_tokens": e.new_tokens, "batch_size": e.batch_size}
 
     def _answered(
         self,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fastmem.core.contrast import METHODS, Method
+from fastmem.core.contrast import METHODS, Contrast, Method
 from fastmem.core.memory import Recipe
 from fastmem.errors import InputError, RunError, one_of
 from fastmem.lab import records
@@ -24,15 +24,17 @@ ONE_SHOT = "one-shot"  # the paper's Table 2: the untouched model, with one work
 class Experiment:
     """How the examples of one task are answered.
 
-    methods: names of `METHODS`, or "one-shot". max_new_tokens: None takes the task's. max_context_tokens: cut longer
-    documents (the paper's limit is 7,500); None leaves them whole. batch_size: examples answered side by side; it
-    decides the rounding of the kernels, nothing else. seed: recorded; decoding is greedy and memorizing draws nothing.
+    methods: names of `METHODS`, or "one-shot". alpha, relative_top: as in `Contrast`. max_new_tokens: None takes the
+    task's. max_context_tokens: cut longer documents (the paper's limit is 7,500); None leaves them whole. batch_size:
+    examples answered side by side; it decides the rounding of the kernels, nothing else. seed: recorded; decoding is
+    greedy and memorizing draws nothing.
     """
 
     task: str
     methods: tuple[str, ...]
     recipe: Recipe
     alpha: float = 0.5
+    relative_top: float | None = None
     max_new_tokens: int | None = None
     max_context_tokens: int | None = None
     batch_size: int = 16
@@ -47,6 +49,7 @@ class Experiment:
             one_of(name, [*METHODS, ONE_SHOT], "method")
         if len(set(self.methods)) < len(self.methods):
             raise InputError(f"a method is named twice: {', '.join(self.methods)}.")
+        Contrast("cd", self.alpha, relative_top=self.relative_top)  # refuses values out of range
         for name in ("batch_size", "max_new_tokens", "max_context_tokens"):
             given = getattr(self, name)
             if given is not None and given < 1:
@@ -96,6 +99,7 @@ def identity(experiment: Experiment, data: Data, examples: Sequence[Example], ll
         "recipe": recipe_values(experiment.recipe),
         "decoding": {
             "alpha": experiment.alpha,
+            "relative_top": experiment.relative_top,
             "max_new_tokens": experiment.new_tokens,
             "max_context_tokens": experiment.max_context_tokens,
         },

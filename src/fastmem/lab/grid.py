@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastmem import prompts
 from fastmem.core.cache import joinable, new_cache, selected
-from fastmem.core.contrast import contrast
+from fastmem.core.contrast import Contrast, contrast
 from fastmem.core.memorize import read
 from fastmem.core.memory import Memory, Recipe
 from fastmem.core.optimize import Optimization, Reading
@@ -30,8 +30,8 @@ PAPER_RATES, PAPER_STEPS, PAPER_KLS = (1e-6, 3e-6, 1e-5, 3e-5), (10, 20, 50), (0
 
 @dataclass(frozen=True)
 class Space:
-    """The values tried: their product is the grid. alphas: 0 is plain FastMem, above it `fastmem+cd` of that strength.
-    The rest of the recipe is `recipe`'s."""
+    """The values tried: their product is the grid. alphas: 0 is plain FastMem, above it `fastmem+cd` of that strength
+    among the tokens that `relative_top` leaves. The rest of the recipe is `recipe`'s."""
 
     recipe: Recipe
     rates: tuple[float, ...] = PAPER_RATES
@@ -39,15 +39,15 @@ class Space:
     kls: tuple[float, ...] = PAPER_KLS
     layers: tuple[tuple[int, ...], ...] = ((-1,),)
     alphas: tuple[float, ...] = (0.0,)
+    relative_top: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("rates", "steps", "kls", "layers", "alphas"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise InputError(f"the space's {name} are {list(values)}: give each value once, and at least one.")
-        for point in self.points:  # each recipe refuses values out of range
-            if point.alpha < 0:
-                raise InputError(f"alpha is {point.alpha}: give 0 for plain FastMem, or more.")
+        for point in self.points:  # each recipe refuses values out of range ...
+            Contrast("cd", point.alpha, relative_top=self.relative_top)  # and so does this
 
     @property
     def points(self) -> tuple["Point", ...]:
@@ -77,7 +77,7 @@ class Grid:
         """The answer at every point, in the order of `Space.points`."""
         llm, found = self.llm, [""] * len(self._points)
         tokens, prompt = reading_tokens(llm, example, self.space.recipe)
-        decoder = _Decoder(llm, prompt, self.max_new_tokens)
+        decoder = _Decoder(llm, prompt, self.max_new_tokens, self.space.relative_top or 0.0)
         for layers in self.space.layers:
             reading = read(llm.trunk, tokens.ids, tokens.scored, llm.trunk.indices(layers))
             for memories in self._memories(reading, layers):
@@ -124,8 +124,8 @@ def reading_tokens(llm: FastMem, example: Example, recipe: Recipe) -> tuple[Toke
 class _Decoder:
     """One prompt under many memories of the last layer: a tree of tokens whose trunk is walked once."""
 
-    def __init__(self, llm: FastMem, prompt: Tokens, max_new_tokens: int):
-        self.llm, self.prompt, self.max_new_tokens = llm, prompt, max_new_tokens
+    def __init__(self, llm: FastMem, prompt: Tokens, max_new_tokens: int, relative_top: float):
+        self.llm, self.prompt, self.max_new_tokens, self.relative_top = llm, prompt, max_new_tokens, relative_top
         # Refuses a prompt that is too long.
         llm.request(prompt, max_new_tokens=max_new_tokens)
         self._cache = new_cache(llm.model.config)
@@ -143,6 +143,7 @@ class _Decoder:
                 memory,
                 "fastmem+cd" if alpha else "fastmem",
                 alpha=alpha,
+                relative_top=self.relative_top,
                 max_new_tokens=self.max_new_tokens,
             ).text
             for memory, alpha in wanted
@@ -211,7 +212,8 @@ class _Decoder:
         for point, branch in placed:
             tuned, alpha = wanted[point]
             now = logits[id(tuned), branch]
-            scores.append(contrast(now, base[branch], alpha) if alpha and base is not None else now)
+            contrasted = alpha and base is not None
+            scores.append(contrast(now, base[branch], alpha, self.relative_top) if contrasted else now)
         chosen = torch.stack(scores).argmax(-1).tolist()
         return {point: token for (point, _), token in zip(placed, chosen, strict=True)}
 

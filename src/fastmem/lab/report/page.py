@@ -9,7 +9,7 @@ from fastmem.lab.report import charts
 from fastmem.lab.report.published import SOURCE, published
 from fastmem.lab.report.results import BASE, Results, ordered
 from fastmem.lab.report.rows import disagreements
-from fastmem.lab.report.table import mean_text
+from fastmem.lab.report.table import contrast_strength, mean_text
 
 _STYLE = Path(__file__).with_name("page.css")
 OUTCOMES = ("right", "remembered answer", "another span", "no answer in the asked format", "error")
@@ -60,7 +60,7 @@ def _facts(r: Results) -> str:
         "KL weight": f"{recipe['kl_weight']:g}",
         "layers": ", ".join(map(str, recipe["layers"])),
         "placement": recipe["placement"],
-        "alpha": f"{identity['decoding']['alpha']:g}",
+        "alpha": contrast_strength(identity["decoding"]),
         "type": identity["model"]["dtype"].removeprefix("torch."),
         "device": found.get("device", "unknown"),
         "torch": found.get("packages", {}).get("torch", "unknown"),

@@ -1,6 +1,7 @@
 """The Markdown side of a report: the paper's layout first, then every score of every run."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fastmem.lab import grading
 from fastmem.lab.report.published import SOURCE, paper_model, published
@@ -103,6 +104,13 @@ def _cost(r: Results) -> str:
     return _markdown(["seconds per example", "trunk", "steps", "decode", "together", "peak MiB"], lines)
 
 
+def contrast_strength(decoding: dict[str, Any]) -> str:
+    """`2`, or `2 among tokens of at least 0.05 of the top probability`."""
+    cut = decoding.get("relative_top")
+    among = "" if cut is None else f" among tokens of at least {cut:g} of the top probability"
+    return f"{decoding['alpha']:g}{among}"
+
+
 def _circumstances(r: Results) -> str:
     identity, found = r.about["identity"], r.summary.get("environment", {})
     recipe, data = identity["recipe"], identity["data"]
@@ -110,7 +118,7 @@ def _circumstances(r: Results) -> str:
         f"{len(r.examples)} examples of {data['source']} ({data['revision']})",
         f"recipe: rate {recipe['learning_rate']:g}, {recipe['steps']} steps, KL {recipe['kl_weight']:g}, "
         f"layers {recipe['layers']}, placed as {recipe['placement']}",
-        f"alpha {identity['decoding']['alpha']:g}, {identity['model']['dtype'].removeprefix('torch.')}",
+        f"alpha {contrast_strength(identity['decoding'])}, {identity['model']['dtype'].removeprefix('torch.')}",
     ]
     if found:
         packages = found.get("packages", {})
