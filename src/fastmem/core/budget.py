@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -97,6 +98,9 @@ def need_bytes(trunk: Trunk, recipe: Recipe, positions: Sequence[int], chunk: in
     cut = min(piece, sum(positions)) if layers == 1 else sum(positions)
     passing = size * tuned + cut * layers * (4 * widest + 6 * width) * size
     heads = 2 * min(chunk, sum(positions)) * _logits_bytes(trunk)
+    if recipe.shortlist is not None and recipe.shortlist < trunk.vocabulary:  # rows of each chunk; logits, slope
+        heads += ceil(sum(positions) / chunk) * recipe.shortlist * width * size
+        heads += sum(positions) * (recipe.shortlist + width) * wide
     return per_document * len(positions) + per_position * sum(positions) + passing + heads
 
 

@@ -10,6 +10,7 @@ earlier step are found again when a later one turns out worse: by running up to 
 """
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
@@ -25,9 +26,13 @@ from fastmem.core.replay import Recording
 from fastmem.core.trunk import Trunk
 from fastmem.errors import InputError
 
+log = logging.getLogger("fastmem")
+
 NOTHING_SCORED = "no token is scored: mark at least one token after the first as a target of the loss."
 # Tokens of one trunk pass over several documents: enough to fill a GPU, 0.5 GB of FFN activations at 8 B parameters.
 BATCH_TOKENS = 8192
+# What a shortlist may be off by in the end, as a share of the loss's change; beyond, the run is repeated without it.
+SHORTLIST_ERROR = 0.02
 
 
 def read(trunk: Trunk, ids: Tensor, scored: Tensor, layers: Sequence[int] = (-1,), cache: object = None) -> Reading:
@@ -142,8 +147,17 @@ def stepwise(
         if steps:
             stop = _should_stop(steps, recipe)
         if stop is not None:
+            if stop.keep == index:
+                found[index] = run.tunings[0].tensors(last=True)
             break
         run.update()
+    (off,) = run.check()
+    if not off <= SHORTLIST_ERROR:
+        log.warning(
+            "recipe shortlist %d was too short: its loss was off by %.1f %% of the change, %g allowed; memorizing "
+            "again over the whole vocabulary.", recipe.shortlist, 100 * off, 100 * SHORTLIST_ERROR
+        )  # fmt: skip
+        return (yield from stepwise(trunk, reading, replace(recipe, shortlist=None), base, at, watch=False))
     trace = run.trace()
     stop = stop or _diverged(trace, found)
     kept = {n: min(n, stop.keep) if stop else n for n in at}
@@ -179,9 +193,10 @@ def memorize_all(trunk: Trunk, documents: Sequence[Document], recipe: Recipe, ba
 def memorize_many(trunk: Trunk, readings: Sequence[Reading], recipe: Recipe, base: Base) -> list[Memory]:
     """`memorize` of several documents in lockstep: the same memories, the head's matrix read once for all.
 
-    What can end one document before the others (a stop rule, an adaptive weight, a diverging loss) is done one by one.
+    What can end one document before the others (a stop rule, an adaptive weight, a diverging loss) is done one by one,
+    and so is what a shortlist scores: each document has its own.
     """
-    alone = recipe.adaptive_kl is not None or recipe != _without_rules(recipe)
+    alone = recipe.adaptive_kl is not None or recipe.shortlist is not None or recipe != _without_rules(recipe)
     if alone or len(readings) == 1:
         return [memorize(trunk, reading, recipe, base) for reading in readings]
     run = Optimization(trunk, readings, recipe)

@@ -58,6 +58,9 @@ class Recipe:
     """lora: the product of the factors counts lora_alpha / rank times."""
     seed: int = 0
     """lora: of the drawn factor. Nothing else is random."""
+    shortlist: int | None = None
+    """Tokens whose logits the objective keeps apart, all others being one (`shortlist.py`); a step then hardly needs
+    the head. The end is measured exactly, and a run that was too far off is repeated. None: the whole vocabulary."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -74,6 +77,8 @@ class Recipe:
         _whole("steps", self.steps, 0)
         if self.patience is not None:
             _whole("patience", self.patience, 1)
+        if self.shortlist is not None:
+            _whole("shortlist", self.shortlist, 1)
         one_of(self.parametrization, PARAMETRIZATIONS, "parametrization")
         _whole("rank", self.rank, 1)
         _number("lora_alpha", self.lora_alpha, 0.0, math.inf)

@@ -44,7 +44,7 @@ def losses_and_gradient(
     """
     out = torch.empty_like(logits) if out is None else out
     count, V = logits.shape
-    size = min(max(1, BLOCK_NUMBERS.get(logits.device.type, LARGEST_BLOCK_NUMBERS) // V), count)
+    size = block_rows(logits)
     # The same four blocks throughout: new ones would cost page faults (26 ms became 150 ms in some processes).
     blocks = logits.new_empty(4, size, V, dtype=torch.promote_types(logits.dtype, torch.float32))
     cross_entropy, kl = blocks.new_empty(count), blocks.new_empty(count)
@@ -62,3 +62,9 @@ def losses_and_gradient(
         q.sub_(p, alpha=kl_weight / (1 + kl_weight)).mul_(1 + kl_weight)
         out[rows] = q.scatter_add_(-1, target, q.new_full(target.shape, -1))
     return cross_entropy, kl.clamp_(min=0), out  # rounding leaves -1e-7 where the two are nearly the same
+
+
+def block_rows(logits: Tensor) -> int:
+    """How many rows of logits [N, V] make a block; at least one."""
+    numbers = BLOCK_NUMBERS.get(logits.device.type, LARGEST_BLOCK_NUMBERS)
+    return min(max(1, numbers // logits.shape[1]), len(logits))

@@ -4,10 +4,13 @@ A step is the same for one and for many. Pieces of documents go through the FFN,
 their hidden states go through the head together, in chunks, so that its matrix is read once for all; every piece's
 share of the gradient goes back through its own FFN; every document's gradient is clipped by its own norm; and one
 AdamW, which works number by number, updates them all.
+
+With a shortlist the chunks are scored over some tokens instead of all (`shortlist.py`), and `check` says how far off
+that was in the end.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 
 import torch
@@ -15,10 +18,14 @@ from torch import Tensor
 
 from fastmem.core import lora
 from fastmem.core.budget import Plan, plan
+from fastmem.core.chunk import Chunk
 from fastmem.core.memory import Recipe, Step
-from fastmem.core.objective import losses_and_gradient
 from fastmem.core.replay import Activations
+from fastmem.core.shortlist import shortened
 from fastmem.core.trunk import Trunk
+
+# Two correct runs in a short type differ by so much (tests/test_memorize.py), so less is no error of a shortlist.
+ROUNDING_NATS = 5e-3
 
 
 @dataclass(frozen=True)
@@ -95,19 +102,16 @@ class Tuning:
         return {name: (m if last else m.clone()).sub_(self.originals[name]) for name, m in self.masters.items()}
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class _Group:
-    """Pieces that go through the head together. chunks: positions of each of its passes.
+    """Pieces that go through the head together, cut anew into chunks.
 
-    pieces: (document, its activations). targets, base_hidden: [n], [n, D] over all pieces. base_logits: of the first
-    chunks, as far as there is room for them.
+    pieces: (document, its activations). chunks: what a step scores. whole: the same positions over the vocabulary.
     """
 
     pieces: list[tuple[int, Activations]]
-    targets: Tensor
-    base_hidden: Tensor
-    chunks: list[int]
-    base_logits: list[Tensor] = field(default_factory=list)
+    chunks: list[Chunk]
+    whole: list[Chunk]
 
 
 class Optimization:
@@ -125,8 +129,7 @@ class Optimization:
         self.optimizer = torch.optim.AdamW(
             masters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
-        with torch.no_grad():
-            self.groups = _groups(trunk, readings, recipe, self.plan)
+        self.groups = _groups(trunk, readings, recipe, self.plan)
         self.kl_weight = recipe.kl_weight
         self.losses: list[Tensor] = []  # per step [documents, 3]
 
@@ -136,22 +139,22 @@ class Optimization:
             tuning.refresh()
         if self.recipe.adaptive_kl is not None:
             self._adapt(index)
-        sums = torch.zeros(len(self.tunings), 2, device=self.trunk.device, dtype=torch.float64)
+        sums = self._zeros()
         begun: set[int] = set()
         for group in self.groups:
             hidden = [self.trunk.tail(piece, self.tunings[document].ffn) for document, piece in group.pieces]
             sizes = [len(states) for states in hidden]
-            pulls, losses = self._through_head(group, torch.cat([states.detach() for states in hidden]))
-            pieces = zip(group.pieces, hidden, pulls.split(sizes), losses.split(sizes), strict=True)
-            for (document, _), states, pull, loss in pieces:
+            parts = torch.cat([states.detach() for states in hidden]).split([len(c.targets) for c in group.chunks])
+            pulled = [chunk.pull(rows, self.kl_weight) for chunk, rows in zip(group.chunks, parts, strict=True)]
+            pulls, losses = (torch.cat(each).split(sizes) for each in zip(*pulled, strict=True))
+            for (document, _), states, pull, loss in zip(group.pieces, hidden, pulls, losses, strict=True):
                 sums[document] += loss.sum(0)
                 tuning = self.tunings[document]
                 leaves = list(tuning.leaves.values())
                 found = torch.autograd.grad(states, leaves, pull / self.counts[document], allow_unused=True)
                 tuning.add_gradients(found, first=document not in begun)
                 begun.add(document)
-        ce, kl = (sums / sums.new_tensor(self.counts)[:, None]).T
-        self.losses.append(torch.stack([ce + self.kl_weight * kl, ce, kl], -1))
+        self.losses.append(self._means(sums))
 
     def update(self) -> None:
         """Clip and step."""
@@ -164,37 +167,44 @@ class Optimization:
         rows = torch.stack(self.losses)[:, document].tolist() if self.losses else []
         return [Step(i, *row) for i, row in enumerate(rows)]
 
-    def _through_head(self, group: _Group, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(gradient of the summed losses with respect to hidden [n, D], [n, 2] cross entropy and KL)."""
-        pulls, losses = [], []
-        for i, rows in enumerate(hidden.split(group.chunks)):
-            rows = rows.requires_grad_()
-            logits = self.trunk.head(rows)
-            # The gradient takes the place of the logits; autograd refuses where a head still needs them.
-            gradient = logits.detach()
-            ce, kl, _ = losses_and_gradient(gradient, *self._base(group, i), self.kl_weight, out=gradient)
-            pulls += torch.autograd.grad(logits, rows, gradient)
-            losses.append(torch.stack([ce, kl], -1).double())
-        return torch.cat(pulls), torch.cat(losses)
+    def check(self) -> list[float]:
+        """Put the losses over the whole vocabulary in the place of the last ones, which a shortlist only estimated.
+
+        Returns by how much each document's estimate was off, as a share of how far its loss had fallen; what rounding
+        can do is no error. All 0 without a shortlist. Synchronises with the device.
+        """
+        if all(group.chunks is group.whole for group in self.groups) or not self.losses:
+            return [0.0] * len(self.tunings)
+        first, estimated = self.losses[0][:, 0], self.losses[-1][:, 0]
+        self.losses[-1] = exact = self._evaluated([group.whole for group in self.groups])
+        off = ((estimated - exact[:, 0]).abs() - ROUNDING_NATS) / (first - exact[:, 0]).abs()
+        return off.clamp(min=0).tolist()
 
     @torch.no_grad()
-    def _base(self, group: _Group, i: int) -> tuple[Tensor, Tensor]:
-        """(the untouched model's logits, the targets) of a group's i-th chunk."""
-        targets = group.targets.split(group.chunks)[i]
-        if i < len(group.base_logits):
-            return group.base_logits[i], targets
-        return self.trunk.head(group.base_hidden.split(group.chunks)[i]), targets
+    def _evaluated(self, chunks: Sequence[Sequence[Chunk]]) -> Tensor:
+        """[documents, 3]: the losses of every group's chunks at the weights of the last gradients."""
+        sums = self._zeros()
+        for group, own in zip(self.groups, chunks, strict=True):
+            hidden = [self.trunk.tail(piece, self.tunings[document].ffn) for document, piece in group.pieces]
+            parts = torch.cat(hidden).split([len(chunk.targets) for chunk in own])
+            losses = torch.cat([chunk.losses(rows) for chunk, rows in zip(own, parts, strict=True)])
+            for (document, _), loss in zip(group.pieces, losses.split([len(h) for h in hidden]), strict=True):
+                sums[document] += loss.sum(0)
+        return self._means(sums)
 
-    @torch.no_grad()
+    def _zeros(self) -> Tensor:
+        return torch.zeros(len(self.tunings), 2, device=self.trunk.device, dtype=torch.float64)
+
+    def _means(self, sums: Tensor) -> Tensor:
+        """[documents, 3]: loss, cross entropy and KL per position."""
+        ce, kl = (sums / sums.new_tensor(self.counts)[:, None]).T
+        return torch.stack([ce + self.kl_weight * kl, ce, kl], -1)
+
     def _adapt(self, index: int) -> None:
         """Ziegler et al. 2019, eq. 4, as in the authors' code: the weight follows this step's KL, before its loss."""
         assert self.recipe.adaptive_kl is not None
-        total = 0.0
-        for group in self.groups:
-            hidden = torch.cat([self.trunk.tail(piece, self.tunings[d].ffn) for d, piece in group.pieces])
-            for i, rows in enumerate(hidden.split(group.chunks)):
-                total += losses_and_gradient(self.trunk.head(rows), *self._base(group, i), 0.0)[1].sum().item()
-        error = total / sum(self.counts) / max(self.recipe.adaptive_kl, 1e-12) - 1
+        kl = self._evaluated([group.chunks for group in self.groups])[0, 2].item()
+        error = kl / max(self.recipe.adaptive_kl, 1e-12) - 1
         self.kl_weight *= 1 + min(max(error, -0.2), 0.2) * (index + 1) / max(self.recipe.steps, 1)
 
 
@@ -217,15 +227,18 @@ def _groups(trunk: Trunk, readings: Sequence[Reading], recipe: Recipe, plan: Pla
     groups, room = [], plan.kept_logits_bytes
     for members in gathered:
         targets = torch.cat([targets for _, _, targets in members])
-        base_hidden = torch.cat([trunk.tail(piece, own) for _, piece, _ in members])
-        chunks = [len(part) for part in targets.split(_even(len(targets), plan.chunk_positions))]
-        group = _Group([(document, piece) for document, piece, _ in members], targets, base_hidden, chunks)
-        for rows in base_hidden.split(chunks):
+        with torch.no_grad():
+            base_hidden = torch.cat([trunk.tail(piece, own) for _, piece, _ in members])
+        size = _even(len(targets), plan.chunk_positions)
+        whole = []
+        for rows, wanted in zip(base_hidden.split(size), targets.split(size), strict=True):
             room -= len(rows) * trunk.vocabulary * trunk.dtype.itemsize
-            if room < 0:
-                break
-            group.base_logits.append(trunk.head(rows))
-        groups.append(group)
+            with torch.no_grad():
+                whole.append(Chunk(trunk.head, wanted, rows, trunk.head(rows) if room >= 0 else None))
+        chunks = whole
+        if recipe.shortlist is not None:
+            chunks = [shortened(trunk, chunk, recipe.shortlist) for chunk in whole]
+        groups.append(_Group([(document, piece) for document, piece, _ in members], chunks, whole))
     return groups
 
 

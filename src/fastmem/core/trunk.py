@@ -53,11 +53,10 @@ class Trunk:
         self.model = model
         self.family: str = model.config.model_type
         self.anatomy = dissect(model)
-        body = model.get_submodule(self.anatomy.body)
         twin = shared_copy(model)
         wire(twin, self.anatomy)
         self._body = twin.get_submodule(self.anatomy.body)
-        self._head = shared_copy(model, {id(body): _Passed(self.anatomy.output_type, body)})
+        self._head = self._around()
         self._layers = [twin.get_submodule(layer.path) for layer in self.anatomy.layers]
         self._closing = [twin.get_submodule(name) for name in self.anatomy.closing]
         # Alibi models take none (BLOOM, MPT).
@@ -200,8 +199,37 @@ class Trunk:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of last hidden states [..., D], in the model's type."""
-        rows = hidden.reshape(1, -1, hidden.shape[-1])
-        return self._head(inputs_embeds=rows, use_cache=False).logits.reshape(*hidden.shape[:-1], -1)
+        return _logits(self._head, hidden)
+
+    def head_over(self, tokens: Tensor) -> Callable[[Tensor], Tensor]:
+        """`head` for these tokens [K] alone: hidden states [..., D] to logits [..., K], from gathered rows.
+
+        Right where a logit depends on no other row of the output embedding than its own: who calls this compares.
+        Errors: `InputError` where that embedding has no rows of floats.
+        """
+        whole = self.model.get_output_embeddings()
+        weight, bias = getattr(whole, "weight", None), getattr(whole, "bias", None)
+        if weight is None or not weight.is_floating_point() or weight.device.type == "meta":
+            raise InputError(
+                f"recipe shortlist (--shortlist) needs an output embedding with rows of floats, {self.family!r} has "
+                f"{type(whole).__name__}. Leave it out; the objective then uses the whole vocabulary."
+            )
+        rows = nn.Linear(weight.shape[1], len(tokens), bias=bias is not None, device="meta")
+        for name, values in {"weight": weight, "bias": bias}.items():
+            if values is not None:
+                gathered = values.detach()[tokens.to(values.device)].to(self.device)
+                setattr(rows, name, nn.Parameter(gathered, requires_grad=False))
+        return functools.partial(_logits, self._around({id(whole): rows}))
+
+    def _around(self, replace: dict[int, Any] | None = None) -> nn.Module:
+        """The model with its body taken out: what is left is the head. replace: as for `shared_copy`."""
+        body = self.model.get_submodule(self.anatomy.body)
+        return shared_copy(self.model, {id(body): _Passed(self.anatomy.output_type, body)} | (replace or {}))
+
+
+def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
+    rows = hidden.reshape(1, -1, hidden.shape[-1])
+    return head(inputs_embeds=rows, use_cache=False).logits.reshape(*hidden.shape[:-1], -1)
 
 
 def _with_weights(module: nn.Module, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
