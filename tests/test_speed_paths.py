@@ -8,7 +8,7 @@ from families import FAMILIES, build
 from fastmem import FastMem, Tokens
 from fastmem.core import budget, memorize, optimize
 from fastmem.core.cache import Prefix, PrefixCache
-from fastmem.errors import InputError, ResourceError
+from fastmem.errors import InputError, MemoryMismatchError, ResourceError, UnsupportedModelError
 from test_memorize import LOGIT, LOSS_RELATIVE, QUERY, losses, recipe
 from test_trunk import assert_near
 
@@ -246,15 +246,65 @@ def test_a_quantized_model_tunes_a_float_copy_of_its_last_ffn(family):
     assert any(isinstance(part, Int8Linear) for part in ffn.children())  # the model keeps its codes
 
 
-@pytest.mark.parametrize("layers", [(-1,), (0, -1)], ids=str)
-def test_a_model_spread_over_devices_by_hooks(layers):
-    """accelerate's hooks on every layer, all of them on the one device a machine without GPU has."""
+def test_a_memory_is_not_written_into_a_quantized_model():
+    model, _ = quantized("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    memory = FastMem(model, None).memorize(documents(24)[0], recipe(steps=1))
+    with (
+        pytest.raises(InputError, match=r"keeps model.layers.2.mlp.* quantized, in Int8Linear: .*generate\(prompt"),
+        memory.applied(model),
+    ):
+        pass
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(MemoryMismatchError, match="this memory belongs to"), memory.applied(build("gpt2")):
+        pass
+
+
+def spread(model, tmp_path, **elsewhere):
+    """Dispatched by accelerate's hooks, all of it on the one device there is but what is named."""
     accelerate = pytest.importorskip("accelerate")
-    model = build("llama")
-    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    parts = [
+        "model.embed_tokens",
+        "model.norm",
+        "model.rotary_emb",
+        "lm_head",
+        *(f"model.layers.{i}" for i in range(3)),
+    ]
+    places = dict.fromkeys(parts, "cpu") | {name.replace("_in_", "."): place for name, place in elsewhere.items()}
     accelerate.dispatch_model(
-        model, places | {f"model.layers.{i}": "cpu" for i in range(3)}, main_device="cpu", force_hooks=True
+        model, places, main_device="cpu", offload_dir=tmp_path / "-".join(elsewhere), force_hooks=True
     )
+    return model
+
+
+@pytest.mark.parametrize("place", ["model_in_layers_in_0", "lm_head"])
+def test_what_is_offloaded_to_disk_is_read_when_it_is_needed(tmp_path, place):
+    model = spread(build("llama"), tmp_path, **{place: "disk"})
+    assert any(p.device.type == "meta" for p in model.parameters())
+    (text,) = documents(24)
+    plain, llm = FastMem(build("llama"), None), FastMem(model, None)
+    expected, memory = plain.memorize(text, recipe()), llm.memorize(text, recipe())
+    torch.testing.assert_close(losses(memory), losses(expected), rtol=LOSS_RELATIVE, atol=LOSS_RELATIVE)
+    assert_near(llm.logits(QUERY, memory), plain.logits(QUERY, expected), LOGIT)
+
+
+def test_what_is_tuned_must_not_be_offloaded(tmp_path):
+    (text,) = documents(24)
+    reason = r"layer {} are offloaded \(on the meta device between calls\); keep that layer on a device: device_map"
+    with pytest.raises(UnsupportedModelError, match=reason.format(2)):
+        FastMem(spread(build("llama"), tmp_path, model_in_layers_in_2="disk"), None)
+    llm = FastMem(spread(build("llama"), tmp_path, model_in_layers_in_0="disk"), None)
+    with pytest.raises(UnsupportedModelError, match=reason.format(0)):
+        llm.memorize(text, recipe(layers=(0, -1)))
+    llm = FastMem(spread(build("llama"), tmp_path, lm_head="disk"), None)
+    with pytest.raises(InputError, match="'llama' has Linear that is offloaded"):
+        llm.memorize(text, recipe(shortlist=40))
+
+
+@pytest.mark.parametrize("layers", [(-1,), (0, -1)], ids=str)
+def test_a_model_spread_over_devices_by_hooks(layers, tmp_path):
+    """accelerate's hooks on every layer, all of them on the one device a machine without GPU has."""
+    model = spread(build("llama"), tmp_path)
     assert hasattr(model.model.layers[1], "_hf_hook")
     (text,) = documents(24)
     plain = FastMem(build("llama"), None)

@@ -8,6 +8,7 @@ import torch
 
 from families import build
 from fastmem import FastMem
+from fastmem.core import memorize
 from test_memorize import QUERY, TOKENS, recipe
 
 
@@ -33,6 +34,18 @@ def test_a_target_loss_stops(llama):
     target = (full.trace[3].loss + full.trace[4].loss) / 2
     memory = llm.memorize(TOKENS, recipe(steps=10, target_loss=target))
     assert_stopped(memory, llm, 4, f"reached the target {target:g} after 4 steps")
+
+
+def test_a_target_loss_costs_no_second_run(llama, monkeypatch):
+    """The weights at the stop are those that are kept: nothing is computed again. Those of an earlier step are."""
+    llm, runs = FastMem(llama, None), []
+    run = memorize.Optimization
+    monkeypatch.setattr(memorize, "Optimization", lambda *arguments: runs.append(1) or run(*arguments))
+    full = llm.memorize(TOKENS, recipe(steps=10))
+    for rule, expected in (({"target_loss": full.trace[4].loss}, 1), ({"max_kl": full.trace[4].kl}, 2)):
+        runs.clear()
+        assert llm.memorize(TOKENS, recipe(steps=10, **rule)).stopped
+        assert len(runs) == expected
 
 
 def test_a_kl_ceiling_stops_below_it(llama):

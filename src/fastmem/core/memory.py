@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmem.core import lora
+from fastmem.core.floating import is_quantized
 from fastmem.errors import InputError, MemoryMismatchError, one_of
 
 PARAMETRIZATIONS = ("full", "lora")
@@ -183,9 +184,19 @@ class Memory:
         """Within the block, `model` itself answers with this memory; on leaving it is as it was, to the bit.
 
         The parameters are exchanged for other tensors and put back: the original storage is never written to. Not for
-        several threads at once on one model; `FastMem.generate` is.
+        several threads at once on one model; `FastMem.generate` is. Errors: `MemoryMismatchError` for another base,
+        `InputError` for a quantized one.
         """
-        own = {name: model.get_parameter(name) for name in self.differences()}
+        parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
+        own = {name: parameters[name] for name in self.differences() if name in parameters}
+        for name in self.differences():
+            holder = modules.get(name.rpartition(".")[0])
+            if holder is not None and is_quantized(holder):
+                raise InputError(
+                    f"applied() exchanges float parameters, and this model keeps {name} quantized, in "
+                    f"{type(holder).__name__}: answer with FastMem(model).generate(prompt, memory=memory), which uses "
+                    "float copies, or load the model unquantized."
+                )
         tuned = self.weights({name: p.detach() for name, p in own.items()})
         try:
             for name, parameter in own.items():

@@ -69,6 +69,7 @@ class Trunk:
         self.dtype = model.dtype if is_quantized(last) else next(last.parameters()).dtype
         self.device = next(itertools.chain(last.parameters(), last.buffers())).device
         self._floating: dict[str, nn.Module] = {}
+        self.parameters((-1,))  # refuses what is offloaded
         try:
             _probe(self)
         except (AttributeError, RuntimeError, TypeError) as error:
@@ -102,13 +103,19 @@ class Trunk:
         return tuple(sorted(found))
 
     def parameters(self, layers: Sequence[int]) -> dict[str, Tensor]:
-        """The model's own FFN weights of `layers`, by their full names. Not copies: not to be written to."""
-        return {
-            f"{module}.{name}": parameter.detach()
-            for index in self.indices(layers)
-            for module in self.anatomy.layers[index].ffn
-            for name, parameter in self.floating_ffn(module).named_parameters()
-        }
+        """The model's own FFN weights of `layers`, by their full names. Not copies: not to be written to.
+
+        Errors: `UnsupportedModelError` where they are offloaded, to host or disk, and only there during a call.
+        """
+        found = {}
+        for index in self.indices(layers):
+            for module in self.anatomy.layers[index].ffn:
+                for name, parameter in self.floating_ffn(module).named_parameters():
+                    found[f"{module}.{name}"] = parameter.detach()
+                    if parameter.device.type == "meta":
+                        reason = f"the weights of layer {index} are offloaded (on the meta device between calls)"
+                        raise unsupported(self.family, reason, "keep that layer on a device: device_map or max_memory")
+        return found
 
     def floating_ffn(self, name: str) -> nn.Module:
         """The base's FFN module of that name with float weights: its own, or a copy of a quantized one."""
@@ -210,9 +217,10 @@ class Trunk:
         whole = self.model.get_output_embeddings()
         weight, bias = getattr(whole, "weight", None), getattr(whole, "bias", None)
         if weight is None or not weight.is_floating_point() or weight.device.type == "meta":
+            offloaded = " that is offloaded" if weight is not None and weight.device.type == "meta" else ""
             raise InputError(
                 f"recipe shortlist (--shortlist) needs an output embedding with rows of floats, {self.family!r} has "
-                f"{type(whole).__name__}. Leave it out; the objective then uses the whole vocabulary."
+                f"{type(whole).__name__}{offloaded}. Leave it out; the objective then uses the whole vocabulary."
             )
         rows = nn.Linear(weight.shape[1], len(tokens), bias=bias is not None, device="meta")
         for name, values in {"weight": weight, "bias": bias}.items():
