@@ -1,177 +1,127 @@
-"""What a smaller memory costs in answers, and what becomes of several documents: tables of accuracy, bytes, seconds.
+"""What a smaller memory costs in answers: full, low-rank, truncated and rounded ones; accuracy, bytes, seconds.
 
-    python bench/memories.py --limit 200                                  # the embedded model on world_swap
-    python bench/memories.py --task nq_swap --data rows.json --model FOLDER
-    python bench/memories.py --documents --limit 200
+    python bench/memories.py                                                   # the embedded model on world_swap
+    python bench/memories.py --task nq_swap --also nq --data rows.json --model FOLDER
 
-Every row's document is memorized once per recipe and its question asked once per variant, greedy, the document in the
-prompt, graded by the paper's rule. `full` is the paper's memory; the columns + and - count the answers that are right
-where `full` is wrong, and the other way round. `document` is the loss of the memorized tokens under the memory (nats
-per token), which moves before answers do. Bytes are those of the stored tensors, seconds those of the processor, all
-threads together, so that a busy machine does not change them. The last line is one JSON object.
+The learning rate of the full memories and that of every rank is chosen on rows of their own (the highest accuracy;
+the smaller rate where two are equal), then everything is asked of the reported rows: every row's document is memorized
+and its question asked, greedy, the document in the prompt, graded by the paper's rule. The columns + and - count the
+answers that are right where `full` is wrong, and the other way round; p is McNemar's exact test of the two. `document`
+is the loss of the memorized tokens under the memory (nats per token). Bytes are those of the stored tensors, seconds
+those of the processor, so that a busy machine changes them less. `--also` asks the same of another task, whose
+documents agree with what the model knows. The last line is one JSON object.
 """
 
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-
-import torch
-import torch.nn.functional as F
 
 from fastmem import FastMem, Memory, Recipe
 from fastmem.core.compression import rounded, truncated
-from fastmem.lab.scoring import paper_correct
-from fastmem.lab.tasks import Example, load
+from fastmem.lab.statistics import compare
+from memory_rows import Kept, Measured, Rows, interval, rows_of
 
 LORA_SCALE = 2.0  # lora_alpha / rank at every rank
-HEADER = "| memory | accuracy | + | - | document | bytes | memorize, CPU s |\n|---|---|---|---|---|---|---|"
+FULL_RATES = (3e-4, 1e-3, 3e-3)
+LORA_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+HEADER = (
+    "| memory | rate | accuracy | + | - | p | document | {also} | bytes | memorize, CPU s |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
+)
 
 
-@dataclass(frozen=True)
-class Result:
-    """One line. accuracy: share of right answers. better, worse: than `full`, in answers. document: nats per token."""
-
-    variant: str
-    accuracy: float
-    better: int
-    worse: int
-    document: float | None
-    size_bytes: int
-    memorize_seconds: float
-
-    def __str__(self) -> str:
-        document = "-" if self.document is None else f"{self.document:.3f}"
-        return (
-            f"| {self.variant} | {self.accuracy:.3f} | {self.better} | {self.worse} | {document} | "
-            f"{self.size_bytes:,} | {self.memorize_seconds:.3f} |"
+def chosen(rows: Rows, recipes: Sequence[Recipe], kept: Kept, key: list) -> Recipe:
+    """The recipe with the most right answers; the first of those that are equal."""
+    best, most = recipes[0], -1
+    for recipe in recipes:
+        found = kept.get([*key, asdict(recipe)], lambda recipe=recipe: rows.measure(*rows.memorize(recipe)))
+        right = sum(found.rows)
+        print(
+            f"  {_name(recipe)} at {recipe.learning_rate:g}: {right} of {len(found.rows)}", file=sys.stderr, flush=True
         )
+        if right > most:
+            best, most = recipe, right
+    return best
 
 
-class Rows:
-    """The examples with what is read of them; `measure` asks all of them once."""
+def variants(rows: Rows, full: Recipe, low: Sequence[Recipe], kept: Kept, key: list) -> Iterator[tuple[str, Measured]]:
+    """The base, the full memory, low-rank ones, and what can be made of the full one afterwards."""
+    memories: list[Memory] = []
+    seconds = 0.0
 
-    def __init__(self, llm: FastMem, examples: Sequence[Example]):
-        self.llm, self.examples = llm, examples
-        self.documents = [llm.memory_tokens(e.context) for e in examples]
-        self.right: list[bool] | None = None  # of the variant that others are compared with
+    def made() -> tuple[list[Memory], float]:
+        nonlocal seconds
+        if not memories:
+            found, seconds = rows.memorize(full)
+            memories.extend(found)
+        return memories, seconds
 
-    def memorize(self, recipe: Recipe) -> tuple[list[Memory], float]:
-        """(a memory for each row, seconds for one)."""
-        started = time.process_time()
-        memories = self.llm.memorize(self.documents, recipe)
-        return memories, (time.process_time() - started) / len(memories)
+    yield "base", kept.get([*key, "base"], lambda: rows.measure(None))
+    yield "full", kept.get([*key, asdict(full)], lambda: rows.measure(*made()))
+    for recipe in low:
+        measured = kept.get([*key, asdict(recipe)], lambda recipe=recipe: rows.measure(*rows.memorize(recipe)))
+        yield _name(recipe), measured
+    for recipe in low:
 
-    def measure(self, variant: str, memories: Sequence[Memory] | None, seconds: float = 0.0, size: int = 0) -> Result:
-        """Ask every row with its memory."""
-        prompts = [e.prompt for e in self.examples]
-        method = "base" if memories is None else "fastmem"
-        answers = self.llm.generate(prompts, memories, method, max_new_tokens=40)
-        right = [paper_correct(a.text, e.answers) for a, e in zip(answers, self.examples, strict=True)]
-        if variant == "full":
-            self.right = right
-        pairs = list(zip(right, self.right or right, strict=True))
-        return Result(
-            variant,
-            sum(right) / len(right),
-            sum(now and not full for now, full in pairs),
-            sum(full and not now for now, full in pairs),
-            self._document(memories),
-            size or (memories[0].size_bytes if memories else 0),
-            seconds,
-        )
+        def cut(rank: int = recipe.rank) -> Measured:
+            return rows.measure([truncated(memory, rank)[0] for memory in made()[0]])
 
-    def _document(self, memories: Sequence[Memory] | None) -> float:
-        """Of every fourth document."""
-        losses = []
-        for i in range(0, len(self.documents), 4):
-            tokens, scored = self.documents[i], self.documents[i].scored[1:]
-            logits = self.llm.logits(tokens.ids, memories[i] if memories else None)[:-1]
-            losses.append(F.cross_entropy(logits[scored], tokens.ids[1:][scored]).item())
-        return sum(losses) / len(losses)
+        yield f"full, truncated to rank {recipe.rank}", kept.get([*key, asdict(full), "rank", recipe.rank], cut)
+    for dtype, share in (("bfloat16", 2), ("int8", 4)):
+
+        def short(dtype: str = dtype, share: int = share) -> Measured:
+            size = made()[0][0].size_bytes // share
+            return rows.measure([rounded(memory, dtype)[0] for memory in made()[0]], size=size)
+
+        yield f"full, {dtype}", kept.get([*key, asdict(full), dtype], short)
 
 
-def sizes(rows: Rows, recipe: Recipe, lora_rate: float, ranks: Sequence[int]) -> Iterator[Result]:
-    """The full memory, low-rank ones, and what can be made of the full one afterwards."""
-    full, seconds = rows.memorize(recipe)
-    yield rows.measure("full", full, seconds)
-    yield rows.measure("base", None)
-    for rank in ranks:
-        low = replace(recipe, parametrization="lora", rank=rank, lora_alpha=LORA_SCALE * rank, learning_rate=lora_rate)
-        memories, seconds = rows.memorize(low)
-        yield rows.measure(f"lora, rank {rank}", memories, seconds)
-        del memories
-    for rank in ranks:
-        kept = [truncated(memory, rank) for memory in full]
-        energy = sum(share for _, share in kept) / len(kept)
-        yield rows.measure(f"full, truncated to rank {rank} (energy {energy:.2f})", [m for m, _ in kept])
-    for dtype, numbers in (("bfloat16", 2), ("int8", 1)):
-        kept = [rounded(memory, dtype) for memory in full]
-        error = sum(e for _, e in kept) / len(kept)
-        size = full[0].size_bytes * numbers // 4
-        yield rows.measure(f"full, {dtype} (error {error:.4f})", [m for m, _ in kept], size=size)
-
-
-def several(rows: Rows, recipe: Recipe, counts: Sequence[int]) -> Iterator[Result]:
-    """One memory for each document; one for `count` documents at once; `count` memories averaged, and added."""
-    alone, seconds = rows.memorize(recipe)
-    yield rows.measure("full", alone, seconds)
-    yield rows.measure("base", None)
-    for count in counts:
-        groups = [range(at, min(at + count, len(alone))) for at in range(0, len(alone), count)]
-        texts = ["\n\n".join(rows.examples[i].context for i in group) for group in groups]
-        started = time.process_time()
-        together = [rows.llm.memorize(text, recipe, truncate=True) for text in texts]
-        seconds = (time.process_time() - started) / len(alone)
-        yield rows.measure(f"{count} documents in one memory", _spread(together, groups), seconds)
-        for name, weight in (("averaged", 1 / count), ("added", 1.0)):
-            combined = [_combined([alone[i] for i in group], weight) for group in groups]
-            yield rows.measure(f"{count} memories {name}", _spread(combined, groups))
-
-
-def _spread(memories: Sequence[Memory], groups: Sequence[range]) -> list[Memory]:
-    return [memory for memory, group in zip(memories, groups, strict=True) for _ in group]
-
-
-def _combined(memories: Sequence[Memory], weight: float) -> Memory:
-    tensors = {name: weight * torch.stack([m.tensors[name] for m in memories]).sum(0) for name in memories[0].tensors}
-    return replace(memories[0], tensors=tensors)
+def _name(recipe: Recipe) -> str:
+    return "full" if recipe.parametrization == "full" else f"lora, rank {recipe.rank}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", help="folder or hub id; the embedded model if left out")
+    parser.add_argument("--dtype", help="as in transformers; the checkpoint's if left out")
     parser.add_argument("--task", default="world_swap")
+    parser.add_argument("--also", default="world", help="a task whose documents agree with what the model knows")
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--limit", type=int, default=200)
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the full memories")
-    parser.add_argument("--lora-rate", type=float, default=1e-2, help="of the low-rank ones")
-    parser.add_argument("--ranks", type=_whole_numbers, default=(1, 2, 4, 8, 16, 32, 64))
-    parser.add_argument("--documents", action="store_true", help="several documents instead of sizes")
-    parser.add_argument("--counts", type=_whole_numbers, default=(2, 4, 8), help="with --documents")
+    parser.add_argument("--limit", type=int, default=200, help="reported rows")
+    parser.add_argument("--choosing", type=int, default=60, help="rows to choose the rates on")
+    parser.add_argument(
+        "--ranks", type=lambda text: tuple(map(int, text.split(","))), default=(1, 2, 4, 8, 16, 32, 64)
+    )
+    parser.add_argument("--kept", type=Path, help="file of finished measurements, for runs in pieces")
     given = parser.parse_args()
-    data = load(given.task, given.data, limit=given.limit)
-    llm = FastMem.from_pretrained(given.model)
-    recipe = replace(llm.recipe, learning_rate=given.learning_rate)
-    rows = Rows(llm, data.examples)
-    print(f"{len(data.examples)} rows of {data.task}, {torch.get_num_threads()} threads", file=sys.stderr)
-    if given.documents:
-        found = several(rows, recipe, given.counts)
-    else:
-        found = sizes(rows, recipe, given.lora_rate, given.ranks)
-    print(HEADER)
-    results = []
-    for result in found:
-        print(result, flush=True)
-        results.append(asdict(result))
-    print(json.dumps({"task": data.task, "rows": len(data.examples), "results": results}))
-
-
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    llm, kept = FastMem.from_pretrained(given.model, dtype=given.dtype), Kept(given.kept)
+    reported, choosing = (Rows(llm, part) for part in rows_of(given.task, given.data, given.limit, given.choosing))
+    also = Rows(llm, rows_of(given.also, given.data, given.limit, given.choosing)[0])
+    base, counts = llm.base().digest, (len(reported.examples), len(choosing.examples))
+    print(f"{counts[0]} rows of {given.task}, rates chosen on {counts[1]} others", file=sys.stderr)
+    key = [base, given.task, "choosing", counts[1]]
+    full = chosen(choosing, [replace(llm.recipe, learning_rate=rate) for rate in FULL_RATES], kept, key)
+    low = []
+    for rank in given.ranks:
+        one = replace(llm.recipe, parametrization="lora", rank=rank, lora_alpha=LORA_SCALE * rank)
+        low.append(chosen(choosing, [replace(one, learning_rate=rate) for rate in LORA_RATES], kept, key))
+    rates = {_name(recipe): recipe.learning_rate for recipe in (full, *low)}
+    beside = dict(variants(also, full, low, kept, [base, given.also, "reported", len(also.examples)]))
+    print(HEADER.format(also=given.also))
+    found, results = list(variants(reported, full, low, kept, [base, given.task, "reported", counts[0]])), []
+    of_full = dict(found)["full"]
+    for name, measured in found:
+        against = compare(of_full.rows, measured.rows, reported.groups)
+        rate = f"{rates[name]:g}" if name in rates else "-"
+        cells = [name, rate, interval(measured, reported.groups), against.only_second, against.only_first]
+        cells += [f"{against.p_value:.2g}", f"{measured.document:.3f}", interval(beside[name], also.groups)[:5]]
+        cells += [f"{measured.size_bytes:,}", f"{measured.seconds:.3f}" if measured.seconds else "-"]
+        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+        results.append({"variant": name, "rate": rate, "also": sum(beside[name].rows)} | asdict(measured))
+    print(json.dumps({"task": given.task, "rows": counts, "also": given.also, "results": results}))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def expected(llm: FastMem, questions: list[Question], kept: Path | None) -> dict
 class Server:
     """`fastmem serve` as a process of its own."""
 
-    def __init__(self, model: str | None, folder: Path, memory_bytes: int):
+    def __init__(self, model: str | None, folder: Path, memory_bytes: int, rows: int):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -94,7 +94,7 @@ class Server:
         self.command = [sys.executable, "-m", "fastmem.cli", "serve", "--port", str(self.port), "--store", str(folder)]
         self.command += ["--ram-bytes", str(5 * memory_bytes), "--device-bytes", str(5 * memory_bytes)]
         self.command += ["--template", "question", "--name", "bench", "--prefix-bytes", str(64 * 2**20)]
-        self.command += ["--model", model] if model else []
+        self.command += ["--rows", str(rows)] + (["--model", model] if model else [])
         self.start()
 
     def start(self) -> None:
@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--documents", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=16, help="answers the server decodes side by side")
     parser.add_argument("--expected", type=Path, help="file to keep the right answers in, for further runs")
     options = parser.parse_args()
     llm = FastMem.from_pretrained(options.model)
@@ -196,7 +197,7 @@ def main() -> None:
     memory_bytes = llm.memorize(questions[0].document).size_bytes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        server = Server(options.model, folder, memory_bytes)
+        server = Server(options.model, folder, memory_bytes, options.rows)
         try:
             say(f"{options.clients} clients for {options.seconds:g} s ...")
             running = load(server, questions, right, options.clients, options.seconds, options.phase == "kills")
@@ -214,12 +215,13 @@ def main() -> None:
             server.process.terminate()
             server.process.wait()
         good, stored = verified(folder, llm)
-    after_a_minute = [rss for at, rss in tally.rss_mb if at >= min(60, options.seconds / 5)]
+    after_a_minute = [(at, rss) for at, rss in tally.rss_mb if at >= min(60, options.seconds / 2)]
     result = {
         "phase": options.phase,
         "seconds": round(took, 1),
         "load_average": round(os.getloadavg()[1], 1),
         "server_cpu_seconds": round(cpu_seconds, 1),
+        "rows": options.rows,
         "clients": options.clients,
         "answers": tally.answers,
         "right": tally.right,
@@ -237,8 +239,9 @@ def main() -> None:
         "memorized": int(memorized),
         "memorize_ms": round(memorize_seconds * 1e3, 1),
         "rss_mb": {
-            "after_first_minute": round(after_a_minute[0], 1) if after_a_minute else None,
-            "end": round(after_a_minute[-1], 1) if after_a_minute else None,
+            "after_first_minute": round(after_a_minute[0][1], 1),
+            "end": round(after_a_minute[-1][1], 1),
+            "slope_per_minute": round(60 * statistics.linear_regression(*zip(*after_a_minute, strict=True)).slope, 2),
             "most": round(max((rss for _, rss in tally.rss_mb), default=0), 1),
             "every_20_s": [round(rss) for _, rss in tally.rss_mb[::20]],
         },

@@ -1,0 +1,187 @@
+"""Several documents: memorized together, one memory each and one picked per question, or differences combined.
+
+    python bench/documents.py                                                # the embedded model on world_swap
+    python bench/documents.py --task nq_swap --data rows.json --model FOLDER --dtype float32
+
+Neighbouring rows form groups of `--count` documents. Asked is, greedy and graded by the paper's rule:
+
+- with the question's own document in the prompt (somebody else has found it): a memory of it alone, of all the group's
+  documents together, the group's memories averaged or added;
+- with all documents of the group in the prompt;
+- with the document that was picked, and its memory. Ways to pick: `words`, BM25 over lower-case words; `memory`, the
+  memory under which the question alone is least surprising (one trunk pass, one tail per memory); `in context`, the
+  document after which the untouched model finds the question least surprising (one forward pass per document);
+  `answer`, the memory whose own answer, without any document, is least surprising to it.
+
+The last line is one JSON object.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from fastmem import FastMem, Memory
+from fastmem.core.memorize import read
+from fastmem.core.surprise import surprises
+from fastmem.lab.tasks import Example
+from fastmem.prompts import Tokens, in_place, memory_tokens, question_alone, question_prompt, with_mark
+from memory_rows import Kept, Measured, Rows, interval, rows_of
+
+HEADER = "| prompt | memory | accuracy |\n|---|---|---|"
+
+
+def combined(memories: Sequence[Memory], weight: float) -> Memory:
+    """The weighted sum of full memories."""
+    tensors = {name: weight * torch.stack([m.tensors[name] for m in memories]).sum(0) for name in memories[0].tensors}
+    return replace(memories[0], tensors=tensors)
+
+
+def by_words(question: str, documents: Sequence[str]) -> int:
+    """BM25 with the usual k1 = 1.2, b = 0.75; idf over these documents."""
+    texts = [Counter(re.findall(r"\w+", text.lower())) for text in documents]
+    length = sum(sum(text.values()) for text in texts) / len(texts)
+    scores = [0.0] * len(texts)
+    for word in set(re.findall(r"\w+", question.lower())):
+        having = sum(word in text for text in texts)
+        idf = math.log(1 + (len(texts) - having + 0.5) / (having + 0.5))
+        for i, text in enumerate(texts):
+            shorter = 1.2 * (0.25 + 0.75 * sum(text.values()) / length)
+            scores[i] += idf * text[word] * 2.2 / (text[word] + shorter)
+    return max(range(len(texts)), key=scores.__getitem__)
+
+
+def by_memory(llm: FastMem, question: str, memories: Sequence[Memory]) -> int:
+    """The memory under which the question alone is least surprising."""
+    tokens = memory_tokens(llm.tokenizer, question_alone(question), "user")
+    return _least(llm, tokens, memories)
+
+
+def by_answer(llm: FastMem, question: str, memories: Sequence[Memory]) -> int:
+    """The memory whose answer without a document is least surprising to itself, summed over its tokens."""
+    losses = []
+    for memory in memories:
+        answer = llm.generate(question_alone(question), memory, "fastmem", max_new_tokens=24, top_logprobs=0)
+        losses.append(-sum(value for value, _ in answer.logprobs) / len(answer.logprobs))
+    return min(range(len(losses)), key=losses.__getitem__)
+
+
+def by_context(llm: FastMem, question: str, documents: Sequence[str]) -> int:
+    """The document after which the untouched model finds the question least surprising."""
+    losses = []
+    for document in documents:
+        tokens = in_place(llm.tokenizer, question_prompt(document, question), with_mark(question))
+        losses.append(surprises(llm.trunk, read(llm.trunk, tokens.ids, tokens.scored)).mean().item())
+    return min(range(len(losses)), key=losses.__getitem__)
+
+
+def _least(llm: FastMem, tokens: Tokens, memories: Sequence[Memory]) -> int:
+    reading = read(llm.trunk, tokens.ids, tokens.scored)
+    losses = []
+    for memory in memories:
+        losses.append(surprises(llm.trunk, reading, llm.ffn(memory)).mean().item())
+        llm.release(memory)
+    return min(range(len(losses)), key=losses.__getitem__)
+
+
+def picks(rows: Rows, memories: Sequence[Memory], count: int, ways: Sequence[str]) -> dict[str, list[int]]:
+    """Way -> the row whose document was picked for each question, among the `count` documents of its group."""
+    found: dict[str, list[int]] = {way: [] for way in ways}
+    for i, example in enumerate(rows.examples):
+        group = _group(i, count, len(rows.examples))
+        texts, own = [rows.examples[j].context for j in group], [memories[j] for j in group]
+        for way in ways:
+            if way == "words":
+                at = by_words(example.question, texts)
+            elif way == "memory":
+                at = by_memory(rows.llm, example.question, own)
+            elif way == "in context":
+                at = by_context(rows.llm, example.question, texts)
+            else:
+                at = by_answer(rows.llm, example.question, own)
+            found[way].append(group[at])
+    return found
+
+
+def _group(row: int, count: int, rows: int) -> range:
+    start = row // count * count
+    return range(start, min(start + count, rows))
+
+
+def together(rows: Rows, count: int, steps: int) -> list[Memory]:
+    """For each row the memory of all the documents of its group, joined by empty lines."""
+    made: dict[int, Memory] = {}
+    recipe = replace(rows.llm.recipe, steps=steps)
+    for i in range(0, len(rows.examples), count):
+        group = _group(i, count, len(rows.examples))
+        text = "\n\n".join(rows.examples[j].context for j in group)
+        memory = rows.llm.memorize(text, recipe, truncate=True)
+        made |= dict.fromkeys(group, memory)
+    return [made[i] for i in range(len(rows.examples))]
+
+
+def asked(examples: Sequence[Example], documents: Sequence[str]) -> list[str]:
+    """The questions, with these documents in their prompts."""
+    return [question_prompt(text, e.question) for e, text in zip(examples, documents, strict=True)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", help="folder or hub id; the embedded model if left out")
+    parser.add_argument("--dtype", help="as in transformers; the checkpoint's if left out")
+    parser.add_argument("--task", default="world_swap")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--limit", type=int, default=200)
+    parser.add_argument("--count", type=int, default=4, help="documents of a group")
+    parser.add_argument("--among", type=int, default=20, help="pick among so many, too; only counted")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--kept", type=Path, help="file of finished measurements, for runs in pieces")
+    given = parser.parse_args()
+    llm, kept = FastMem.from_pretrained(given.model, dtype=given.dtype), Kept(given.kept)
+    llm.recipe = replace(llm.recipe, learning_rate=given.learning_rate)
+    rows = Rows(llm, rows_of(given.task, given.data, given.limit, 1)[0])
+    examples, count = rows.examples, given.count
+    groups = [_group(i, count, len(examples)) for i in range(len(examples))]
+    key = [llm.base().digest, given.task, len(examples), count, asdict(llm.recipe)]
+    own, _ = rows.memorize(llm.recipe)
+    contexts = [e.context for e in examples]
+    everything = ["\n\n".join(contexts[j] for j in group) for group in groups]
+    print(HEADER)
+    results = {}
+
+    def line(prompt: str, memory: str, memories: Sequence[Memory] | None, documents: Sequence[str]) -> None:
+        measured = kept.get(
+            [*key, prompt, memory], lambda: Measured(rows.right(asked(examples, documents), memories), 0.0, 0, 0.0)
+        )
+        print(f"| {prompt} | {memory} | {interval(measured, rows.groups)} |", flush=True)
+        results[f"{prompt}: {memory}"] = measured.right
+
+    line("own document", "none", None, contexts)
+    line("own document", "its own", own, contexts)
+    for times in (1, count):
+        steps = llm.recipe.steps * times
+        line("own document", f"{count} documents together, {steps} steps", together(rows, count, steps), contexts)
+    for name, weight in (("averaged", 1 / count), ("added", 1.0)):
+        line("own document", f"{count} {name}", [combined([own[j] for j in g], weight) for g in groups], contexts)
+    line(f"all {count}", "none", None, everything)
+    line(f"all {count}", "of the own document", own, everything)
+    line(f"all {count}", f"together, {llm.recipe.steps * count} steps", together(rows, count, steps), everything)
+    found = picks(rows, own, count, ("words", "memory", "in context", "answer"))
+    for way, rows_picked in found.items():
+        line("the picked one", f"picked by {way}", [own[j] for j in rows_picked], [contexts[j] for j in rows_picked])
+    shares = {f"{way}, {count}": sum(j == i for i, j in enumerate(at)) / len(at) for way, at in found.items()}
+    for way, at in picks(rows, own, given.among, ("words", "memory")).items():
+        shares[f"{way}, {given.among}"] = sum(j == i for i, j in enumerate(at)) / len(at)
+    print(f"the right document was picked: {shares}", file=sys.stderr)
+    print(json.dumps({"task": given.task, "rows": len(examples), "picked": shares, "right": results}))
+
+
+if __name__ == "__main__":
+    main()
