@@ -51,6 +51,22 @@ def test_eval_then_report(typed, tmp_path):
     assert "<svg" in (tmp_path / "run/report.html").read_text()
 
 
+def test_several_tasks_are_one_table_and_one_report(typed, tmp_path):
+    code, out, _ = typed("eval", "--methods", "base", task="nq,nq_swap")
+    assert code == 0
+    assert "| method | nq_swap" in out
+    assert "### nq (nq)" in out
+    for task in ("nq", "nq_swap"):
+        assert len(read_rows(tmp_path / "run" / task)) == 6
+    again, regraded, said = typed("report", str(tmp_path / "run"))
+    assert (again, regraded) == (0, out)
+    assert f"page: {tmp_path / 'run/report.html'}" in said
+    _, out, _ = typed("eval", "--methods", "base", "--json", task="nq,nq_swap")
+    assert set(json.loads(out.splitlines()[-1])) == {"nq", "nq_swap"}
+    code, _, err = typed("eval", task="nq,nq")
+    assert (code, err) == (2, "error: --task is 'nq,nq': give each task once, and at least one.\n")
+
+
 def test_json_is_the_last_line(typed, tmp_path):
     _, out, _ = typed("eval", "--methods", "base", "--json")
     assert json.loads(out.splitlines()[-1])["methods"]["base"]["rows"] == 6

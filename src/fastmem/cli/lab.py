@@ -10,7 +10,7 @@ import typer
 
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.output import Status, emit, say
-from fastmem.errors import one_of
+from fastmem.errors import InputError, one_of
 
 if TYPE_CHECKING:
     from fastmem.lab.metrics import Scorers
@@ -82,8 +82,14 @@ def evaluate(
     data: DataFlags,
     scorers: ScorerFlags,
     output: OutputFlags,
-    task: Annotated[str, typer.Option("--task", metavar="NAME", help="nq_swap, memotrap, xsum, world_swap, ...")],
-    output_dir: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where rows and summary go.")],
+    task: Annotated[
+        str,
+        typer.Option("--task", metavar="NAME,..", help="nq_swap, memotrap, xsum, ...; several with commas between."),
+    ],
+    output_dir: Annotated[
+        Path,
+        typer.Option("--output", metavar="DIR", help="Where rows and summary go; of several tasks, a folder each."),
+    ],
     methods: Annotated[
         str, typer.Option(metavar="M,M", help="Methods with commas between; one-shot is one, too.")
     ] = DEFAULT_METHODS,
@@ -101,13 +107,13 @@ def evaluate(
         str, typer.Option(metavar="PART", help="all; held-out: what search left alone; searched: the other half.")
     ] = "all",
 ) -> None:
-    """Answer a task's examples with every method; print the table.
+    """Answer the examples of a task, or of several, with every method; print the table.
 
     Every row is written as it is made. Stopped at any instant, the same command goes on where it was.
 
     \b
     Examples:
-      fastmem eval --task world_swap --methods base,fastmem --limit 100 --output runs/world
+      fastmem eval --task world,world_swap --methods base,fastmem --limit 100 --output runs/world
       fastmem eval --task nq_swap --model meta-llama/Meta-Llama-3-8B-Instruct --output runs/nq_swap
       fastmem eval --task nq_swap --data nq_swap.json --recipe recipe.json --output runs/tuned
     """
@@ -119,8 +125,11 @@ def evaluate(
     from fastmem.lab.search import PARTS, part_of
 
     one_of(part, PARTS, "part (--part)")
+    tasks = names(task)
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise InputError(f"--task is {task!r}: give each task once, and at least one.")
 
-    def experiment(made: Recipe, device: str) -> Experiment:
+    def experiment(task: str, made: Recipe, device: str) -> Experiment:
         return Experiment(
             task,
             names(methods),
@@ -134,30 +143,36 @@ def evaluate(
             scorers=scorers.scorers(device),
         )
 
-    experiment(recipe.make(Recipe()), "cpu")  # refuses before anything is loaded
+    for each in tasks:
+        experiment(each, recipe.make(Recipe()), "cpu")  # refuses before anything is loaded
+    folders = {each: output_dir / each if len(tasks) > 1 else output_dir for each in tasks}
+    summaries = {}
     with Status(quiet=output.quiet) as status:
         status("loading data ...")
-        rows = part_of(data.load(task), part)  # type: ignore[arg-type]
+        rows = {each: part_of(data.load(each), part) for each in tasks}  # type: ignore[arg-type]
         status(f"loading {model.model or 'the embedded model'} ...")
         llm = model.load()
-        planned = experiment(recipe.make(llm.recipe), str(llm.trunk.device))
-        telling = Telling(status, output.quiet)
-        try:
-            summary = run(llm, planned, rows, output_dir, telling)
-        except KeyboardInterrupt:
-            status("")
-            say(f"interrupted: {telling.rows} finished rows are in {output_dir}; the same command goes on.")
-            raise typer.Exit(130) from None
+        for each, folder in folders.items():
+            planned = experiment(each, recipe.make(llm.recipe), str(llm.trunk.device))
+            telling = Telling(status, output.quiet, f"{each}: " if len(tasks) > 1 else "")
+            try:
+                summaries[each] = run(llm, planned, rows[each], folder, telling)
+            except KeyboardInterrupt:
+                status("")
+                say(f"interrupted: {telling.rows} finished rows are in {folder}; the same command goes on.")
+                raise typer.Exit(130) from None
     if output.json:
-        emit(summary)
+        emit(summaries if len(tasks) > 1 else summaries[tasks[0]])
     else:
-        print(tables([load_results(output_dir)]), end="")
+        print(tables([load_results(folder) for folder in folders.values()]), end="")
 
 
 @with_flags
 def report(
     output: OutputFlags,
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of eval or search.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of eval or search, or one that holds such folders.")
+    ],
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="The page; report.html in the first folder.")
     ] = None,
@@ -173,16 +188,27 @@ def report(
     from fastmem.lab.report import load_results, page, tables
     from fastmem.lab.report.landscape import SEARCH, landscape, search_table
 
-    searches = [folder for folder in folders if (folder / SEARCH).exists()]
-    results = [load_results(folder) for folder in folders if folder not in searches]
+    found = [inner for folder in folders for inner in _with_results(folder)]
+    searches = [folder for folder in found if (folder / SEARCH).exists()]
+    results = [load_results(folder) for folder in found if folder not in searches]
     target = html or folders[0] / "report.html"
     records.write_text(target, page(results, [landscape(folder) for folder in searches]))
     if output.json:
         means = {r.name: {m: {s: r.mean(m, s).value for s in _scores(r)} for m in r.rows} for r in results}
         emit({"html": str(target), "means": means})
         return
-    print(tables(results) + "".join(search_table(folder) for folder in searches), end="")
+    print((tables(results) if results else "") + "".join(search_table(folder) for folder in searches), end="")
     say(f"page: {target}")
+
+
+def _with_results(folder: Path) -> list[Path]:
+    """The folder itself; or those in it that hold results, as `paper` and an `eval` of several tasks make them."""
+    from fastmem.lab.records import RUN
+    from fastmem.lab.report.landscape import SEARCH
+
+    if any((folder / name).exists() for name in (RUN, SEARCH)):
+        return [folder]
+    return sorted(path.parent for name in (RUN, SEARCH) for path in folder.glob(f"*/{name}")) or [folder]
 
 
 def names(given: str) -> tuple[str, ...]:
