@@ -74,6 +74,9 @@ def test_memorize_list_show_verify_ask(fastmem: Runner, base: Path, documents: P
         "--max-new-tokens", 6,
     )  # fmt: skip
     assert said.json["text"] == llm.answer(QUESTION, DOCUMENT, memory=expected, max_new_tokens=6).text
+    assert "made of another text" not in said.err
+    other = ("ask", QUESTION, "--text", "Another text.", "-m", base, "--memory", folder / "harbour.safetensors")
+    assert "harbour.safetensors was made of another text than this document." in fastmem(*other).err
 
 
 def test_the_same_command_again_goes_on_where_it_was(fastmem: Runner, base: Path, documents: Path) -> None:

@@ -53,6 +53,7 @@ def ask(
     the_document = document(context, text)
     from fastmem.core.contrast import METHODS, method_named
     from fastmem.core.memory import Memory
+    from fastmem.prompts import Tokens, document_identity
 
     if show_memorization and not compare and not method_named(method).memorized:
         raise InputError(f"--show-memorization with method {method!r}, which memorizes nothing: take fastmem.")
@@ -67,6 +68,10 @@ def ask(
         say(
             "note: the embedded model knows only its made-up world (fastmem demo); for real documents give --model ID."
         )
+    if loaded is not None and not output.quiet:
+        now = document_identity(Tokens([0]), the_document)["text_sha256"]
+        if loaded.details.get("text_sha256", now) != now:
+            say(f"note: {memory} was made of another text than this document.")
     case = _Case(llm, question, the_document, recipe.make(llm.recipe), truncate, options, output)
     if compare:
         _compare(case, tuple(METHODS), loaded, show_memorization)
