@@ -15,7 +15,7 @@ documents agree with what the model knows. The last line is one JSON object.
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -47,8 +47,10 @@ def chosen(rows: Rows, recipes: Sequence[Recipe], kept: Kept, key: list) -> Reci
     return best
 
 
-def variants(rows: Rows, full: Recipe, low: Sequence[Recipe], kept: Kept, key: list) -> Iterator[tuple[str, Measured]]:
-    """The base, the full memory, low-rank ones, and what can be made of the full one afterwards."""
+def variants(
+    rows: Rows, full: Recipe, low: Sequence[Recipe], kept: Kept, key: list, smaller: bool = True
+) -> Iterator[tuple[str, Measured]]:
+    """The base, the full memory, low-rank ones, and with `smaller` what can be made of the full one afterwards."""
     memories: list[Memory] = []
     seconds = 0.0
 
@@ -64,6 +66,19 @@ def variants(rows: Rows, full: Recipe, low: Sequence[Recipe], kept: Kept, key: l
     for recipe in low:
         measured = kept.get([*key, asdict(recipe)], lambda recipe=recipe: rows.measure(*rows.memorize(recipe)))
         yield _name(recipe), measured
+    if smaller:
+        yield from cuts(rows, made, full, low, kept, key)
+
+
+def cuts(
+    rows: Rows,
+    made: Callable[[], tuple[list[Memory], float]],
+    full: Recipe,
+    low: Sequence[Recipe],
+    kept: Kept,
+    key: list,
+) -> Iterator[tuple[str, Measured]]:
+    """What can be made of full memories afterwards."""
     for recipe in low:
 
         def cut(rank: int = recipe.rank) -> Measured:
@@ -102,14 +117,14 @@ def main() -> None:
     also = Rows(llm, rows_of(given.also, given.data, given.limit, given.choosing)[0])
     base, counts = llm.base().digest, (len(reported.examples), len(choosing.examples))
     print(f"{counts[0]} rows of {given.task}, rates chosen on {counts[1]} others", file=sys.stderr)
-    key = [base, given.task, "choosing", counts[1]]
+    key = [base, given.task, "choosing", counts]
     full = chosen(choosing, [replace(llm.recipe, learning_rate=rate) for rate in FULL_RATES], kept, key)
     low = []
     for rank in given.ranks:
         one = replace(llm.recipe, parametrization="lora", rank=rank, lora_alpha=LORA_SCALE * rank)
         low.append(chosen(choosing, [replace(one, learning_rate=rate) for rate in LORA_RATES], kept, key))
     rates = {_name(recipe): recipe.learning_rate for recipe in (full, *low)}
-    beside = dict(variants(also, full, low, kept, [base, given.also, "reported", len(also.examples)]))
+    beside = dict(variants(also, full, low, kept, [base, given.also, "reported", len(also.examples)], False))
     print(HEADER.format(also=given.also))
     found, results = list(variants(reported, full, low, kept, [base, given.task, "reported", counts[0]])), []
     of_full = dict(found)["full"]
@@ -117,10 +132,15 @@ def main() -> None:
         against = compare(of_full.rows, measured.rows, reported.groups)
         rate = f"{rates[name]:g}" if name in rates else "-"
         cells = [name, rate, interval(measured, reported.groups), against.only_second, against.only_first]
-        cells += [f"{against.p_value:.2g}", f"{measured.document:.3f}", interval(beside[name], also.groups)[:5]]
+        cells += [
+            f"{against.p_value:.2g}",
+            f"{measured.document:.3f}",
+            interval(beside[name], also.groups)[:5] if name in beside else "-",
+        ]
         cells += [f"{measured.size_bytes:,}", f"{measured.seconds:.3f}" if measured.seconds else "-"]
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-        results.append({"variant": name, "rate": rate, "also": sum(beside[name].rows)} | asdict(measured))
+        agreeing = sum(beside[name].rows) if name in beside else None
+        results.append({"variant": name, "rate": rate, "also": agreeing} | asdict(measured))
     print(json.dumps({"task": given.task, "rows": counts, "also": given.also, "results": results}))
 
 
