@@ -28,6 +28,7 @@ def search(
     alphas: Annotated[str, typer.Option(metavar="X,X", help="0 is fastmem, above it fastmem+cd.")] = "0",
     relative_top: Annotated[float | None, typer.Option(metavar="X", help="Plausibility cut of the contrast.")] = None,
     placement: Annotated[str | None, typer.Option(metavar="WHERE", help="As in a recipe.")] = None,
+    shortlist: Annotated[int | None, typer.Option(metavar="N", help="As in a recipe: cheaper, nearly exact.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer; the task's.")] = None,
     on_test: Annotated[bool, typer.Option("--on-test", help="Search the rows that are reported, too.")] = False,
 ) -> None:
@@ -57,7 +58,7 @@ def search(
         status(f"loading {model.model or 'the embedded model'} ...")
         llm = model.load()
         space = Space(
-            replace(llm.recipe, placement=placement or llm.recipe.placement),
+            replace(llm.recipe, placement=placement or llm.recipe.placement, shortlist=shortlist),
             numbers("--rates", rates),
             tuple(int(n) for n in numbers("--steps", steps)),
             numbers("--kls", kls),

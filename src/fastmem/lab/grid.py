@@ -15,7 +15,7 @@ from torch import Tensor
 from fastmem import prompts
 from fastmem.core.cache import joinable, new_cache, selected
 from fastmem.core.contrast import Contrast, contrast
-from fastmem.core.memorize import read
+from fastmem.core.memorize import SHORTLIST_ERROR, read
 from fastmem.core.memory import Memory, Recipe
 from fastmem.core.optimize import Optimization, Reading
 from fastmem.core.replay import FFN, Activations, Recording
@@ -88,29 +88,40 @@ class Grid:
 
     def _memories(self, reading: Reading, layers: tuple[int, ...]) -> Iterator[list[Memory]]:
         """The memories of all rates and steps of one KL weight, one weight after the other."""
-        llm, space = self.llm, self.space
-        base, last = llm.base(llm.trunk.indices(layers)), max(space.steps)
-        for kl in space.kls:
-            recipe = replace(space.recipe, kl_weight=kl, layers=layers)
-            run = Optimization(llm.trunk, [reading] * len(space.rates), recipe)
-            run.optimizer = torch.optim.AdamW(
-                [
-                    {"params": list(tuning.masters.values()), "lr": rate}
-                    for tuning, rate in zip(run.tunings, space.rates, strict=True)
-                ],
-                weight_decay=recipe.weight_decay,
-                fused=True,
-            )
-            memories: list[Memory] = []
-            for index in range(last + 1):
-                if index in space.steps:
-                    for tuning, rate in zip(run.tunings, space.rates, strict=True):
-                        at = replace(recipe, learning_rate=rate, steps=index)
-                        memories.append(Memory(tuning.tensors(last=index == last), at, base))
-                if index < last:
-                    run.gradients(index)
-                    run.update()
+        for kl in self.space.kls:
+            recipe = replace(self.space.recipe, kl_weight=kl, layers=layers)
+            memories, off = self._side_by_side(reading, recipe)
+            if not off <= SHORTLIST_ERROR:  # then, as in `memorize`, all tokens are scored
+                exact, _ = self._side_by_side(reading, replace(recipe, shortlist=None))
+                memories = [replace(m, recipe=replace(m.recipe, shortlist=recipe.shortlist)) for m in exact]
             yield memories
+
+    def _side_by_side(self, reading: Reading, recipe: Recipe) -> tuple[list[Memory], float]:
+        """(memories of all rates and steps, how far off the shortlist was where it was worst)."""
+        llm, space = self.llm, self.space
+        base, last = llm.base(llm.trunk.indices(recipe.layers)), max(space.steps)
+        run = Optimization(llm.trunk, [reading] * len(space.rates), recipe)
+        run.optimizer = torch.optim.AdamW(
+            [
+                {"params": list(tuning.masters.values()), "lr": rate}
+                for tuning, rate in zip(run.tunings, space.rates, strict=True)
+            ],
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        memories: list[Memory] = []
+        off = 0.0
+        for index in range(last + 1):
+            if index == last:
+                off = max(run.check())
+            if index in space.steps:
+                for tuning, rate in zip(run.tunings, space.rates, strict=True):
+                    at = replace(recipe, learning_rate=rate, steps=index)
+                    memories.append(Memory(tuning.tensors(last=index == last), at, base))
+            if index < last:
+                run.gradients(index)
+                run.update()
+        return memories, off
 
 
 def reading_tokens(llm: FastMem, example: Example, recipe: Recipe) -> tuple[Tokens, Tokens]:
@@ -212,8 +223,9 @@ class _Decoder:
         for point, branch in placed:
             tuned, alpha = wanted[point]
             now = logits[id(tuned), branch]
-            contrasted = alpha and base is not None
-            scores.append(contrast(now, base[branch], alpha, self.relative_top) if contrasted else now)
+            if alpha and base is not None:
+                now = contrast(now, base[branch], alpha, self.relative_top)
+            scores.append(now)
         chosen = torch.stack(scores).argmax(-1).tolist()
         return {point: token for (point, _), token in zip(placed, chosen, strict=True)}
 
