@@ -224,21 +224,25 @@ def _groups(trunk: Trunk, readings: Sequence[Reading], recipe: Recipe, plan: Pla
             room -= len(targets)
     # The untouched model of the objective is the one that is tuned: of a quantized FFN its float copy.
     own = trunk.ffn(trunk.parameters(recipe.layers))
+    short = recipe.shortlist if recipe.shortlist is not None and recipe.shortlist < trunk.vocabulary else None
     groups, room = [], plan.kept_logits_bytes
     for members in gathered:
         targets = torch.cat([targets for _, _, targets in members])
         with torch.no_grad():
             base_hidden = torch.cat([trunk.tail(piece, own) for _, piece, _ in members])
         size = _even(len(targets), plan.chunk_positions)
-        whole = []
+        whole, chunks = [], []
         for rows, wanted in zip(base_hidden.split(size), targets.split(size), strict=True):
             room -= len(rows) * trunk.vocabulary * trunk.dtype.itemsize
-            with torch.no_grad():
-                whole.append(Chunk(trunk.head, wanted, rows, trunk.head(rows) if room >= 0 else None))
-        chunks = whole
-        if recipe.shortlist is not None:
-            chunks = [shortened(trunk, chunk, recipe.shortlist) for chunk in whole]
-        groups.append(_Group([(document, piece) for document, piece, _ in members], chunks, whole))
+            logits = None
+            if short is not None:
+                listed, logits = shortened(trunk, rows, wanted, short)
+                chunks.append(listed)
+            elif room >= 0:
+                with torch.no_grad():
+                    logits = trunk.head(rows)
+            whole.append(Chunk(trunk.head, wanted, rows, logits if room >= 0 else None))
+        groups.append(_Group([(document, piece) for document, piece, _ in members], chunks or whole, whole))
     return groups
 
 

@@ -64,30 +64,28 @@ class ShortHead:
         return torch.cat([listed, sampled + self.tokens.log_weights + lack[:, None]], -1)
 
 
-def shortened(trunk: Trunk, chunk: Chunk, size: int) -> Chunk:
-    """The chunk, scored over a shortlist of `size` tokens; as it is where these are the whole vocabulary.
+def shortened(trunk: Trunk, base_hidden: Tensor, targets: Tensor, size: int) -> tuple[Chunk, Tensor]:
+    """(positions scored over a shortlist of `size` tokens, their logits [n, V] under the untouched model).
 
-    Errors: `InputError` for a head whose logits cannot be had one by one.
+    base_hidden: [n, D], the untouched model's. targets: [n], token ids. Errors: `InputError` for a head whose logits
+    cannot be had one by one.
     """
-    if size >= trunk.vocabulary:
-        return chunk
-    start = chunk.base_hidden.detach().requires_grad_()
-    logits = chunk.head(start)
-    tokens = chosen(logits.detach(), chunk.targets, size)
+    start = base_hidden.detach().requires_grad_()
+    logits = trunk.head(start)
+    full = logits.detach()
+    tokens = chosen(full, targets, size)
     both = torch.cat([tokens.listed, tokens.sampled])
     gathered = trunk.head_over(both)
     few = gathered(start)
-    _require_same(trunk, few.detach(), logits.detach()[:, both])
-    rest, among = others(logits.detach(), tokens.listed)
+    _require_same(trunk, few.detach(), full[:, both])
+    rest, among = others(full, tokens.listed)
     estimate = (few[:, len(tokens.listed) :].to(rest.dtype) + tokens.log_weights).logsumexp(-1)
     (slope,) = torch.autograd.grad(logits, start, among)
     (estimated,) = torch.autograd.grad(estimate.sum(), start)
-    head = ShortHead(
-        tokens, gathered, chunk.base_hidden, rest - estimate.detach(), slope.to(rest.dtype) - estimated.to(rest.dtype)
-    )
+    slope = slope.to(rest.dtype) - estimated.to(rest.dtype)
+    head = ShortHead(tokens, gathered, base_hidden, rest - estimate.detach(), slope)
     with torch.no_grad():
-        base_logits = head(chunk.base_hidden)
-    return Chunk(head, torch.searchsorted(tokens.listed, chunk.targets), chunk.base_hidden, base_logits)
+        return Chunk(head, torch.searchsorted(tokens.listed, targets), base_hidden, head(base_hidden)), full
 
 
 @torch.no_grad()

@@ -1,0 +1,151 @@
+"""The programs that measure: each runs to its end at a tiny size, and its ratios come from its own figures.
+
+No time is asserted. Models are those of the programs, shrunk to a few layers.
+"""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT))
+
+import bench
+from bench import batch, charts, decode, gpu, length, memorize
+
+from fastmem import Recipe
+from fastmem.core.contrast import METHODS
+from fastmem.cost import Peak, ceiling, document, median_seconds, memorizing
+
+
+@pytest.fixture(autouse=True)
+def tiny_shape(monkeypatch):
+    """hidden, FFN width, layers, heads, key-value heads, vocabulary"""
+    monkeypatch.setitem(bench.SHAPES, "tiny", (32, 48, 3, 4, 2, 300, torch.float32))
+
+
+@pytest.fixture
+def ran(monkeypatch, capsys):
+    """`ran(program, flags...)` -> (what it printed for people, its document)."""
+
+    def run(program, *flags):
+        monkeypatch.setattr(sys, "argv", [program.__name__, "--shape", "tiny", *map(str, flags)])
+        program.main()
+        *table, last = capsys.readouterr().out.splitlines()
+        return "\n".join(table), json.loads(last)
+
+    return run
+
+
+def test_memorize(ran):
+    table, found = ran(memorize, "--tokens", 20, "--steps", 2, "--repeats", 1, "--shortlist", 100)
+    whole = found["read_seconds"] + found["steps_seconds"]
+    assert found["share_of_ceiling"] == pytest.approx(found["ceiling_seconds"] / found["steps_seconds"])
+    assert found["share_of_naive"] == pytest.approx(whole / found["naive_seconds"])
+    short = found["shortlist"]
+    assert short["trunk_passes"] == pytest.approx(short["steps_seconds"] / short["read_seconds"])
+    assert short["tokens"] == 100
+    assert 0 < short["error"] < 0.2
+    assert f"ours takes {found['share_of_naive']:.2f} of it" in table
+    assert (found["scored_tokens"], found["steps"]) == (20, 2)
+
+
+def test_a_shortlist_of_everything_is_off_by_nothing(ran):
+    _, found = ran(memorize, "--tokens", 20, "--steps", 2, "--repeats", 1, "--shortlist", 300, "--no-naive")
+    assert found["shortlist"]["error"] == 0
+    assert "share_of_naive" not in found
+
+
+def test_decode(ran):
+    table, found = ran(decode, "--prompt", 12, "--tokens", 4, "--rounds", 1)
+    seconds = found["seconds_per_token"]
+    assert set(seconds) == {"generate", *METHODS}
+    assert all(found["ratio_to_base"][name] == pytest.approx(s / seconds["base"]) for name, s in seconds.items())
+    assert 1 < found["contrast_ceiling_ratio"] < 2
+    assert len(table.splitlines()) == 3 + len(METHODS)
+
+
+def test_length(ran):
+    _, found = ran(length, "--lengths", "20,40")
+    assert [row["scored_tokens"] for row in found["rows"]] == [20, 40]
+    for row in found["rows"]:
+        bound = found["ceiling_seconds_per_token"] * row["scored_tokens"]
+        assert row["share_of_ceiling"] == pytest.approx(bound / row["step_seconds"])
+    assert found["rows"][1]["expected_bytes"] > found["rows"][0]["expected_bytes"]
+
+
+def test_batch(ran):
+    table, found = ran(batch, "--documents", 3, "--tokens", 20)
+    seconds = found["seconds"]
+    pairs = {("memorize_one_by_one", "memorize_together"), ("answer_one_by_one", "answer_together")}
+    assert set(seconds) == {"first_token_read_whole", "first_token_prefix_kept"}.union(*pairs)
+    for plain, fast in pairs:
+        assert f"{seconds[plain] / seconds[fast]:.2f} times as fast" in table
+
+
+def test_gpu_on_a_cpu_runs_to_its_end(ran):
+    table, found = ran(gpu, "--device", "cpu", "--lengths", "20,30", "--rows", "1,2", "--tokens", 3)
+    assert [entry["scored_tokens"] for entry in found["memorize"]] == [20, 30]
+    assert set(found["batches"]) == {"1", "2"}
+    assert set(found["seconds_per_token"]) == set(METHODS)
+    ratio = found["swapping_contrast_seconds_per_token"] / found["seconds_per_token"]["base"]
+    assert f"contrast by exchanging weights: {1 / found['swapping_contrast_seconds_per_token']:.1f}" in table
+    assert f"{ratio:.3f}x base" in table
+    ours = found["memorize"][0]["read_seconds"] + found["memorize"][0]["steps_seconds"]
+    assert f"ours takes {ours / found['naive_seconds']:.2f} of it" in table
+
+
+def test_the_shape_of_8b_is_refused_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "give --shape embedded --device cpu" in capsys.readouterr().err
+
+
+def test_charts_are_drawn_from_the_logs(ran, tmp_path, monkeypatch):
+    for program, flags in ((decode, ("--prompt", 12, "--tokens", 3, "--rounds", 1)), (length, ("--lengths", "20,40"))):
+        _, found = ran(program, *flags)
+        (tmp_path / f"{found['bench']}.log").write_text(f"a table\n{json.dumps(found)}\n")
+    logs = [str(tmp_path / "decode.log"), str(tmp_path / "length.log")]
+    monkeypatch.setattr(sys, "argv", ["bench.charts", *logs, "--output", str(tmp_path)])
+    charts.main()
+    drawn = (tmp_path / "performance-decode.svg").read_text()
+    assert "<svg" in drawn
+    assert (tmp_path / "performance-length.svg").exists()
+
+
+def test_the_bound_counts_the_products_of_a_step():
+    """docs/performance.md: 4 N D V of the head, 14 N D F of a gated FFN, 28 bytes per weight."""
+    N, D, F, V = 10, 32, 48, 300
+    llm = bench.random_llama("tiny")
+    bound = ceiling(llm.trunk, Recipe(), N, repeats=1)
+    assert bound.product_flops == 4 * N * D * V + 14 * N * D * F
+    assert bound.adamw_bytes == 28 * 3 * D * F
+    assert bound.ffn_bytes == 3 * D * F * 4
+    embedding = V * D * 4
+    assert bound.token_bytes == sum(p.numel() * 4 for p in llm.model.parameters()) - embedding
+    assert bound.flops_per_second == pytest.approx(bound.product_flops / bound.product_seconds)
+
+
+def test_cost_of_a_memory_is_that_of_the_recipe():
+    llm = bench.random_llama("tiny")
+    cost, memory = memorizing(llm, 20, Recipe(steps=3), repeats=1)
+    assert (cost.scored_tokens, len(memory.trace)) == (20, 3)
+    assert cost.memory_bytes == memory.size_bytes == 3 * 32 * 48 * 4
+    ids, scored = document(llm.trunk, 20, 5)
+    assert (len(ids), int(scored.sum())) == (25, 20)
+
+
+def test_a_median_leaves_out_the_warm_up():
+    calls = []
+    median_seconds(lambda: calls.append(1), torch.device("cpu"), repeats=3, warmups=2)
+    assert len(calls) == 5
+
+
+def test_the_peak_counts_what_was_given_back():
+    with Peak(torch.device("cpu")) as peak:
+        torch.ones(2**24).sum()
+    assert 0.9 * 2**26 < peak.bytes < 3 * 2**26
