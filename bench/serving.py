@@ -231,6 +231,7 @@ def main() -> None:
         "statuses": {str(k): v for k, v in tally.statuses.items()},
         "first_token_s": {"p50": round(percentile(tally.first, 50), 3), "p95": round(percentile(tally.first, 95), 3)},
         "whole_answer_s": {"p50": round(percentile(tally.whole, 50), 3), "p95": round(percentile(tally.whole, 95), 3)},
+        "longest_silence_s": round(tally.longest_silence, 2),
         "tokens_per_second": round(tally.tokens / took, 1),
         "answers_per_second": round(tally.answers / took, 1),
         "prompt_tokens_reused": round(tally.cached / max(tally.cached + tally.read, 1), 3),

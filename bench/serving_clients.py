@@ -39,6 +39,14 @@ class Tally:
     read: int = 0
     disconnected: int = 0
     rss_mb: list[tuple[float, float]] = field(default_factory=list)
+    heard: float | None = None
+    longest_silence: float = 0.0
+
+    def hear(self) -> None:
+        """Something came from the server: how long had no client heard anything?"""
+        now = time.perf_counter()
+        self.longest_silence = max(self.longest_silence, now - (self.heard or now))
+        self.heard = now
 
 
 def digest(text: str) -> str:
@@ -83,6 +91,7 @@ async def ask(http: httpx2.AsyncClient, body: dict, one: Question, expected: str
             async for line in answer.aiter_lines():
                 if not line.startswith("data: {"):
                     continue
+                tally.hear()
                 chunk = json.loads(line[6:])
                 usage = chunk.get("usage") or usage
                 for choice in chunk.get("choices", ()):
@@ -93,6 +102,7 @@ async def ask(http: httpx2.AsyncClient, body: dict, one: Question, expected: str
                     return
     else:
         answer = await http.post("/v1/chat/completions", json=body)
+        tally.hear()
         tally.statuses[answer.status_code] += 1
         if answer.status_code != 200:
             return
