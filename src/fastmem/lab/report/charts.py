@@ -75,7 +75,7 @@ def bars(lines: Sequence[Bar], legend: Sequence[str], title: str, unit: str = ""
     def x(value: float) -> float:
         return left + value / high * (right - left)
 
-    parts = [_axis(ticks, x, height - 22, unit)]
+    parts = [_axis(ticks, x, height - 22, unit, top=22)]
     at = left
     for i, name in enumerate(legend):
         parts.append(f'<rect class="part{i}" x="{at}" y="4" width="11" height="11" rx="2"/>')
@@ -161,11 +161,11 @@ def _svg(parts: Sequence[str], height: float, title: str, width: float = WIDTH) 
     )
 
 
-def _axis(ticks: Sequence[float], x, bottom: float, unit: str = "") -> str:  # type: ignore[no-untyped-def]
+def _axis(ticks: Sequence[float], x, bottom: float, unit: str = "", top: float = 4) -> str:  # type: ignore[no-untyped-def]
     found = []
     for i, tick in enumerate(ticks):
         said = f"{tick:g}" + (f" {unit}" if unit and i == len(ticks) - 1 else "")
-        found.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="4" y2="{bottom}"/>')
+        found.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{bottom}"/>')
         found.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{said}</text>')
     return "".join(found)
 
