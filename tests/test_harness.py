@@ -131,6 +131,20 @@ def test_likelihoods_are_those_of_the_memory(harnessed):
             assert float(said) == pytest.approx(own, abs=1e-3)
 
 
+def test_wikihow_on_the_embedded_model_as_it_is_typed(tmp_path):
+    pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'fastmem[lm-eval]'")
+    rows = [{"title": "How to Rest", "article": f"Sit down {n} times.", "summary": "sit down."} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["lm-eval", "--model", "fastmem", "--model_args", "method=fastmem", "--tasks", "fastmem_wikihow"]
+    command += ["--metadata", json.dumps({"data": str(tmp_path / "rows.jsonl")}), "--limit", "2"]
+    command += ["--gen_kwargs", "max_gen_toks=4", "--apply_chat_template", "--output_path", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-m", "fastmem.cli", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (found,) = (tmp_path / "out").rglob("results_*.json")
+    scores = json.loads(found.read_text())["results"]["fastmem_wikihow"]
+    assert {"rouge1,none", "rouge2,none", "rougeL,none"} <= set(scores)
+
+
 def test_methods_a_harness_task_cannot_feed(harnessed):
     from fastmem.lab.harness.model import FastMemLM
 

@@ -51,6 +51,8 @@ class FastMemLM(HFLM):
         if self._method.kind == "cad":
             raise InputError(f"method {method!r} needs the prompt without the document, which a harness task lacks.")
         self._method_name, self._alpha, self._context_field = method, alpha, context_field
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            device = None  # the harness asks for cuda:0 wherever nobody names a device, and its own models fall back
         self._llm = FastMem.from_pretrained(pretrained, dtype=dtype, device=device)
         given = {"learning_rate": learning_rate, "steps": steps, "kl_weight": kl_weight}
         values = {name: value for name, value in given.items() if value is not None}

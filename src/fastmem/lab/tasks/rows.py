@@ -6,7 +6,7 @@ A row is a mapping and the place it came from, for error texts. Knows no task.
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,10 +157,7 @@ def hub_rows(hub: Hub) -> tuple[Iterator[Row], str]:
     Errors: `TaskError` where it is neither reachable nor cached, where the split is absent, and where the cache holds
     another commit than the pinned one.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise TaskError("loading a data set needs `datasets`: pip install 'fastmem[eval]'.") from error
+    datasets = _datasets()
     asked = f"{hub.id} ({', '.join(filter(None, (hub.config, hub.split, f'revision {hub.revision}')))})"
     try:
         loaded = datasets.load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision)
@@ -177,6 +174,19 @@ def hub_rows(hub: Hub) -> tuple[Iterator[Row], str]:
         )
     rows = (Row(dict(values), f"{hub.id} row {number}", number) for number, values in enumerate(loaded, 1))
     return rows, commit
+
+
+def dataset(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The rows as a `datasets.Dataset`, which is what lm-evaluation-harness takes."""
+    return _datasets().Dataset.from_list([dict(row) for row in rows])
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise TaskError("loading a data set needs `datasets`: pip install 'fastmem[eval]'.") from error
+    return datasets
 
 
 def _commit(checksums: dict[str, Any] | None) -> str | None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastmem.lab import scoring
 from fastmem.lab.tasks import Example, load
+from fastmem.lab.tasks.rows import dataset
 
 Doc = dict[str, Any]
 
@@ -54,10 +55,10 @@ def originals(dataset: Any) -> Any:
     return dataset.map(nq_doc)
 
 
-def wikihow(data: str = "", **_: Any) -> dict[str, list[Doc]]:
+def wikihow(data: str = "", **_: Any) -> dict[str, Any]:
     """The rows of a local file; `--metadata '{"data": "wikihowAll.csv"}'`. Errors: `TaskError` without one."""
     rows = load("wikihow", data or None).examples
-    return {"test": [{"article": e.context, "prompt": e.prompt, "summary": e.reference} for e in rows]}
+    return {"test": dataset([{"article": e.context, "prompt": e.prompt, "summary": e.reference} for e in rows])}
 
 
 def wikihow_results(doc: Doc, results: list[str]) -> dict[str, float]:
