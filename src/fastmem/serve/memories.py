@@ -15,6 +15,7 @@ from fastmem.serve.door import Refusal
 from fastmem.serve.replies import memory_object
 from fastmem.serve.schemas import MemoryRequest, SurpriseRequest
 from fastmem.serve.service import service_of, with_memory
+from fastmem.streaming import Detokenizer
 
 router = APIRouter(prefix="/v1/memories")
 
@@ -96,12 +97,7 @@ async def surprise(reference: str, body: SurpriseRequest, request: Request) -> d
 
 def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
     """The text each token adds; a character of several tokens stands at its last."""
-    pieces, given = [], ""
-    for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:end], skip_special_tokens=True)
-        if text.endswith("\ufffd") and end < len(ids):
-            pieces.append("")
-            continue
-        pieces.append(text[len(given) :])
-        given = text
+    text = Detokenizer(tokenizer)
+    pieces = [text.add(token) for token in ids]
+    pieces[-1] += text.finish()
     return pieces
