@@ -163,8 +163,8 @@ def test_a_scorer_that_cannot_be_loaded_is_a_reason_not_an_end(typed, tmp_path):
         "eval", "--methods", "base", "--factkb", nowhere, "--bertscore", "none", data=tmp_path / "a.json", task="xsum"
     )
     assert code == 0
-    assert "- base: factkb is missing: factkb with" in out
-    assert "- base: bertscore_precision is missing: bertscore_precision was left out" in out
+    assert f"- base: factkb is missing: {nowhere} cannot be used (" in out
+    assert "- base: bertscore_precision was left out: no model is named for it" in out
     assert "ROUGE-L" in out
 
 

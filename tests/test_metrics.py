@@ -180,6 +180,19 @@ def test_a_scorer_that_cannot_be_loaded_is_a_reason(scorers, folder, tmp_path):
         assert row["hhem"].reason == "hhem was left out: no model is named for it"
 
 
+def test_a_scorer_that_cannot_be_loaded_is_asked_for_once(tmp_path, monkeypatch):
+    import transformers
+
+    asked = []
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda name: asked.append(name) or 1 / 0)
+    for _ in range(3):
+        (score,) = metrics.bertscore_precision(["a"], ["b"], Scorers(bertscore="nowhere"))
+        assert score.reason == (
+            "bertscore_precision is missing: nowhere cannot be used (ZeroDivisionError: division by zero)"
+        )
+    assert asked == ["nowhere"]
+
+
 def test_a_layer_that_is_not_there_is_a_reason(scorers, folder):
     deep = Scorers(bertscore=str(folder / "encoder"), bertscore_layer=17)
     (score,) = metrics.bertscore_precision(SUMMARIES[:1], ARTICLES[:1], deep)
@@ -199,10 +212,10 @@ def test_a_missing_library_is_a_reason(scorers, monkeypatch):
 
 def test_a_value_that_is_no_number_is_a_reason():
     scores = metrics._guarded("factkb", "m", 2, lambda model: [0.5, float("nan")])
-    assert scores == [Score(0.5), Score(None, "factkb with m: gave nan")]
+    assert scores == [Score(0.5), Score(None, "factkb is missing: m gave nan")]
     assert (
         metrics._guarded("factkb", "m", 2, lambda model: [0.5])[0].reason
-        == "factkb with m: gave 1 values for 2 summaries"
+        == "factkb is missing: m gave 1 values for 2 summaries"
     )
 
 

@@ -62,6 +62,7 @@ class Answering:
         self.llm, self.experiment = llm, experiment
         self.peak = PeakBytes(str(llm.trunk.device))
         self._memories: dict[tuple[str, str], Memorized | Exception] = {}
+        self._said: dict[str, str] = {}  # missing scores by name
 
     def rows(self, batch: Sequence[Example], method: str, base_texts: dict[str, str]) -> list[Record]:
         """One row per example. base_texts: what the untouched model said, by id, to say which tokens moved."""
@@ -218,6 +219,14 @@ class Answering:
             found = grading.summarized(texts, [example for _, example in good], self.experiment.scorers)
             for (row, _), (scores, missing) in zip(good, found, strict=True):
                 row["scores"], row["missing"] = scores, missing
+            self._say_once(found[0][1])
+
+    def _say_once(self, missing: dict[str, str]) -> None:
+        """A score that cannot be had is said when it is first missed, not in the table at the end alone."""
+        unsaid = {name: reason for name, reason in missing.items() if "was left out" not in reason} | self._said
+        for name in unsaid.keys() - self._said.keys():
+            log.warning("%s; the run goes on without it.", unsaid[name])
+        self._said = unsaid
 
     @contextmanager
     def _timed(self) -> Iterator[list[float]]:

@@ -83,10 +83,8 @@ def rouge(summaries: Sequence[str], references: Sequence[str]) -> dict[str, list
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
-        missing = [Score(None, f"rouge-score is not installed ({error}): pip install 'fastmem[eval]'")] * len(
-            summaries
-        )
-        return dict.fromkeys(ROUGE, missing)
+        reason = f"ROUGE is missing: rouge-score is not installed ({error}): pip install 'fastmem[eval]'"
+        return dict.fromkeys(ROUGE, [Score(None, reason)] * len(summaries))
     scorer = RougeScorer(list(ROUGE), use_stemmer=False)
     rows = [scorer.score(reference, summary) for summary, reference in zip(summaries, references, strict=True)]
     return {name: [Score(row[name].fmeasure) for row in rows] for name in ROUGE}
@@ -170,21 +168,23 @@ def _guarded(name: str, model: str | None, count: int, compute: Callable[[str], 
     """The values as Scores; a failure to load or to run becomes the reason of all of them."""
     if model is None:
         return [Score(None, f"{name} was left out: no model is named for it")] * count
+
+    def missing(why: str) -> list[Score]:
+        return [Score(None, f"{name} is missing: {why}")] * count
+
     if count == 0:
         return []
     try:
         values = compute(model)
     except ImportError as error:
-        return [
-            Score(None, f"{name} needs a library that is missing ({_line(error)}): pip install 'fastmem[eval]'")
-        ] * count
+        return missing(f"a library is not installed ({_line(error)}): pip install 'fastmem[eval]'")
     except (
         Exception
     ) as error:  # a hub client, a checkpoint reader or a model's own code: anything, and the run goes on
-        return [Score(None, f"{name} with {model}: {type(error).__name__}: {_line(error)}")] * count
+        return missing(f"{model} cannot be used ({type(error).__name__}: {_line(error)})")
     if len(values) != count:
-        return [Score(None, f"{name} with {model}: gave {len(values)} values for {count} summaries")] * count
-    return [Score(v) if math.isfinite(v) else Score(None, f"{name} with {model}: gave {v}") for v in values]
+        return missing(f"{model} gave {len(values)} values for {count} summaries")
+    return [Score(v) if math.isfinite(v) else Score(None, f"{name} is missing: {model} gave {v}") for v in values]
 
 
 def _line(error: Exception) -> str:
@@ -192,14 +192,33 @@ def _line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no text")
 
 
-@lru_cache(maxsize=1)
+def _once(load: Callable[..., Any]) -> Callable[..., Any]:
+    """`load` with its last result kept; a failure, too: a run of thousands of rows asks an absent hub once."""
+
+    @lru_cache(maxsize=1)
+    def tried(*arguments: Any) -> tuple[Any, Exception | None]:
+        try:
+            return load(*arguments), None
+        except Exception as error:
+            return None, error
+
+    def loaded(*arguments: Any) -> Any:
+        found, error = tried(*arguments)
+        if error is not None:
+            raise error
+        return found
+
+    return loaded
+
+
+@_once
 def _encoder(model: str, device: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     return AutoModel.from_pretrained(model).to(device).eval(), AutoTokenizer.from_pretrained(model)
 
 
-@lru_cache(maxsize=1)
+@_once
 def _classifier(model: str, tokenizer: str, device: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -207,7 +226,7 @@ def _classifier(model: str, tokenizer: str, device: str) -> tuple[Any, Any]:
     return loaded.to(device).eval(), AutoTokenizer.from_pretrained(tokenizer)
 
 
-@lru_cache(maxsize=1)
+@_once
 def _hhem_model(model: str, revision: str | None, device: str) -> Any:
     from transformers import AutoModelForSequenceClassification
 

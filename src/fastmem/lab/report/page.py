@@ -176,5 +176,5 @@ def _notes(r: Results) -> str:
     for method in ordered(list(r.rows)):
         if errors := r.errors(method):
             notes.append(f"{method}: {len(errors)} errors, counted as wrong. The first: {errors[0]}")
-        notes += [f"{method}: {name} is missing: {why}" for name, why in grading.missing(r.rows[method]).items()]
+    notes += [f"{', '.join(methods)}: {reason}" for reason, methods in r.missing.items()]
     return "<ul class=notes>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>" if notes else ""

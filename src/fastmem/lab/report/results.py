@@ -53,6 +53,15 @@ class Results:
             [row["group"] for row in both],
         )
 
+    @property
+    def missing(self) -> dict[str, list[str]]:
+        """Why scores are missing -> the methods that lack them."""
+        found: dict[str, list[str]] = {}
+        for method in ordered(list(self.rows)):
+            for reason in dict.fromkeys(grading.missing(self.rows[method]).values()):
+                found.setdefault(reason, []).append(method)
+        return found
+
     def errors(self, method: str) -> list[str]:
         """The texts of the method's errors."""
         return [row["error"] for row in self.rows[method] if row["error"]]

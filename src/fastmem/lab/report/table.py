@@ -133,8 +133,8 @@ def _remarks(r: Results) -> Iterable[str]:
     for method in r.rows:
         if errors := r.errors(method):
             yield f"{method}: {len(errors)} errors, counted as wrong; the first: {errors[0]}"
-        for name, reason in grading.missing(r.rows[method]).items():
-            yield f"{method}: {name} is missing: {reason}"
+    for reason, methods in r.missing.items():
+        yield f"{', '.join(methods)}: {reason}"
 
 
 def _sorted(runs: Sequence[Results]) -> list[Results]:
