@@ -9,7 +9,9 @@ import sys
 import pytest
 import torch
 
+from command_line import Runner, save
 from conftest import ROOT
+from families import build
 
 sys.path.insert(0, str(ROOT))
 
@@ -149,3 +151,35 @@ def test_the_peak_counts_what_was_given_back():
     with Peak(torch.device("cpu")) as peak:
         torch.ones(2**24).sum()
     assert 0.9 * 2**26 < peak.bytes < 3 * 2**26
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save(build("llama"), tmp_path_factory.mktemp("llama"))
+
+
+def test_fastmem_bench_prints_a_card_of_ones_own_model(capsys, folder):
+    said = Runner(capsys)("bench", "-m", folder, "--tokens", 20, "--new-tokens", 2, "--steps", 2, "-q")
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert lines[0].endswith("on cpu, float32, 1 threads" if torch.get_num_threads() == 1 else "threads")
+    assert "memorize 20 tokens, 2 steps" in lines
+    assert [line.split()[0] for line in lines[-len(METHODS) :]] == list(METHODS)
+    assert lines[-len(METHODS)].split()[3] == "1.00x"
+
+
+def test_fastmem_bench_as_json(capsys, folder):
+    found = Runner(capsys)("bench", "-m", folder, "--tokens", 20, "--new-tokens", 2, "--shortlist", 60, "--json").json
+    assert (found["memorize"]["scored_tokens"], found["steps"], found["shortlist"]) == (20, 10, 60)
+    assert set(found["seconds_per_token"]) == set(METHODS)
+    bound = found["ceiling"]
+    assert bound["flops_per_second"] == pytest.approx(bound["product_flops"] / bound["product_seconds"])
+    assert found["memorize"]["memory_bytes"] == 3 * 48 * 80 * 4
+
+
+def test_fastmem_bench_takes_no_more_tokens_than_there_are_positions(capsys, tmp_path):
+    model = build("llama")
+    model.config.max_position_embeddings = 64
+    folder = save(model, tmp_path)
+    found = Runner(capsys)("bench", "-m", folder, "--tokens", 500, "--new-tokens", 4, "--steps", 1, "--json").json
+    assert found["memorize"]["scored_tokens"] == 64 - 5 - 4

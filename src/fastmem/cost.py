@@ -223,6 +223,7 @@ def card(llm: FastMem, recipe: Recipe, scored: int = 150, tokens: int = 12) -> d
         "dtype": str(llm.trunk.dtype).removeprefix("torch."),
         "cpu_threads": torch.get_num_threads(),
         "steps": recipe.steps,
+        "shortlist": recipe.shortlist,
         "ceiling": asdict(bound) | {"flops_per_second": bound.flops_per_second},
         "memorize": asdict(cost),
         "seconds_per_token": decoding(llm, memory, list(METHODS), scored, tokens, rounds=1),

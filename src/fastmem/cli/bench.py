@@ -42,13 +42,14 @@ def _lines(found: dict[str, Any]) -> list[str]:
     bound, cost, methods = found["ceiling"], found["memorize"], found["seconds_per_token"]
     products = found["steps"] * bound["product_seconds"]
     share = products / cost["steps_seconds"] if cost["steps_seconds"] else 0.0
+    listed = "" if found["shortlist"] is None else f", a shortlist of {found['shortlist']}"
     base = methods["base"]
     floor = bound["token_bytes"] / bound["read_bytes_per_second"]
     return [
         f"{found['model']} on {found['device']}, {found['dtype']}, {found['cpu_threads']} threads",
         "",
-        f"memorize {cost['scored_tokens']} tokens, {found['steps']} steps",
-        f"  bound     {products:9.3f} s   matrix products alone, {bound['flops_per_second'] / 1e9:.0f} GFLOP/s",
+        f"memorize {cost['scored_tokens']} tokens, {found['steps']} steps{listed}",
+        f"  bound     {products:9.3f} s   products alone, whole vocabulary, {bound['flops_per_second'] / 1e9:.0f} GFLOP/s",
         f"  steps     {cost['steps_seconds']:9.3f} s   {share:.0%} of the bound's speed",
         f"  reading   {cost['read_seconds']:9.3f} s   one trunk pass",
         f"  memory    {cost['memory_bytes'] / 1e6:9.1f} MB  the memory itself, float32",
