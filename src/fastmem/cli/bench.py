@@ -49,7 +49,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"{found['model']} on {found['device']}, {found['dtype']}, {found['cpu_threads']} threads",
         "",
         f"memorize {cost['scored_tokens']} tokens, {found['steps']} steps{listed}",
-        f"  bound     {products:9.3f} s   products alone, whole vocabulary, {bound['flops_per_second'] / 1e9:.0f} GFLOP/s",
+        f"  bound     {products:9.3f} s   exact products alone, {bound['flops_per_second'] / 1e9:.0f} GFLOP/s",
         f"  steps     {cost['steps_seconds']:9.3f} s   {share:.0%} of the bound's speed",
         f"  reading   {cost['read_seconds']:9.3f} s   one trunk pass",
         f"  memory    {cost['memory_bytes'] / 1e6:9.1f} MB  the memory itself, float32",
