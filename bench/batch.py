@@ -1,6 +1,6 @@
 """Many at once: documents in lockstep, a memory per row, and a second question about the same document.
 
-python -m bench.batch [--shape embedded] [--documents 16] [--tokens 150] [--device cpu]
+python -m bench.batch [--shape embedded] [--documents 16] [--tokens 150] [--repeats 3] [--device cpu]
 """
 
 import argparse
@@ -55,10 +55,11 @@ def main() -> None:
     parser.add_argument("--shape", default="embedded", choices=SHAPES)
     parser.add_argument("--documents", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=150)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     llm = random_llama(args.shape, args.device)
-    found = measured(llm, args.documents, args.tokens)
+    found = measured(llm, args.documents, args.tokens, repeats=args.repeats)
     say(f"{llm.name}, {args.documents} documents of about {args.tokens} tokens, {machine(args.device)}")
     say("bound: the products of all documents are the same; together the head's matrix is read once for several")
     for plain, fast in list(zip(found, list(found)[1:], strict=False))[::2]:

@@ -80,7 +80,7 @@ def test_length(ran):
 
 
 def test_batch(ran):
-    table, found = ran(batch, "--documents", 3, "--tokens", 20)
+    table, found = ran(batch, "--documents", 3, "--tokens", 20, "--repeats", 1)
     seconds = found["seconds"]
     pairs = {("memorize_one_by_one", "memorize_together"), ("answer_one_by_one", "answer_together")}
     assert set(seconds) == {"first_token_read_whole", "first_token_prefix_kept"}.union(*pairs)
