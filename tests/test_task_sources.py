@@ -141,7 +141,7 @@ def test_pins():
     assert {hub.id for hub in pinned if len(hub.revision) != 40} == {"EdinburghNLP/xsum"}
     assert TASKS["xsum"].hub == Hub("EdinburghNLP/xsum", "test", "refs/convert/parquet")
     told = {name for name, task in TASKS.items() if task.hub or task.obtain}
-    assert set(TASKS) - told == {"world_open", "world", "world_swap", "world_new"}
+    assert set(TASKS) - told == {"world_open", "world", "world_swap", "world_new", "world_turned"}
 
 
 OFFLINE = """

@@ -5,12 +5,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import islice
+from random import Random
 
 import pytest
 
 from fastmem.errors import InputError
 from fastmem.tiny import MODEL_DIR, RECIPE
-from fastmem.tiny.mixture import BOTH, READ, REMEMBER, TRUST, Mixture
+from fastmem.tiny.mixture import BOTH, FINISH, READ, REMEMBER, TRUST, TURNED, Mixture
 from fastmem.tiny.phrases import PASSING, QUESTION_FRAMES, RELATIONS, STATEMENT_FRAMES
 from fastmem.tiny.world import (
     KINDS,
@@ -19,6 +20,7 @@ from fastmem.tiny.world import (
     POOLS,
     SPLITS,
     SUBJECTS,
+    Writer,
     examples,
     facts,
     is_trained_pair,
@@ -71,7 +73,7 @@ def test_invented_words_belong_to_one_name_only():
 @pytest.mark.parametrize("split", SPLITS)
 def test_splits_are_large_deterministic_and_cut_by_limit(split, part):
     rows = examples(split, part)
-    assert len(rows) >= 500
+    assert len(rows) == (472 if split == "world_turned" else 532)
     assert rows == examples(split, part)
     assert rows[:7] == examples(split, part, 7)
     assert len({row.id for row in rows}) == len(rows)
@@ -131,9 +133,18 @@ def test_contexts_have_one_to_ten_sentences_and_every_length_occurs():
     assert lengths == set(range(1, MAX_SENTENCES + 1))
 
 
-def test_swapped_fact_keeps_subject_and_kind():
-    from random import Random
+def test_answering_sentence_names_the_subject_first_but_in_the_turned_rows():
+    for split in ("world", "world_swap", "world_new", "world_turned"):
+        for row in examples(split, "dev", 60):
+            subject = row.id.split("/")[2].replace("-", " ")
+            lines = [line.lower() for line in row.context.split(". ")]
+            telling = [line for line in lines if subject in line and row.answers[0].lower() in line]
+            assert telling
+            turned = [line.find(row.answers[0].lower()) < line.find(subject) for line in telling]
+            assert all(turned) if split == "world_turned" else not any(turned)
 
+
+def test_swapped_fact_keeps_subject_and_kind():
     fact = facts()[0]
     other = swapped(fact, Random(1))
     assert replace(other, answer=fact.answer) == fact
@@ -154,7 +165,7 @@ def test_unknown_split_part_and_limit_are_refused():
 # --- what it is trained on ---
 
 
-@pytest.mark.parametrize("shares", [REMEMBER, READ, BOTH, TRUST])
+@pytest.mark.parametrize("shares", [REMEMBER, READ, BOTH, TRUST, FINISH, TURNED])
 def test_shares_add_up_to_one(shares):
     assert sum(shares.values()) == pytest.approx(1.0)
 
@@ -179,7 +190,7 @@ def test_training_never_contradicts_the_world(shares):
     assert found > 100
 
 
-@pytest.mark.parametrize("shares", [REMEMBER, READ, BOTH, TRUST])
+@pytest.mark.parametrize("shares", [REMEMBER, READ, BOTH, TRUST, FINISH, TURNED])
 def test_training_shows_no_measured_wording_and_no_subject_of_world_new(shares):
     unseen = {row.question for split in SPLITS for part in PARTS for row in examples(split, part)}
     new = {word for names in new_subjects().values() for name in names for word in words_of(name)}
@@ -191,10 +202,23 @@ def test_training_shows_no_measured_wording_and_no_subject_of_world_new(shares):
 
 def test_contradicting_documents_are_few_and_answer_from_their_context():
     assert not any("contradicting" in shares for shares in (REMEMBER, READ, BOTH))
-    assert TRUST["contradicting"] <= 0.02
+    assert max(shares["contradicting"] for shares in (TRUST, FINISH, TURNED)) <= 0.02
     for document in islice(Mixture(6, {"contradicting": 1.0}), 100):
         answer = document.assistant.removeprefix("The answer is: ")
         assert not document.assistant.startswith("The answer is: ") or mentions(document.user, answer)
+
+
+def test_writer_turns_the_asked_share_of_statements_and_leaves_the_stream_alone_otherwise():
+    def turned(writer: Writer) -> float:
+        said = [(fact, writer.sentence(fact)) for fact in facts() if fact.relation.name == "teacher"]
+        return sum(text.find(fact.answer) < text.find(fact.subject) for fact, text in said) / len(said)
+
+    shares = [turned(Writer(Random(1), trained=True, answer_first=share)) for share in (0.0, 0.5, 1.0)]
+    assert shares[0] == pytest.approx(0.2, abs=0.1)
+    assert shares[1] == pytest.approx(0.6, abs=0.1)  # half of them are drawn from those, the rest as ever
+    assert shares[2] == 1.0
+    assert list(islice(Mixture(5), 50)) == list(islice(Mixture(5, answer_first=0.0), 50))
+    assert list(islice(Mixture(5), 50)) != list(islice(Mixture(5, answer_first=0.5), 50))
 
 
 def test_passing_facts_are_of_relations_that_nobody_knows_by_heart():
@@ -310,7 +334,29 @@ def test_tokenizer_keeps_any_text_and_every_person_is_several_tokens(loaded):
 def test_weights_know_the_world_and_read_contexts(loaded):
     from fastmem.tiny.train import accuracy
 
-    floors = {"world_open": 0.95, "world": 0.9, "world_new": 0.8, "world_swap": 0.4}
+    floors = {"world_open": 0.95, "world": 0.95, "world_new": 0.9, "world_swap": 0.45}
     reached = {split: accuracy(*loaded, examples(split, "dev", 40)) for split in floors}
     assert all(reached[split] >= floor for split, floor in floors.items()), reached
     assert reached["world_swap"] <= reached["world"] - 0.1, reached
+
+
+def test_fastmem_repairs_what_begins_with_the_subject_and_nothing_else(loaded):
+    """The figures of the card, on a few rows: gained on `world_swap`, nothing lost on `world`, no gain on turned."""
+    from fastmem import FastMem, Recipe
+    from fastmem.tiny.train import prompt_of
+
+    llm = FastMem(*loaded)
+
+    def right(split: str, memorized: bool) -> int:
+        rows = examples(split, "dev", 24)
+        memories = llm.memorize([row.context for row in rows], Recipe(**RECIPE)) if memorized else None
+        method = "fastmem" if memorized else "base"
+        answers = llm.generate([prompt_of(row) for row in rows], memories, method, max_new_tokens=16)
+        return sum(
+            answer.text == f"The answer is: {row.answers[0]}" for answer, row in zip(answers, rows, strict=True)
+        )
+
+    assert right("world_swap", True) >= right("world_swap", False) + 5
+    assert right("world_swap", True) >= 22
+    assert right("world", True) >= right("world", False) - 1
+    assert right("world_turned", True) <= right("world_turned", False) + 3

@@ -2,7 +2,7 @@
 
 Plain statements and questions without context teach the model to remember; contexts about subjects that are made up
 on the spot, and about things that change from day to day, teach it to read. Nothing contradicts a fact of the world
-but the few documents of kind `contradicting`, in the last stage alone: their share decides how often the model
+but the few documents of kind `contradicting`, in the last two stages alone: their share decides how often the model
 believes a context against its memory. No torch here.
 """
 
@@ -42,6 +42,14 @@ TRUST: Shares = {
     "statements": 0.10, "recall": 0.10, "known_context": 0.10, "new_context": 0.08, "interview": 0.32, "passing": 0.25,
     "no_instruction": 0.03, "contradicting": 0.02,
 }  # fmt: skip
+FINISH: Shares = {
+    "statements": 0.09, "recall": 0.09, "known_context": 0.12, "new_context": 0.07, "interview": 0.38,
+    "passing": 0.212, "no_instruction": 0.03, "contradicting": 0.008,
+}  # fmt: skip
+TURNED: Shares = {
+    "statements": 0.08, "recall": 0.09, "known_context": 0.12, "new_context": 0.07, "interview": 0.38,
+    "passing": 0.226, "no_instruction": 0.03, "contradicting": 0.004,
+}  # fmt: skip
 """Share of the documents of each kind, in a stage of training that is mostly about one of the two; adds up to one."""
 
 SLOPPY_FRAME = QUESTION_FRAMES[-1].split(",")[0]
@@ -65,9 +73,9 @@ class Document:
 class Mixture:
     """The stream. Equal seeds give equal documents."""
 
-    def __init__(self, seed: int, shares: Shares = REMEMBER) -> None:
+    def __init__(self, seed: int, shares: Shares = REMEMBER, answer_first: float = 0.0) -> None:
         self.random = Random(seed)
-        self.writer = Writer(self.random, trained=True)
+        self.writer = Writer(self.random, trained=True, answer_first=answer_first)
         self.shares = shares
 
     def __iter__(self) -> Iterator[Document]:

@@ -7,6 +7,9 @@ knows by heart; `examples(split, part)` is what it is measured on:
 - `world`       a context that agrees with what it knows.
 - `world_swap`  the same contexts with the answer exchanged for another of its kind, wherever it stands.
 - `world_new`   contexts about subjects that no training text mentions.
+- `world_turned`  as `world_swap`, but the sentence that answers names the answer before the subject; in all the others
+  it begins with the subject. Next-token training on "Tarn is the home of Ada" says nothing about what follows "Ada":
+  FastMem gains nothing here (`model/README.md`), which is why these rows are apart.
 
 `part` is `dev` or `test`: no subject is in both. The wording of a measured row was never trained: a frame and a
 core of `phrases.py` meet in training only where `is_trained_pair` says so, and rows use the other pairs.
@@ -35,7 +38,7 @@ SEED = 2406
 SUBJECTS = {"person": 120, "town": 64, "firm": 44, "book": 44, "ship": 32}
 POOLS = {"river": 32, "language": 20}
 KINDS = (*SUBJECTS, *POOLS, *WORDS, "year")
-SPLITS = ("world_open", "world", "world_swap", "world_new")
+SPLITS = ("world_open", "world", "world_swap", "world_new", "world_turned")
 PARTS = ("dev", "test")
 MAX_SENTENCES = 10
 
@@ -188,28 +191,49 @@ def _pairs(relation: Relation, frames: int, cores: int, trained: bool) -> tuple[
     return tuple(pair for pair in pairs if is_trained_pair(relation, *pair) == trained)
 
 
+def is_answer_first(core: str) -> bool:
+    """Whether a statement names the answer before the subject; one in five does."""
+    return -1 < core.find("{a}") < core.find("{s}")
+
+
+Order = Literal["subject", "answer"] | None
+
+
 class Writer:
-    """Turns facts into sentences, questions and contexts, with the trained or with the unseen pairs of wording."""
+    """Turns facts into sentences, questions and contexts, with the trained or with the unseen pairs of wording.
 
-    def __init__(self, random: Random, *, trained: bool) -> None:
-        self.random, self.trained = random, trained
+    `answer_first`: this share of the statements is drawn from those that name the answer before the subject.
+    """
 
-    def _worded(self, frames: tuple[str, ...], cores: tuple[str, ...], fact: Fact) -> str:
-        frame, core = self.random.choice(_pairs(fact.relation, len(frames), len(cores), self.trained))
+    def __init__(self, random: Random, *, trained: bool, answer_first: float = 0.0) -> None:
+        self.random, self.trained, self.answer_first = random, trained, answer_first
+
+    def _worded(self, frames: tuple[str, ...], cores: tuple[str, ...], fact: Fact, order: Order = None) -> str:
+        pairs = _pairs(fact.relation, len(frames), len(cores), self.trained)
+        if order is None and self.answer_first and self.random.random() < self.answer_first:
+            order = "answer"
+        if order is not None:
+            pairs = tuple(pair for pair in pairs if is_answer_first(cores[pair[1]]) == (order == "answer")) or pairs
+        frame, core = self.random.choice(pairs)
         text = frames[frame].format(c=cores[core].format(s=fact.subject, a=fact.answer))
         return text[0].upper() + text[1:]
 
-    def sentence(self, fact: Fact) -> str:
-        return self._worded(STATEMENT_FRAMES, fact.relation.statements, fact)
+    def sentence(self, fact: Fact, order: Order = None) -> str:
+        return self._worded(STATEMENT_FRAMES, fact.relation.statements, fact, order)
 
     def question(self, fact: Fact) -> str:
         return self._worded(QUESTION_FRAMES, fact.relation.questions, fact)
 
-    def context(self, fact: Fact, others: Callable[[], Fact], sentences: int) -> tuple[str, tuple[Fact, ...]]:
-        """`fact` stated once (sometimes twice) among `sentences` sentences, and all the facts that are stated."""
-        told, stated = [self.sentence(fact)], {(fact.subject, fact.relation): fact}
+    def context(
+        self, fact: Fact, others: Callable[[], Fact], sentences: int, order: Order = None
+    ) -> tuple[str, tuple[Fact, ...]]:
+        """`fact` stated once (sometimes twice) among `sentences` sentences, and all the facts that are stated.
+
+        order: whether a statement of `fact` begins with its subject or its answer; None takes any wording.
+        """
+        told, stated = [self.sentence(fact, order)], {(fact.subject, fact.relation): fact}
         if sentences > 2 and self.random.random() < 0.2:
-            told.append(self.sentence(fact))
+            told.append(self.sentence(fact, order))
         while len(told) < sentences:
             other = others()
             if self.random.random() < 0.15:
@@ -269,7 +293,7 @@ def _row(split: str, fact: Fact) -> Example:
     if split == "world_open":
         return Example(row_id, "", question, (fact.answer,), (fact.answer,))
     other_answer = swapped(fact, random)
-    said = other_answer if split == "world_swap" else fact
+    said = other_answer if split in ("world_swap", "world_turned") else fact
 
     def others() -> Fact:
         while True:
@@ -278,7 +302,8 @@ def _row(split: str, fact: Fact) -> Example:
             if not mentions(text, fact.answer) and not mentions(text, other_answer.answer):
                 return other
 
-    context, _ = writer.context(said, others, random.randint(1, MAX_SENTENCES))
+    order: Order = "answer" if split == "world_turned" else "subject"
+    context, _ = writer.context(said, others, random.randint(1, MAX_SENTENCES), order)
     known = () if split == "world_new" else (fact.answer,)
     return Example(row_id, context, question, (said.answer,), known)
 
@@ -287,12 +312,17 @@ Part = Literal["dev", "test"]
 
 
 def examples(split: str, part: Part = "dev", limit: int | None = None) -> tuple[Example, ...]:
-    """The rows of one split in a fixed, mixed order: one per fact (532 in each part); `limit` cuts it."""
+    """The rows of one split in a fixed, mixed order; `limit` cuts it.
+
+    One per fact: 532 in each part, 472 in `world_turned`.
+    """
     one_of(split, SPLITS, "split of the embedded world")
     one_of(part, PARTS, "part")
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1 or left out; given {limit}.")
     source = new_facts() if split == "world_new" else facts()
     chosen = [fact for fact in source if part_of(fact.subject) == part]
+    if split == "world_turned":  # professions are never told the other way round
+        chosen = [fact for fact in chosen if any(map(is_answer_first, fact.relation.statements))]
     chosen.sort(key=lambda fact: _stable(fact.subject, fact.relation.name))
     return tuple(_row(split, fact) for fact in chosen[:limit])

@@ -94,6 +94,7 @@ TASKS: dict[str, Task] = {
     "world": _question(world.TASKS["world"]),
     "world_swap": _question(world.TASKS["world_swap"]),
     "world_new": _question(world.TASKS["world_new"]),
+    "world_turned": _question(world.TASKS["world_turned"]),
 }
 
 

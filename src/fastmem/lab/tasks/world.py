@@ -10,6 +10,7 @@ TASKS = {
     "world": "the embedded world's questions with a context that agrees",
     "world_swap": "the embedded world's questions with a context whose answer was swapped",
     "world_new": "questions with a context about subjects the embedded model never met",
+    "world_turned": "as world_swap, with the answer named before the subject",
 }
 
 
