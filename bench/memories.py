@@ -25,7 +25,7 @@ from fastmem.lab.statistics import compare
 from memory_rows import Kept, Measured, Rows, interval, rows_of
 
 LORA_SCALE = 2.0  # lora_alpha / rank at every rank
-FULL_RATES = (3e-4, 1e-3, 3e-3)
+FULL_RATES = (3e-4, 5e-4, 1e-3, 3e-3)
 LORA_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 HEADER = (
     "| memory | rate | accuracy | + | - | p | document | {also} | bytes | memorize, CPU s |\n"
