@@ -141,11 +141,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--count", type=int, default=4, help="documents of a group")
     parser.add_argument("--among", type=int, default=20, help="pick among so many, too; only counted")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, help="the model's own recipe's if left out")
     parser.add_argument("--kept", type=Path, help="file of finished measurements, for runs in pieces")
     given = parser.parse_args()
     llm, kept = FastMem.from_pretrained(given.model, dtype=given.dtype), Kept(given.kept)
-    llm.recipe = replace(llm.recipe, learning_rate=given.learning_rate)
+    llm.recipe = replace(llm.recipe, learning_rate=given.learning_rate or llm.recipe.learning_rate)
     rows = Rows(llm, rows_of(given.task, given.data, given.limit, 1)[0])
     examples, count = rows.examples, given.count
     groups = [_group(i, count, len(examples)) for i in range(len(examples))]
