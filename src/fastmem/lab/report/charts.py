@@ -95,8 +95,8 @@ def bars(lines: Sequence[Bar], legend: Sequence[str], title: str, unit: str = ""
     return _svg(parts, height, title)
 
 
-def curves(panels: Sequence[tuple[str, Curve]], title: str) -> str:
-    """Panels side by side, each one curve with its band; the horizontal axis is the step."""
+def curves(panels: Sequence[tuple[str, Curve]], title: str, axis: str = "step") -> str:
+    """Panels side by side, each one curve with its band; `axis` is written below them."""
     gap, height = 60, 230
     width = (WIDTH - gap * len(panels)) / len(panels)
     parts = []
@@ -123,16 +123,24 @@ def curves(panels: Sequence[tuple[str, Curve]], title: str) -> str:
         for i in _few(last):
             x = float(at(i, low).split(",")[0])
             parts.append(f'<text class="tick" x="{x:.1f}" y="208" text-anchor="middle">{i}</text>')
-        parts.append(f'<text class="tick" x="{left + width / 2:.1f}" y="224" text-anchor="middle">step</text>')
+        parts.append(f'<text class="tick" x="{left + width / 2:.1f}" y="224" text-anchor="middle">{axis}</text>')
     return _svg(parts, height, title)
 
 
 def grid(
-    columns: Sequence[str], rows: Sequence[str], cells: dict[tuple[int, int], float], best: tuple[int, int], title: str
+    columns: Sequence[str],
+    rows: Sequence[str],
+    cells: dict[tuple[int, int], float],
+    best: tuple[int, int],
+    title: str,
+    scale: tuple[float, float],
 ) -> str:
-    """A table of coloured cells, (row, column) -> value; `best` is framed. Missing cells stay empty."""
+    """A table of coloured cells, (row, column) -> value; `best` is framed. Missing cells stay empty.
+
+    scale: the values of the faintest and the strongest colour, so that several tables can be compared.
+    """
     left, top, height, width = 90, 26, 34, 76
-    low, high = min(cells.values()), max(cells.values())
+    low, high = scale
     parts = [
         f'<text class="tick" x="{left + width * (i + 0.5)}" y="{top - 9}" text-anchor="middle">{escape(name)}</text>'
         for i, name in enumerate(columns)
@@ -148,7 +156,7 @@ def grid(
             parts.append(
                 f'<rect class="cell{frame}" style="--share:{share:.3f}" x="{left + width * c + 1}" y="{y + 1}" '
                 f'width="{width - 2}" height="{height - 2}" rx="3"/>'
-                f'<text class="value{" dark" if share > 0.55 else ""}" x="{left + width * (c + 0.5)}" y="{y + 22}" '
+                f'<text class="value{" dark" if share > 0.8 else ""}" x="{left + width * (c + 0.5)}" y="{y + 22}" '
                 f'text-anchor="middle">{cells[r, c]:.3f}</text>'
             )
     return _svg(parts, top + height * len(rows) + 6, title, left + width * len(columns) + 8)

@@ -49,8 +49,13 @@ def landscape(folder: Path) -> str:
         f"{found['seconds']:.0f} s of work. Best: <b>{escape(said)}</b>, {_interval(winner)}.</p>"
     ]
     if found["sampler"] == "grid":
-        for key in dict.fromkeys(_slice(point) for point in points):
-            parts.append(_grid([p for p in points if _slice(p) == key], winner, key))
+        scale = min(p["score"] for p in points), max(p["score"] for p in points)
+        keys = dict.fromkeys(_slice(point) for point in points)
+        grids = "".join(_grid([p for p in points if _slice(p) == key], winner, key, scale) for key in keys)
+        parts.append(
+            f"<p class=small>One colour means one score everywhere: {scale[0]:.3f} the faintest, {scale[1]:.3f} the "
+            f"strongest. The best is framed.</p><div class=grids>{grids}</div>"
+        )
     parts.append(f"<h3>What was tried, in order</h3>{_curve(points)}")
     return "".join(parts) + "</section>"
 
@@ -59,7 +64,9 @@ def _slice(point: Point) -> tuple[int, tuple[int, ...], float]:
     return point["recipe"]["steps"], tuple(point["recipe"]["layers"]), point["alpha"]
 
 
-def _grid(points: list[Point], winner: Point, key: tuple[int, tuple[int, ...], float]) -> str:
+def _grid(
+    points: list[Point], winner: Point, key: tuple[int, tuple[int, ...], float], scale: tuple[float, float]
+) -> str:
     rates = sorted({p["recipe"]["learning_rate"] for p in points})
     kls = sorted({p["recipe"]["kl_weight"] for p in points})
 
@@ -68,10 +75,12 @@ def _grid(points: list[Point], winner: Point, key: tuple[int, tuple[int, ...], f
 
     cells = {place(point): point["score"] for point in points}
     steps, layers, alpha = key
-    title = f"{steps} steps, layers {list(layers)}" + (f", alpha {alpha:g}" if alpha else "")
+    where = "" if layers == (-1,) else f", layers {', '.join(map(str, layers))}"
+    title = f"{steps} steps{where}" + (f", alpha {alpha:g}" if alpha else ", no contrast")
     best = place(winner) if _slice(winner) == key else (-1, -1)
     columns, rows = [f"KL {kl:g}" for kl in kls], [f"rate {rate:g}" for rate in rates]
-    return f"<figure><figcaption>{escape(title)}</figcaption>{charts.grid(columns, rows, cells, best, title)}</figure>"
+    drawn = charts.grid(columns, rows, cells, best, title, scale)
+    return f"<figure><figcaption>{escape(title)}</figcaption>{drawn}</figure>"
 
 
 def _curve(points: list[Point]) -> str:
@@ -82,7 +91,7 @@ def _curve(points: list[Point]) -> str:
         ("score of each point", charts.Curve("score", scores, scores, scores)),
         ("best so far", charts.Curve("best", best, best, best)),
     ]
-    return charts.curves(panels, "score by point")
+    return charts.curves(panels, "score by point", "point")
 
 
 def _interval(point: Point) -> str:
