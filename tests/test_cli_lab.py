@@ -151,8 +151,27 @@ def test_interrupted(typed, tmp_path, monkeypatch):
     monkeypatch.setattr(Answering, "rows", interrupted)
     code, _, err = typed("eval", "--methods", "base,cad", "--batch-size", "4")
     assert code == 130
-    assert err.strip().endswith(f"interrupted: 4 finished rows are in {tmp_path / 'run'}; the same command goes on.")
+    assert err.strip().endswith(f"interrupted: 4 rows are finished in {tmp_path / 'run'}; the same command goes on.")
     assert len(read_rows(tmp_path / "run")) == 4
+
+
+def test_an_interrupted_search(typed, tmp_path, monkeypatch):
+    from fastmem.lab.grid import Grid
+
+    whole, asked = Grid.texts, []
+
+    def interrupted(self, example):
+        asked.append(example.id)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return whole(self, example)
+
+    monkeypatch.setattr(Grid, "texts", interrupted)
+    folder = tmp_path / "search"
+    code, _, err = typed("search", "--rates", "1e-2", "--steps", "1", "--kls", "0.1", "--output", str(folder))
+    assert code == 130
+    assert err.strip().endswith(f"interrupted: 1 examples are finished in {folder}; the same command goes on.")
+    assert len((folder / "tried.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_scorer_that_cannot_be_loaded_is_a_reason_not_an_end(typed, tmp_path):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
-from fastmem.cli.lab import DataFlags, ScorerFlags, Telling, duration
+from fastmem.cli.lab import DataFlags, ScorerFlags, Telling, duration, resumable
 from fastmem.cli.output import Status, emit, say
 from fastmem.errors import InputError, one_of
 
@@ -67,14 +67,18 @@ def search(
             relative_top,
         )
 
-        def tell(progress: Any) -> None:
-            what = "examples" if sampler == "grid" else "trials"
-            status(f"{progress.done} of {progress.total} {what}, {duration(progress.seconds)}")
+        telling = Telling(status, output.quiet)
+        what = "examples" if sampler == "grid" else "trials"
 
-        if sampler == "grid":
-            found = search_grid(llm, space, rows, output_dir, max_new_tokens, tell)
-        else:
-            found = search_tpe(llm, space, rows, output_dir, trials, max_new_tokens, tell)
+        def tell(progress: Any) -> None:
+            telling.finished = f"{progress.done} {what}"
+            telling.show(f"{progress.done} of {progress.total} {what}, {duration(progress.seconds)}")
+
+        with resumable(telling, output_dir):
+            if sampler == "grid":
+                found = search_grid(llm, space, rows, output_dir, max_new_tokens, tell)
+            else:
+                found = search_tpe(llm, space, rows, output_dir, trials, max_new_tokens, tell)
     if output.json:
         emit({"best": found["best"], "points": len(found["points"]), "recipe": str(output_dir / "recipe.json")})
         return
@@ -131,19 +135,20 @@ def paper(
             telling.what = f"{run.name}: "
             telling(progress)
 
-        outcomes = reproduce(
-            llm,
-            output_dir,
-            files,
-            base=own,
-            same_recipe=own != Recipe(),
-            limit=limit,
-            max_context_tokens=max_context_tokens,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            scorers=scorers.scorers(str(llm.trunk.device)),
-            on_progress=tell,
-        )
+        with resumable(telling, output_dir):
+            outcomes = reproduce(
+                llm,
+                output_dir,
+                files,
+                base=own,
+                same_recipe=own != Recipe(),
+                limit=limit,
+                max_context_tokens=max_context_tokens,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                scorers=scorers.scorers(str(llm.trunk.device)),
+                on_progress=tell,
+            )
     results = [load_results(output_dir / o.run.name) for o in outcomes if not o.missing]
     from fastmem.lab import records
 

@@ -1,7 +1,8 @@
 """`fastmem eval` and `report`: one task, its rows, its tables."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -155,12 +156,8 @@ def evaluate(
         for each, folder in folders.items():
             planned = experiment(each, recipe.make(llm.recipe), str(llm.trunk.device))
             telling = Telling(status, output.quiet, f"{each}: " if len(tasks) > 1 else "")
-            try:
+            with resumable(telling, folder):
                 summaries[each] = run(llm, planned, rows[each], folder, telling)
-            except KeyboardInterrupt:
-                status("")
-                say(f"interrupted: {telling.rows} finished rows are in {folder}; the same command goes on.")
-                raise typer.Exit(130) from None
     if output.json:
         emit(summaries if len(tasks) > 1 else summaries[tasks[0]])
     else:
@@ -221,11 +218,11 @@ class Telling:
 
     def __init__(self, status: Status, quiet: bool, what: str = ""):
         self.status, self.quiet, self.what = status, quiet, what
-        self.rows = 0
+        self.finished = "0 rows"
         self._said = time.monotonic()
 
     def __call__(self, progress: "Progress") -> None:
-        self.rows = progress.rows
+        self.finished = f"{self.what}{progress.rows} rows"
         text = f"{self.what}{progress.rows} of {progress.total} rows"
         if progress.errors:
             text += f", {progress.errors} errors"
@@ -233,11 +230,26 @@ class Telling:
         if progress.rows < progress.total:
             left = progress.seconds_left
             text += ", time left not yet measured" if left is None else f", about {duration(left)} left"
+        self.show(text)
+
+    def show(self, text: str) -> None:
+        """On the status line, or as a line of its own where the last one was long ago."""
         if self.status.shown:
             self.status(text)
         elif not self.quiet and time.monotonic() - self._said >= _SAY_EVERY_SECONDS:
             self._said = time.monotonic()
             say(text)
+
+
+@contextmanager
+def resumable(telling: Telling, folder: Path) -> Iterator[None]:
+    """An interrupt within the block ends the command with what is finished and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        telling.status("")
+        say(f"interrupted: {telling.finished} are finished in {folder}; the same command goes on.")
+        raise typer.Exit(130) from None
 
 
 def duration(seconds: float) -> str:
