@@ -116,9 +116,10 @@ class Job:
     over: bool = False
 
     def let_go(self) -> None:
-        """Drop the weights and the row it used. A job and its maker refer to each other, so both stay until garbage
-        collection; what is heavy must not."""
+        """Drop the weights and the row it used, and its maker: each refers to the other, and both would stay until
+        the garbage collector comes."""
         self.build = self.act = self.request = self.row = self.text = self.draws = None
+        self.emit = lambda event: None
 
     def remaining(self) -> Request:
         """What is left to decode, should it have to go on in another batch."""
