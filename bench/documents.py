@@ -10,8 +10,7 @@ Neighbouring rows form groups of `--count` documents. Asked is, greedy and grade
 - with all documents of the group in the prompt;
 - with the document that was picked, and its memory. Ways to pick: `words`, BM25 over lower-case words; `memory`, the
   memory under which the question alone is least surprising (one trunk pass, one tail per memory); `in context`, the
-  document after which the untouched model finds the question least surprising (one forward pass per document);
-  `answer`, the memory whose own answer, without any document, is least surprising to it.
+  document after which the untouched model finds the question least surprising (one forward pass per document).
 
 The last line is one JSON object.
 """
@@ -64,15 +63,6 @@ def by_memory(llm: FastMem, question: str, memories: Sequence[Memory]) -> int:
     return _least(llm, tokens, memories)
 
 
-def by_answer(llm: FastMem, question: str, memories: Sequence[Memory]) -> int:
-    """The memory whose answer without a document is least surprising to itself, summed over its tokens."""
-    losses = []
-    for memory in memories:
-        answer = llm.generate(question_alone(question), memory, "fastmem", max_new_tokens=24, top_logprobs=0)
-        losses.append(-sum(value for value, _ in answer.logprobs) / len(answer.logprobs))
-    return min(range(len(losses)), key=losses.__getitem__)
-
-
 def by_context(llm: FastMem, question: str, documents: Sequence[str]) -> int:
     """The document after which the untouched model finds the question least surprising."""
     losses = []
@@ -102,10 +92,8 @@ def picks(rows: Rows, memories: Sequence[Memory], count: int, ways: Sequence[str
                 at = by_words(example.question, texts)
             elif way == "memory":
                 at = by_memory(rows.llm, example.question, own)
-            elif way == "in context":
-                at = by_context(rows.llm, example.question, texts)
             else:
-                at = by_answer(rows.llm, example.question, own)
+                at = by_context(rows.llm, example.question, texts)
             found[way].append(group[at])
     return found
 
@@ -165,15 +153,16 @@ def main() -> None:
 
     line("own document", "none", None, contexts)
     line("own document", "its own", own, contexts)
-    for times in (1, count):
-        steps = llm.recipe.steps * times
-        line("own document", f"{count} documents together, {steps} steps", together(rows, count, steps), contexts)
+    few, many = llm.recipe.steps, llm.recipe.steps * count
+    joined = together(rows, count, many)
+    line("own document", f"{count} together, {few} steps", together(rows, count, few), contexts)
+    line("own document", f"{count} together, {many} steps", joined, contexts)
     for name, weight in (("averaged", 1 / count), ("added", 1.0)):
         line("own document", f"{count} {name}", [combined([own[j] for j in g], weight) for g in groups], contexts)
     line(f"all {count}", "none", None, everything)
     line(f"all {count}", "of the own document", own, everything)
-    line(f"all {count}", f"together, {llm.recipe.steps * count} steps", together(rows, count, steps), everything)
-    found = picks(rows, own, count, ("words", "memory", "in context", "answer"))
+    line(f"all {count}", f"{count} together, {many} steps", joined, everything)
+    found = picks(rows, own, count, ("words", "memory", "in context"))
     for way, rows_picked in found.items():
         line("the picked one", f"picked by {way}", [own[j] for j in rows_picked], [contexts[j] for j in rows_picked])
     shares = {f"{way}, {count}": sum(j == i for i, j in enumerate(at)) / len(at) for way, at in found.items()}
