@@ -5,8 +5,8 @@
 
 The learning rates of the full memories and of the ranks 1, 8 and 64 are chosen on rows of their own: the most right
 answers, the smaller rate where two are equal; other ranks take the nearest one's. Then every reported row's document
-is memorized and its question asked, greedy, the document in the prompt, graded by the paper's rule. The columns + and
-- count the answers that are right where `full` is wrong, and the other way round; p is McNemar's exact test of the two.
+is memorized and its question asked, greedy, the document in the prompt, graded by the paper's rule. Columns + and -
+count the answers that are right where `full` is wrong, and the other way round; p is McNemar's exact test of the two.
 `document` is the loss of the memorized tokens under the memory (nats per token). Bytes are those of the stored
 tensors, seconds those of the processor, so that a busy machine changes them less. `--also` asks the same of another
 task, whose documents agree with what the model knows. The last line is one JSON object.
