@@ -34,6 +34,7 @@ from fastmem.lab.tasks import Example
 from fastmem.prompts import Tokens, in_place, memory_tokens, question_alone, question_prompt, with_mark
 from memory_rows import Kept, Measured, Rows, interval, rows_of
 
+PICKS = "| among | picked by | the right one |\n|---|---|---|"
 HEADER = "| prompt | memory | accuracy |\n|---|---|---|"
 
 
@@ -129,19 +130,31 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--count", type=int, default=4, help="documents of a group")
     parser.add_argument("--among", type=int, default=20, help="pick among so many, too; only counted")
+    parser.add_argument("--picks", action="store_true", help="count the picks and ask nothing")
     parser.add_argument("--learning-rate", type=float, help="the model's own recipe's if left out")
     parser.add_argument("--kept", type=Path, help="file of finished measurements, for runs in pieces")
     given = parser.parse_args()
     llm, kept = FastMem.from_pretrained(given.model, dtype=given.dtype), Kept(given.kept)
     llm.recipe = replace(llm.recipe, learning_rate=given.learning_rate or llm.recipe.learning_rate)
-    rows = Rows(llm, rows_of(given.task, given.data, given.limit, 1)[0])
+    found = rows_of(given.task, given.data, given.limit, 1)[0]
+    rows = Rows(llm, list({e.group or e.id: e for e in reversed(found)}.values())[::-1])  # each question once
     examples, count = rows.examples, given.count
     groups = [_group(i, count, len(examples)) for i in range(len(examples))]
     key = [llm.base().digest, given.task, len(examples), count, asdict(llm.recipe)]
     own, _ = rows.memorize(llm.recipe)
     contexts = [e.context for e in examples]
     everything = ["\n\n".join(contexts[j] for j in group) for group in groups]
-    print(HEADER)
+    print(PICKS)
+    ways, shares = ("words", "memory", "in context"), {}
+    picked = picks(rows, own, count, ways)
+    for among, found in ((count, picked), (given.among, picks(rows, own, given.among, ways[:2]))):
+        for way, at in found.items():
+            right = Measured("".join("01"[j == i] for i, j in enumerate(at)), 0.0, 0, 0.0)
+            print(f"| {among} | {way} | {interval(right, rows.groups)} |", flush=True)
+            shares[f"{way} of {among}"] = right.right
+    if given.picks:
+        return
+    print("\n" + HEADER)
     results = {}
 
     def line(prompt: str, memory: str, memories: Sequence[Memory] | None, documents: Sequence[str]) -> None:
@@ -162,13 +175,8 @@ def main() -> None:
     line(f"all {count}", "none", None, everything)
     line(f"all {count}", "of the own document", own, everything)
     line(f"all {count}", f"{count} together, {many} steps", joined, everything)
-    found = picks(rows, own, count, ("words", "memory", "in context"))
-    for way, rows_picked in found.items():
-        line("the picked one", f"picked by {way}", [own[j] for j in rows_picked], [contexts[j] for j in rows_picked])
-    shares = {f"{way}, {count}": sum(j == i for i, j in enumerate(at)) / len(at) for way, at in found.items()}
-    for way, at in picks(rows, own, given.among, ("words", "memory")).items():
-        shares[f"{way}, {given.among}"] = sum(j == i for i, j in enumerate(at)) / len(at)
-    print(f"the right document was picked: {shares}", file=sys.stderr)
+    for way, at in picked.items():
+        line("the picked one", f"picked by {way}", [own[j] for j in at], [contexts[j] for j in at])
     print(json.dumps({"task": given.task, "rows": len(examples), "picked": shares, "right": results}))
 
 
