@@ -19,7 +19,6 @@ import argparse
 import json
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
