@@ -20,8 +20,8 @@ def decode_chart(found: dict[str, Any], path: Path) -> None:
     ratios = found["ratio_to_base"]
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     bars = axes.barh(list(ratios), list(ratios.values()), color=BAR)
-    axes.bar_label(bars, fmt="%.2f", padding=3, color=INK)
-    axes.axvline(1, color=BOUND, linewidth=1)
+    axes.axvline(1, color=BOUND, linewidth=1, zorder=0)
+    axes.bar_label(bars, fmt="%.2f", padding=4, color=INK, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     axes.invert_yaxis()
     axes.set_xlabel("seconds per token, base = 1")
     axes.set_xlim(0, 1.15 * max(ratios.values()))
