@@ -38,6 +38,9 @@ def _run(index: int, r: Results) -> str:
     ]
     for score in headlines:
         sections.append(f"<h3>{escape(grading.columns(r.kind)[score])}, with 95 % intervals</h3>{_means(r, score)}")
+    if BASE in r.rows:
+        star = "Right of the dots: the mean, and its difference to the base; * where the interval of the difference, "
+        sections.append(f"<p class=small>{star}paired by row, excludes 0.</p>")
     if r.kind != "summary":
         sections.append(f"<h3>What was answered</h3>{_outcomes(r)}")
     sections.append(f"<h3>All scores</h3>{_scores(r)}")
@@ -90,9 +93,7 @@ def _means(r: Results, score: str) -> str:
     theirs = [(m, published(r.model, r.task, m, score)) for m in ordered(list(r.rows))]
     said = ", ".join(f"{m} {v:.3f}" for m, v in theirs if v is not None)
     note = f"<p class=small>{SOURCE} publishes: {said}.</p>" if said else ""
-    star = "<p class=small>Right of the dots: the mean, and its difference to the base; * where the interval of the "
-    star += "difference, paired by row, excludes 0.</p>" if BASE in r.rows else ""
-    return charts.intervals(points, reference, f"{score} by method") + (star if BASE in r.rows else "") + note
+    return charts.intervals(points, reference, f"{score} by method") + note
 
 
 def _outcomes(r: Results) -> str:
