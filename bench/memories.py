@@ -105,7 +105,9 @@ def main() -> None:
     parser.add_argument("--model", help="folder or hub id; the embedded model if left out")
     parser.add_argument("--dtype", help="as in transformers; the checkpoint's if left out")
     parser.add_argument("--task", default="world_swap")
-    parser.add_argument("--also", default="world", help="a task whose documents agree with what the model knows")
+    parser.add_argument(
+        "--also", default="world", help="a task whose documents agree with what the model knows; or none"
+    )
     parser.add_argument("--data", type=Path)
     parser.add_argument("--limit", type=int, default=200, help="reported rows")
     parser.add_argument("--choosing", type=int, default=60, help="rows to choose the rates on")
@@ -116,7 +118,8 @@ def main() -> None:
     given = parser.parse_args()
     llm, kept = FastMem.from_pretrained(given.model, dtype=given.dtype), Kept(given.kept)
     reported, choosing = (Rows(llm, part) for part in rows_of(given.task, given.data, given.limit, given.choosing))
-    also = Rows(llm, rows_of(given.also, given.data, given.limit, given.choosing)[0])
+    agreeing = () if given.also == "none" else rows_of(given.also, given.data, given.limit, given.choosing)[0]
+    also = Rows(llm, agreeing)
     base, counts = llm.base().digest, (len(reported.examples), len(choosing.examples))
     print(f"{counts[0]} rows of {given.task}, rates chosen on {counts[1]} others", file=sys.stderr)
     key = [base, given.task, "choosing", counts]
@@ -133,7 +136,9 @@ def main() -> None:
     rates = {_name(recipe): recipe.learning_rate for recipe in (full, *low)}
     found, results = list(variants(reported, full, low, kept, [base, given.task, "reported", counts[0]])), []
     of_full = dict(found)["full"]
-    beside = dict(variants(also, full, low, kept, [base, given.also, "reported", len(also.examples)], False))
+    beside: dict[str, Measured] = {}
+    if agreeing:
+        beside = dict(variants(also, full, low, kept, [base, given.also, "reported", len(agreeing)], False))
     print(HEADER.format(also=given.also))
     for name, measured in found:
         against = compare(of_full.rows, measured.rows, reported.groups)
@@ -146,8 +151,8 @@ def main() -> None:
         ]
         cells += [f"{measured.size_bytes:,}", f"{measured.seconds:.3f}" if measured.seconds else "-"]
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-        agreeing = sum(beside[name].rows) if name in beside else None
-        results.append({"variant": name, "rate": rate, "also": agreeing} | asdict(measured))
+        right = sum(beside[name].rows) if name in beside else None
+        results.append({"variant": name, "rate": rate, "also": right} | asdict(measured))
     print(json.dumps({"task": given.task, "rows": counts, "also": given.also, "results": results}))
 
 
