@@ -6,8 +6,8 @@
   where both sides agree nothing is contrasted.
 - `dola`: last layer against an earlier one (DoLa, arXiv 2309.03883).
 
-A contrast can raise a token that both sides hold for impossible; `plausible`, the constraint of arXiv 2210.15097, forbids
-that.
+A contrast can raise a token that both sides hold for impossible; `plausible`, the constraint of arXiv 2210.15097,
+forbids that.
 
 All take and return float32, [B, V] unless said otherwise.
 """
