@@ -48,7 +48,7 @@ def memorize(
     \b
     Examples:
       fastmem memorize policy.txt --output memories --model Qwen/Qwen3-0.6B
-      fastmem memorize docs/*.txt -o memories --parametrization lora --rank 8 --learning-rate 1e-2
+      fastmem memorize docs/*.txt -o memories --parametrization lora --rank 8 --learning-rate 3e-3
     """
     targets = _targets(files, output_folder)
     recipe.check()
