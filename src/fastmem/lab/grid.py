@@ -90,32 +90,36 @@ class Grid:
         """The memories of all rates and steps of one KL weight, one weight after the other."""
         for kl in self.space.kls:
             recipe = replace(self.space.recipe, kl_weight=kl, layers=layers)
-            memories, off = self._side_by_side(reading, recipe)
-            if not off <= SHORTLIST_ERROR:  # then, as in `memorize`, all tokens are scored
-                exact, _ = self._side_by_side(reading, replace(recipe, shortlist=None))
-                memories = [replace(m, recipe=replace(m.recipe, shortlist=recipe.shortlist)) for m in exact]
-            yield memories
+            found, off = self._side_by_side(reading, recipe, self.space.rates)
+            far = tuple(r for r, share in zip(self.space.rates, off, strict=True) if not share <= SHORTLIST_ERROR)
+            if far:  # then, as in `memorize`, all tokens are scored
+                exact, _ = self._side_by_side(reading, replace(recipe, shortlist=None), far)
+                found = [m for m in found if m.recipe.learning_rate not in far]
+                found += [replace(m, recipe=replace(m.recipe, shortlist=recipe.shortlist)) for m in exact]
+            yield found
 
-    def _side_by_side(self, reading: Reading, recipe: Recipe) -> tuple[list[Memory], float]:
-        """(memories of all rates and steps, how far off the shortlist was where it was worst)."""
+    def _side_by_side(
+        self, reading: Reading, recipe: Recipe, rates: Sequence[float]
+    ) -> tuple[list[Memory], list[float]]:
+        """(memories of these rates at all steps, how far off the shortlist was for every rate)."""
         llm, space = self.llm, self.space
         base, last = llm.base(llm.trunk.indices(recipe.layers)), max(space.steps)
-        run = Optimization(llm.trunk, [reading] * len(space.rates), recipe)
+        run = Optimization(llm.trunk, [reading] * len(rates), recipe)
         run.optimizer = torch.optim.AdamW(
             [
                 {"params": list(tuning.masters.values()), "lr": rate}
-                for tuning, rate in zip(run.tunings, space.rates, strict=True)
+                for tuning, rate in zip(run.tunings, rates, strict=True)
             ],
             weight_decay=recipe.weight_decay,
             fused=True,
         )
         memories: list[Memory] = []
-        off = 0.0
+        off = [0.0] * len(rates)
         for index in range(last + 1):
             if index == last:
-                off = max(run.check())
+                off = run.check()
             if index in space.steps:
-                for tuning, rate in zip(run.tunings, space.rates, strict=True):
+                for tuning, rate in zip(run.tunings, rates, strict=True):
                     at = replace(recipe, learning_rate=rate, steps=index)
                     memories.append(Memory(tuning.tensors(last=index == last), at, base))
             if index < last:
