@@ -108,7 +108,7 @@ def evaluate(
         str, typer.Option(metavar="PART", help="all; held-out: what search left alone; searched: the other half.")
     ] = "all",
 ) -> None:
-    """Answer the examples of a task, or of several, with every method; print the table.
+    """Answer the examples of tasks by every method; print the table.
 
     Every row is written as it is made. Stopped at any instant, the same command goes on where it was.
 
