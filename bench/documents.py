@@ -29,6 +29,7 @@ import torch
 from fastmem import FastMem, Memory
 from fastmem.core.memorize import read
 from fastmem.core.surprise import surprises
+from fastmem.errors import InputError
 from fastmem.lab.tasks import Example
 from fastmem.prompts import Tokens, in_place, memory_tokens, question_alone, question_prompt, with_mark
 from memory_rows import Kept, Measured, Rows, interval, rows_of
@@ -157,9 +158,13 @@ def main() -> None:
     results = {}
 
     def line(prompt: str, memory: str, memories: Sequence[Memory] | None, documents: Sequence[str]) -> None:
-        measured = kept.get(
-            [*key, prompt, memory], lambda: Measured(rows.right(asked(examples, documents), memories), 0.0, 0, 0.0)
-        )
+        try:
+            measured = kept.get(
+                [*key, prompt, memory], lambda: Measured(rows.right(asked(examples, documents), memories), 0.0, 0, 0.0)
+            )
+        except InputError as error:  # all documents at once are too long for the model's positions
+            print(f"| {prompt} | {memory} | {error} |", flush=True)
+            return
         print(f"| {prompt} | {memory} | {interval(measured, rows.groups)} |", flush=True)
         results[f"{prompt}: {memory}"] = measured.right
 
