@@ -157,6 +157,13 @@ def test_lockstep_takes_only_as_many_as_fit(monkeypatch, llama):
     assert [len(group) for group in budget.side_by_side(trunk, recipe(), [300] * 4)] == [1] * 4
 
 
+def test_documents_too_large_to_gain_from_lockstep_are_tuned_one_by_one(monkeypatch, llama):
+    trunk = FastMem(llama, None).trunk
+    assert [len(group) for group in budget.side_by_side(trunk, recipe(), [20] * 3)] == [3]
+    monkeypatch.setitem(budget.LOCKSTEP_BYTES, "cpu", 1000)
+    assert [len(group) for group in budget.side_by_side(trunk, recipe(), [20] * 3)] == [1] * 3
+
+
 def prefix_of(*ids):
     """A prefix whose keys and values are 32 bytes per token."""
     cache = DynamicCache()

@@ -62,15 +62,23 @@ def plan(trunk: Trunk, recipe: Recipe, positions: Sequence[int], free: int | Non
             raise _too_large(trunk, recipe, positions, need, usable)
 
 
+# On a CPU lockstep gains where launching dominates (embedded shape: 1.15 times as fast) and loses where one document's
+# products keep the cores busy (1.5 B, four documents, 4 GB: 0.95 and 0.94 times as fast in two runs).
+LOCKSTEP_BYTES = {"cpu": 2**30}
+
+
 def side_by_side(trunk: Trunk, recipe: Recipe, positions: Sequence[int]) -> list[list[int]]:
-    """Which documents, by index, are tuned in lockstep: as many as fill a piece, where the memory allows."""
+    """Which documents, by index, are tuned in lockstep: as many as fill a piece, where it pays and memory allows."""
     free = free_bytes(trunk.device)
+    allowed = LOCKSTEP_BYTES.get(trunk.device.type, float("inf"))
+    if free is not None:
+        allowed = min(allowed, free * (1 - SPARE) / 2)
     groups: list[list[int]] = []
     for i in sorted(range(len(positions)), key=positions.__getitem__):
         wanted = [positions[j] for j in [*(groups[-1] if groups else []), i]]
         chunk = min(CHUNK_POSITIONS, sum(wanted))
         need = need_bytes(trunk, recipe, wanted, chunk, PIECE_POSITIONS)
-        if groups and sum(wanted) <= PIECE_POSITIONS and (free is None or need <= free * (1 - SPARE) / 2):
+        if groups and sum(wanted) <= PIECE_POSITIONS and need <= allowed:
             groups[-1].append(i)
         else:
             groups.append([i])
