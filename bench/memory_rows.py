@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from fastmem import FastMem, Memory, Recipe
 from fastmem.lab.scoring import paper_correct
 from fastmem.lab.statistics import mean
-from fastmem.lab.tasks import Example, load
+from fastmem.lab.tasks import Example, load, world
 
-WORLD = ("world", "world_swap", "world_new")
 MAX_TOKENS = 40
 
 
@@ -109,7 +108,7 @@ def rows_of(
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """(rows to report on, rows to choose on): `test` and `dev` of the world; of a file the first ones and others after
     them, of which no group is among the first."""
-    if task in WORLD:
+    if task in world.TASKS:
         return load(task, split="test", limit=limit).examples, load(task, split="dev", limit=choosing).examples
     examples = load(task, data).examples
     seen = {e.group or e.id for e in examples[:limit]}

@@ -28,6 +28,9 @@ SMALLEST_POSITIONS = 32
 KEPT_LOGITS_BYTES = 256 * 2**20
 # A share of the free memory that is left alone: allocators keep gaps.
 SPARE = 0.1
+# On a CPU lockstep gains where launching dominates (embedded shape: 1.15 times as fast) and loses where one document's
+# products keep the cores busy (1.5 B, four documents, 4 GB: 0.95 and 0.94 times as fast in two runs).
+LOCKSTEP_BYTES = {"cpu": 2**30}
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,6 @@ def plan(trunk: Trunk, recipe: Recipe, positions: Sequence[int], free: int | Non
             chunk = min(chunk, piece)
         else:
             raise _too_large(trunk, recipe, positions, need, usable)
-
-
-# On a CPU lockstep gains where launching dominates (embedded shape: 1.15 times as fast) and loses where one document's
-# products keep the cores busy (1.5 B, four documents, 4 GB: 0.95 and 0.94 times as fast in two runs).
-LOCKSTEP_BYTES = {"cpu": 2**30}
 
 
 def side_by_side(trunk: Trunk, recipe: Recipe, positions: Sequence[int]) -> list[list[int]]:

@@ -60,8 +60,9 @@ class Recipe:
     seed: int = 0
     """lora: of the drawn factor. Nothing else is random."""
     shortlist: int | None = None
-    """Tokens whose logits the objective keeps apart, all others being one (`shortlist.py`); a step then hardly needs
-    the head. The end is measured exactly, and a run that was too far off is repeated. None: the whole vocabulary."""
+    """Tokens whose logits the objective computes, half of them standing for all others (`shortlist.py`); a step then
+    hardly needs the head. The end is measured exactly, and a run that was too far off is repeated. None: the whole
+    vocabulary."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))

@@ -60,7 +60,7 @@ def chunk(heading: Heading, index: int, piece: Piece, tokenizer: Any, first: boo
     else:
         choice["text"] = text
         choice["logprobs"] = completion_logprobs(found, tokenizer)
-    return _object(heading, "chat.completion.chunk" if heading.chat else "text_completion", [choice])
+    return _chunk_object(heading, [choice])
 
 
 def last_chunk(heading: Heading, index: int, end: Finished) -> dict:
@@ -70,14 +70,12 @@ def last_chunk(heading: Heading, index: int, end: Finished) -> dict:
         choice["delta"] = {}
     else:
         choice["text"] = ""
-    kind = "chat.completion.chunk" if heading.chat else "text_completion"
-    return _object(heading, kind, [choice]) | {"fastmem": costs(heading, [end])}
+    return _chunk_object(heading, [choice]) | {"fastmem": costs(heading, [end])}
 
 
 def usage_chunk(heading: Heading, ends: Sequence[Finished]) -> dict:
     """The usage of all answers, after the last of them."""
-    kind = "chat.completion.chunk" if heading.chat else "text_completion"
-    return _object(heading, kind, []) | {"usage": usage(heading, ends)}
+    return _chunk_object(heading, []) | {"usage": usage(heading, ends)}
 
 
 def usage(heading: Heading, ends: Sequence[Finished]) -> dict[str, Any]:
@@ -175,6 +173,10 @@ def completion_logprobs(found: Sequence[TokenLogprob] | None, tokenizer: Any) ->
         "top_logprobs": [{tokenizer.decode([t]): max(v, -9999.0) for t, v in one.top} for one in found],
         "text_offset": offsets,
     }
+
+
+def _chunk_object(heading: Heading, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    return _object(heading, "chat.completion.chunk" if heading.chat else "text_completion", choices)
 
 
 def _object(heading: Heading, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:

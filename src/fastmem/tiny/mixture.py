@@ -2,7 +2,7 @@
 
 Plain statements and questions without context teach the model to remember; contexts about subjects that are made up
 on the spot, and about things that change from day to day, teach it to read. Nothing contradicts a fact of the world
-but the few documents of kind `contradicting`, in the last two stages alone: their share decides how often the model
+but the few documents of kind `contradicting`, in the last three stages alone: their share decides how often the model
 believes a context against its memory. No torch here.
 """
 

@@ -210,6 +210,7 @@ class Writer:
 
     def _worded(self, frames: tuple[str, ...], cores: tuple[str, ...], fact: Fact, order: Order = None) -> str:
         pairs = _pairs(fact.relation, len(frames), len(cores), self.trained)
+        # Drawn for questions, too, which have no such core: the shipped weights saw the stream that this gives.
         if order is None and self.answer_first and self.random.random() < self.answer_first:
             order = "answer"
         if order is not None:
