@@ -1,4 +1,4 @@
-"""Many at once: documents in lockstep, a memory per row, and a second question about the same document.
+"""Many answers at once, with a memory per row, and a second question about the same document.
 
 python -m bench.batch [--shape embedded] [--documents 16] [--tokens 150] [--repeats 3] [--device cpu]
 """
@@ -8,28 +8,28 @@ import statistics
 from collections.abc import Callable
 
 from bench import SHAPES, finish, machine, random_llama, say
-from fastmem import FastMem, Memory, Recipe, Tokens
-from fastmem.core.cache import PrefixCache
-from fastmem.core.decode import Batch, Request
-from fastmem.cost import document, request, seconds_of
+from fastmem import FastMem, Memory, Recipe
+from fastmem.answer.batch import Batch
+from fastmem.answer.cache import PrefixCache
+from fastmem.answer.request import Request
+from fastmem.cost import document, request
+from fastmem.timing import seconds_of
 
 
 def measured(llm: FastMem, count: int, tokens: int, new_tokens: int = 16, repeats: int = 3) -> dict[str, float]:
     """Seconds of each way; the two of a pair take turns, so that drift hits both."""
-    device, recipe = llm.trunk.device, Recipe()
-    texts = [Tokens(*document(llm.trunk, tokens - i)) for i in range(count)]
+    device, recipe = llm.split_model.device, Recipe()
+    texts = [document(llm.split_model, tokens - i) for i in range(count)]
     memories: list[Memory] = llm.memorize(texts, recipe)
-    prompts = [document(llm.trunk, tokens - i, 0)[0] for i in range(count)]
+    prompts = [document(llm.split_model, tokens - i, 0).ids for i in range(count)]
     requests = [request(llm, p, m, "fastmem", new_tokens) for p, m in zip(prompts, memories, strict=True)]
-    question = document(llm.trunk, tokens + 20, 0)[0]
-    first = Batch(llm.trunk)
+    question = document(llm.split_model, tokens + 20, 0).ids
+    first = Batch(llm.split_model)
     (row,) = first.join([Request(question[:tokens], 2)])
     first.step()
     held = PrefixCache(limit_bytes=2**30)
     held.add(first.prefix(row))
     ways: dict[str, Callable[[], object]] = {
-        "memorize_one_by_one": lambda: [llm.memorize(text, recipe) for text in texts],
-        "memorize_together": lambda: llm.memorize(texts, recipe),
         "answer_one_by_one": lambda: [run(llm, [one]) for one in requests],
         "answer_together": lambda: run(llm, requests),
         "first_token_read_whole": lambda: run(llm, [Request(question, 1)]),
@@ -44,7 +44,7 @@ def measured(llm: FastMem, count: int, tokens: int, new_tokens: int = 16, repeat
 
 def run(llm: FastMem, requests: list[Request]) -> None:
     """Decode until all have left."""
-    batch = Batch(llm.trunk)
+    batch = Batch(llm.split_model)
     batch.join(requests)
     while batch.rows:
         batch.step()
@@ -61,7 +61,7 @@ def main() -> None:
     llm = random_llama(args.shape, args.device)
     found = measured(llm, args.documents, args.tokens, repeats=args.repeats)
     say(f"{llm.name}, {args.documents} documents of about {args.tokens} tokens, {machine(args.device)}")
-    say("bound: the products of all documents are the same; together the head's matrix is read once for several")
+    say("bound: the products of all answers are the same; together the weights are read once for several")
     for plain, fast in list(zip(found, list(found)[1:], strict=False))[::2]:
         say(f"{plain:<26}{found[plain]:9.3f} s")
         say(f"{fast:<26}{found[fast]:9.3f} s   {found[plain] / found[fast]:.2f} times as fast")

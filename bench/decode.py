@@ -10,9 +10,9 @@ from typing import Any
 
 from bench import SHAPES, finish, machine, random_llama, say
 from fastmem import FastMem, Recipe
-from fastmem.core.contrast import METHODS
-from fastmem.core.memorize import memorize, read
-from fastmem.cost import ceiling, document, request, synchronize, token_seconds
+from fastmem.answer.contrast import METHODS
+from fastmem.cost import ceiling, document, request, token_seconds
+from fastmem.timing import synchronize
 
 
 class Clock:
@@ -31,9 +31,9 @@ class Clock:
 
 def generate_seconds(llm: FastMem, prompt: Any, tokens: int) -> list[float]:
     """Seconds of every token after the first."""
-    clock = Clock(llm.trunk.device)
+    clock = Clock(llm.split_model.device)
     llm.model.generate(
-        prompt[None].to(llm.trunk.device),
+        prompt[None].to(llm.split_model.device),
         max_new_tokens=tokens,
         min_new_tokens=tokens,
         do_sample=False,
@@ -51,14 +51,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     llm, recipe = random_llama(args.shape), Recipe(steps=1)
-    bound = ceiling(llm.trunk, recipe, 8)
-    memory = memorize(llm.trunk, read(llm.trunk, *document(llm.trunk, 50)), recipe, llm.base())
-    prompt, _ = document(llm.trunk, args.prompt, 0)
+    bound = ceiling(llm.split_model, recipe, 8)
+    memory = llm.memorize(document(llm.split_model, 50), recipe)
+    prompt = document(llm.split_model, args.prompt, 0).ids
     found: dict[str, list[float]] = {name: [] for name in ("generate", *METHODS)}
     for _ in range(args.rounds):
         found["generate"] += generate_seconds(llm, prompt, args.tokens)
         for name in METHODS:
-            found[name] += token_seconds(llm.trunk, [request(llm, prompt, memory, name, args.tokens)])
+            found[name] += token_seconds(llm.split_model, [request(llm, prompt, memory, name, args.tokens)])
     medians = {name: statistics.median(seconds) for name, seconds in found.items()}
     floor = bound.token_bytes / bound.read_bytes_per_second
     tails = bound.ffn_bytes / bound.read_bytes_per_second

@@ -27,10 +27,9 @@ from pathlib import Path
 import torch
 
 from fastmem import FastMem, Memory
-from fastmem.core.memorize import read
-from fastmem.core.surprise import surprises
 from fastmem.errors import InputError
 from fastmem.lab.tasks import Example
+from fastmem.learn.surprisal import token_surprisals
 from fastmem.prompts import Tokens, in_place, memory_tokens, question_alone, question_prompt, with_mark
 from memory_rows import Kept, Measured, Rows, interval, rows_of
 
@@ -69,15 +68,15 @@ def by_context(llm: FastMem, question: str, documents: Sequence[str]) -> int:
     losses = []
     for document in documents:
         tokens = in_place(llm.tokenizer, question_prompt(document, question), with_mark(question))
-        losses.append(surprises(llm.trunk, read(llm.trunk, tokens.ids, tokens.scored)).mean().item())
+        losses.append(token_surprisals(llm.split_model, llm.read(tokens)).mean().item())
     return min(range(len(losses)), key=losses.__getitem__)
 
 
 def _least(llm: FastMem, tokens: Tokens, memories: Sequence[Memory]) -> int:
-    reading = read(llm.trunk, tokens.ids, tokens.scored)
+    reading = llm.read(tokens)
     losses = []
     for memory in memories:
-        losses.append(surprises(llm.trunk, reading, llm.ffn(memory)).mean().item())
+        losses.append(token_surprisals(llm.split_model, reading, llm.ffn(memory)).mean().item())
         llm.release(memory)
     return min(range(len(losses)), key=losses.__getitem__)
 

@@ -17,15 +17,16 @@ import torch
 from bench import SHAPES, finish, machine, naive_module, random_llama, say
 from bench.batch import measured
 from fastmem import FastMem, Memory, Recipe
-from fastmem.core.contrast import METHODS
-from fastmem.cost import ceiling, decoding, document, memorizing, seconds_of
+from fastmem.answer.contrast import METHODS
+from fastmem.cost import ceiling, decoding, document, memorizing
+from fastmem.timing import seconds_of
 
 
 def swapping_seconds(llm: FastMem, memory: Memory, prompt_tokens: int, tokens: int) -> float:
     """Median seconds per token of the contrast that writes tuned and original weights in turn into the model."""
-    originals = {name: p.clone() for name, p in llm.trunk.parameters((-1,)).items()}
+    originals = {name: p.clone() for name, p in llm.split_model.parameters((-1,)).items()}
     tuned = {name: w.to(originals[name].dtype) for name, w in memory.weights(originals).items()}
-    ids = document(llm.trunk, prompt_tokens, 0)[0].to(llm.trunk.input_device)[None]
+    ids = document(llm.split_model, prompt_tokens, 0).ids.to(llm.split_model.input_device)[None]
     pasts: list[Any] = [None, None]
     seconds = []
 
@@ -43,7 +44,7 @@ def swapping_seconds(llm: FastMem, memory: Memory, prompt_tokens: int, tokens: i
     with torch.no_grad():
         step()
         for _ in range(tokens):
-            seconds.append(seconds_of(step, llm.trunk.device))
+            seconds.append(seconds_of(step, llm.split_model.device))
     return statistics.median(seconds)
 
 
@@ -62,7 +63,7 @@ def main() -> None:
     say(f"{llm.name}, {machine(args.device)}")
     memorize: list[dict[str, Any]] = []
     for length in lengths:
-        bound = ceiling(llm.trunk, recipe, length)
+        bound = ceiling(llm.split_model, recipe, length)
         cost, memory = memorizing(llm, length, recipe)
         products = recipe.steps * bound.product_seconds
         share = products / cost.steps_seconds
@@ -75,15 +76,15 @@ def main() -> None:
         say(f"{name:<15}{1 / seconds:9.1f} tokens/s   {seconds / per_token['base']:.3f}x base")
     batches = {str(n): measured(llm, n, 150) for n in rows}
     for n, found in batches.items():
-        for kind in ("memorize", "answer"):
-            alone, together = found[f"{kind}_one_by_one"], found[f"{kind}_together"]
-            say(f"{n:>2} documents, {kind}: one by one {alone:.4f} s, together {together:.4f} s")
+        alone, together = found["answer_one_by_one"], found["answer_together"]
+        say(f"{n:>2} answers: one by one {alone:.4f} s, together {together:.4f} s")
     swapping = swapping_seconds(llm, memory, 150, args.tokens)
     say(f"contrast by exchanging weights: {1 / swapping:.1f} tokens/s, {swapping / per_token['base']:.3f}x base")
-    naive, (ids, scored) = naive_module(), (t.to(args.device) for t in document(llm.trunk, lengths[0]))
+    naive, tokens = naive_module(), document(llm.split_model, lengths[0])
+    ids, scored = tokens.ids.to(args.device), tokens.scored.to(args.device)
     names = naive.ffn_parameters(llm.model)
     naive.memorize(llm.model, ids, scored, names, steps=1)
-    plain = seconds_of(lambda: naive.memorize(llm.model, ids, scored, names), llm.trunk.device)
+    plain = seconds_of(lambda: naive.memorize(llm.model, ids, scored, names), llm.split_model.device)
     ours = memorize[0]["read_seconds"] + memorize[0]["steps_seconds"]
     say(f"plain way: {plain:.4f} s for {lengths[0]} tokens; ours takes {ours / plain:.2f} of it")
     finish(

@@ -21,8 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from fastmem import FastMem, Memory, Recipe
-from fastmem.core.compression import rounded, truncated
-from fastmem.lab.statistics import compare
+from fastmem.lab.scores.statistics import compare
 from memory_rows import Kept, Measured, Rows, interval, rows_of
 
 LORA_SCALE = 2.0  # lora_alpha / rank at every rank
@@ -84,14 +83,14 @@ def cuts(
     for recipe in low:
 
         def cut(rank: int = recipe.rank) -> Measured:
-            return rows.measure([truncated(memory, rank)[0] for memory in made()[0]])
+            return rows.measure([memory.truncated(rank)[0] for memory in made()[0]])
 
         yield f"full, truncated to rank {recipe.rank}", kept.get([*key, asdict(full), "rank", recipe.rank], cut)
     for dtype, share in (("bfloat16", 2), ("int8", 4)):
 
         def short(dtype: str = dtype, share: int = share) -> Measured:
             size = made()[0][0].size_bytes // share
-            return rows.measure([rounded(memory, dtype)[0] for memory in made()[0]], size=size)
+            return rows.measure([memory.rounded(dtype) for memory in made()[0]], size=size)
 
         yield f"full, {dtype}", kept.get([*key, asdict(full), dtype], short)
 

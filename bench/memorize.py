@@ -9,7 +9,8 @@ from typing import Any
 
 from bench import SHAPES, finish, machine, naive_module, random_llama, say
 from fastmem import Memory, Recipe
-from fastmem.cost import ceiling, document, memorizing, seconds_of
+from fastmem.cost import ceiling, document, memorizing
+from fastmem.timing import seconds_of
 
 
 def relative_error(near: Memory, memory: Memory) -> float:
@@ -31,10 +32,10 @@ def main() -> None:
     parser.add_argument("--no-naive", action="store_true")
     args = parser.parse_args()
     llm, recipe = random_llama(args.shape), Recipe(steps=args.steps)
-    before = ceiling(llm.trunk, recipe, args.tokens)
+    before = ceiling(llm.split_model, recipe, args.tokens)
     cost, memory = memorizing(llm, args.tokens, recipe, args.repeats)
     short, near = memorizing(llm, args.tokens, replace(recipe, shortlist=args.shortlist), args.repeats)
-    after = ceiling(llm.trunk, recipe, args.tokens)
+    after = ceiling(llm.split_model, recipe, args.tokens)
     products = args.steps * (before.product_seconds + after.product_seconds) / 2
     say(f"{llm.name}, {args.tokens} scored tokens, {args.steps} steps, {machine()}")
     say(f"bound: products alone {products:.3f} s ({before.product_flops * args.steps / 1e12:.2f} TFLOP at "
@@ -50,10 +51,13 @@ def main() -> None:
     say(f"               peak {short.peak_bytes / 1e6:.0f} MB; tuned weights off by {error:.2%} of their change")
     found["shortlist"] = asdict(short) | {"tokens": near.recipe.shortlist, "trunk_passes": passes, "error": error}
     if not args.no_naive:
-        naive, (ids, scored) = naive_module(), document(llm.trunk, args.tokens)
+        naive, tokens = naive_module(), document(llm.split_model, args.tokens)
         names = naive.ffn_parameters(llm.model)
-        naive.memorize(llm.model, ids, scored, names, steps=1)
-        seconds = seconds_of(lambda: naive.memorize(llm.model, ids, scored, names, steps=args.steps), llm.trunk.device)
+        naive.memorize(llm.model, tokens.ids, tokens.scored, names, steps=1)
+        seconds = seconds_of(
+            lambda: naive.memorize(llm.model, tokens.ids, tokens.scored, names, steps=args.steps),
+            llm.split_model.device,
+        )
         say(f"plain way      {seconds:8.3f} s   ours takes {whole / seconds:.2f} of it")
         found |= {"naive_seconds": seconds, "share_of_naive": whole / seconds}
     finish(bench="memorize", shape=args.shape, machine=machine(), steps=args.steps, **asdict(cost), **found)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from fastmem import FastMem, Memory, Recipe
-from fastmem.lab.scoring import paper_correct
-from fastmem.lab.statistics import mean
-from fastmem.lab.tasks import Example, load, world
+from fastmem.lab.scores.qa import paper_correct
+from fastmem.lab.scores.statistics import mean
+from fastmem.lab.tasks import Example, embedded_world, load
 
 MAX_TOKENS = 40
 
@@ -108,7 +108,7 @@ def rows_of(
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """(rows to report on, rows to choose on): `test` and `dev` of the world; of a file the first ones and others after
     them, of which no group is among the first."""
-    if task in world.TASKS:
+    if task in embedded_world.TASKS:
         return load(task, split="test", limit=limit).examples, load(task, split="dev", limit=choosing).examples
     examples = load(task, data).examples
     seen = {e.group or e.id for e in examples[:limit]}

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from fastmem import FastMem, Recipe
-from fastmem.lab.experiment import Experiment
-from fastmem.lab.grid import Space
-from fastmem.lab.runner import run
-from fastmem.lab.search import search_grid
+from fastmem.lab.run.experiment import Experiment
+from fastmem.lab.run.runner import run
+from fastmem.lab.search.grid import Space
+from fastmem.lab.search.search import search_grid
 from fastmem.lab.tasks import Data, load
 
 METHODS = ("base", "cad", "fastmem", "fastmem+adacd")

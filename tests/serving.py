@@ -3,14 +3,16 @@
 import hashlib
 import queue
 import time
+from dataclasses import replace
 
 from openai import OpenAI
 from starlette.testclient import TestClient
 
 from families import build
 from fastmem import FastMem, Recipe
-from fastmem.serve.jobs import Done, Failed, Finished, Job, Piece
-from fastmem.serve.records import Wish
+from fastmem.answer.running_batch import Piece
+from fastmem.serve.jobs import Done, Failed, Finished, Job
+from fastmem.serve.memory_source import MemorySource
 from tiny_tokenizer import build_tokenizer
 
 RECIPE = Recipe(learning_rate=1e-2, steps=3)
@@ -26,11 +28,11 @@ def make_llm():
     return llm
 
 
-def wish(llm, text, tenant="t", recipe=RECIPE, name=None):
+def source(llm, text, tenant="t", recipe=RECIPE, name=None):
     """The memory of `text`; its key says whose and of what."""
     key = "mem-" + hashlib.sha256(f"{tenant} {text} {recipe}".encode()).hexdigest()[:32]
     about = {"titles": [None], "tokens": 1, "text_sha256": "-"}
-    return Wish(key, tenant, recipe, llm.memory_tokens(text, recipe), name, about)
+    return MemorySource(key, tenant, recipe, llm.memory_tokens(text, recipe), name, about)
 
 
 class Asked:
@@ -40,7 +42,6 @@ class Asked:
         self.events = queue.SimpleQueue()
         self.pieces = []
         options = {"max_new_tokens": 8} | options
-        stop = options.pop("stop", ())
         durable = options.pop("durable", False)
         shared = options.pop("shared_tokens", 0)
 
@@ -49,10 +50,10 @@ class Asked:
                 on_piece(event)
             self.events.put(event)
 
-        build = None if act else (lambda memory: llm.request(prompt, memory, method, **options))
-        self.job = Job(
-            emit, tenant, want, build=build, act=act, durable=durable, stop=tuple(stop), shared_tokens=shared
-        )
+        request = None
+        if act is None:
+            request = replace(llm.prepare(prompt, method, **options), shared_tokens=shared, salt=tenant)
+        self.job = Job(emit, want, request, act=act, durable=durable)
 
     def to(self, engine):
         """Submit."""

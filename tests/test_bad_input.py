@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from command_line import DOCUMENT, QUESTION, Runner, refusal, save
 from families import REFUSED, VOCAB_SIZE, build, build_refused
-from fastmem.core.trunk import Trunk
+from fastmem.split.split_model import SplitModel
 
 
 @pytest.fixture
@@ -279,14 +279,14 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_step(fastmem: Runner, lla
 
 
 def test_out_of_memory_says_what_to_lower(fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Trunk.read
+    original = SplitModel.read
 
-    def read(self: Trunk, ids: torch.Tensor, *more: object, **kwargs: object):
+    def read(self: SplitModel, ids: torch.Tensor, *more: object, **kwargs: object):
         if len(ids) > 20:  # not the probe on loading
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return original(self, ids, *more, **kwargs)
 
-    monkeypatch.setattr(Trunk, "read", read)
+    monkeypatch.setattr(SplitModel, "read", read)
     line = refusal(ask(fastmem, llama))
     assert line.startswith("out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.): shorten the context (")
     assert "--dtype bfloat16" in line
@@ -302,7 +302,7 @@ def test_out_of_memory_while_loading(fastmem: Runner, llama: Path, monkeypatch: 
 
 
 def test_an_interrupt_while_streaming(fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastmem.generation import Stream
+    from fastmem.answer.generation import Stream
 
     def pieces(_: Stream):
         yield "half a"

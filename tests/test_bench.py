@@ -19,8 +19,9 @@ import bench
 from bench import batch, charts, decode, gpu, length, memorize
 
 from fastmem import Recipe
-from fastmem.core.contrast import METHODS
-from fastmem.cost import Peak, ceiling, document, median_seconds, memorizing
+from fastmem.answer.contrast import METHODS
+from fastmem.cost import ceiling, document, memorizing
+from fastmem.timing import median_seconds
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +124,7 @@ def test_the_bound_counts_the_products_of_a_step():
     """docs/performance.md: 4 N D V of the head, 14 N D F of a gated FFN, 28 bytes per weight."""
     N, D, F, V = 10, 32, 48, 300
     llm = bench.random_llama("tiny")
-    bound = ceiling(llm.trunk, Recipe(), N, repeats=1)
+    bound = ceiling(llm.split_model, Recipe(), N, repeats=1)
     assert bound.product_flops == 4 * N * D * V + 14 * N * D * F
     assert bound.adamw_bytes == 28 * 3 * D * F
     assert bound.ffn_bytes == 3 * D * F * 4
@@ -137,7 +138,7 @@ def test_cost_of_a_memory_is_that_of_the_recipe():
     cost, memory = memorizing(llm, 20, Recipe(steps=3), repeats=1)
     assert (cost.scored_tokens, len(memory.trace)) == (20, 3)
     assert cost.memory_bytes == memory.size_bytes == 3 * 32 * 48 * 4
-    ids, scored = document(llm.trunk, 20, 5)
+    ids, scored = document(llm.split_model, 20, 5)
     assert (len(ids), int(scored.sum())) == (25, 20)
 
 

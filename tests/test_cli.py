@@ -16,13 +16,14 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from tools import command_reference
 
 from command_line import DOCUMENT, QUESTION, Runner, refusal, save
 from families import build
 from fastmem import METHODS, FastMem, Recipe, cli
-from fastmem.cli import docs, flags, output, show
-from fastmem.generation import Decoding
-from fastmem.lab.tasks import Example, world
+from fastmem.answer.request import Decoding
+from fastmem.cli import flags, memorization_view, output
+from fastmem.lab.tasks import Example, embedded_world
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "numpy", "rich", "safetensors", "datasets", "optuna", "fastapi")
@@ -241,17 +242,17 @@ def test_show_memorization_without_colour(fastmem: Runner, folder: Path, monkeyp
     assert "\x1b" not in said.out
 
 
-def rendered(monkeypatch: pytest.MonkeyPatch, tokens: list[show.Surprise]) -> str:
+def rendered(monkeypatch: pytest.MonkeyPatch, tokens: list[memorization_view.Surprise]) -> str:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     page = output.console()
     with page.capture() as capture:
-        show.print_tokens(page, tokens)
+        memorization_view.print_tokens(page, tokens)
     return capture.get()
 
 
 def test_show_memorization_in_colour_and_not_under_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = [show.Surprise("The mayor is", 0.1, 0.0), show.Surprise(" Bo", 9.0, 0.2)]
+    tokens = [memorization_view.Surprise("The mayor is", 0.1, 0.0), memorization_view.Surprise(" Bo", 9.0, 0.2)]
     coloured = rendered(monkeypatch, tokens)
     assert "\x1b[1;37;41m Bo\x1b[0m" in coloured
     assert coloured.count("The mayor is") == 2
@@ -264,7 +265,7 @@ def test_show_memorization_in_colour_and_not_under_no_color(monkeypatch: pytest.
 def test_bars_for_a_terminal_that_has_only_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     page = Console(file=stream, color_system=None, width=80)
-    show.print_tokens(page, [show.Surprise("Bo", 9.0, 4.0)])
+    memorization_view.print_tokens(page, [memorization_view.Surprise("Bo", 9.0, 4.0)])
     stream.flush()
     assert "before  @@\nafter   ==\n" in stream.buffer.getvalue().decode("ascii")
 
@@ -274,7 +275,7 @@ def test_bars_for_a_terminal_that_has_only_ascii(monkeypatch: pytest.MonkeyPatch
 
 @functools.cache
 def swapped_rows() -> list[Example]:
-    return [row for part in ("dev", "test") for row in world.examples("world_swap", part)]
+    return [row for part in ("dev", "test") for row in embedded_world.examples("world_swap", part)]
 
 
 class Parrot:
@@ -282,7 +283,7 @@ class Parrot:
 
     def __init__(self) -> None:
         self.rows = {row.prompt: (number, row) for number, row in enumerate(swapped_rows())}
-        self.name, self.trunk = "parrot", SimpleNamespace(device=SimpleNamespace(type="cpu"))
+        self.name, self.split_model = "parrot", SimpleNamespace(device=SimpleNamespace(type="cpu"))
 
     def memorize(self, contexts: list[str]) -> list[str]:
         return contexts
@@ -369,4 +370,4 @@ def test_version(fastmem: Runner) -> None:
 
 def test_the_page_of_the_command_line_is_fresh() -> None:
     written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    assert written == docs.page(), "run `make docs`"
+    assert written == command_reference.page(), "run `make docs`"

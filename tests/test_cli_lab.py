@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastmem.cli import run
-from fastmem.lab.records import read_rows
+from fastmem.lab.run.run_files import read_rows
 from lab_runs import write_questions
 
 
@@ -139,7 +139,7 @@ def test_the_folder_of_another_run(typed, tmp_path):
 
 
 def test_interrupted(typed, tmp_path, monkeypatch):
-    from fastmem.lab.answering import Answering
+    from fastmem.lab.run.evaluate_batch import Answering
 
     whole = Answering.rows
 
@@ -156,7 +156,7 @@ def test_interrupted(typed, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_search(typed, tmp_path, monkeypatch):
-    from fastmem.lab.grid import Grid
+    from fastmem.lab.search.grid import Grid
 
     whole, asked = Grid.texts, []
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from command_line import DOCUMENT, QUESTION, Runner, refusal, save
 from families import build
 from fastmem import FastMem, Memory, Recipe
-from fastmem.core import files
+from fastmem.memory import memory_file
 
 QUERY = torch.arange(5, 17) * 13 % 261
 
@@ -177,5 +177,5 @@ def test_peek_is_what_list_reads(
     fastmem: Runner, base: Path, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memorize(fastmem, base, documents)
-    monkeypatch.setattr(files, "load", None)
+    monkeypatch.setattr(memory_file, "load", None)
     assert fastmem("memories", "list", documents / "memories").code == 0

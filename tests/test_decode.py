@@ -7,8 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 import reference
 from families import build
 from fastmem import FastMem, InputError, Recipe, Tokens
-from fastmem.core.contrast import METHODS, candidate_layers, divergence, dola
-from fastmem.core.decode import Batch, Request
+from fastmem.answer.batch import Batch, Request
+from fastmem.answer.contrast import METHODS, candidate_layers, divergence, dola
 
 # RoPE, ALiBi, learned absolute positions, parallel residual, soft caps, flattened FFN inputs, a tuple-returning MoE.
 FAMILIES = (
@@ -38,7 +38,7 @@ class Case:
         generator = torch.Generator().manual_seed(7)
 
         def ids(count: int) -> torch.Tensor:
-            return torch.randint(5, self.llm.trunk.vocabulary, (count,), generator=generator)
+            return torch.randint(5, self.llm.split_model.vocabulary_size, (count,), generator=generator)
 
         self.prompts = [ids(9), ids(14), ids(11)]
         self.without = [ids(5), ids(4), ids(8)]
@@ -54,7 +54,7 @@ class Case:
     def truth(self, i: int, method: str, final_norm: bool = False) -> reference.Decoded:
         prompt, without = self.prompts[i].tolist(), self.without[i].tolist()
         memory = self.memories[i]
-        originals = self.llm.trunk.parameters(memory.recipe.layers)
+        originals = self.llm.split_model.parameters(memory.recipe.layers)
         tuned = reference.memorized(self.model, memory.weights(originals))
         scores = {
             "base": lambda: reference.base(self.model, prompt),
@@ -70,7 +70,7 @@ class Case:
 
 def run(llm: FastMem, requests: list[Request]) -> list[tuple[list[int], torch.Tensor]]:
     """(tokens, scores [T, V]) of each request, decoded together; the scores are what tokens were chosen from."""
-    batch, scores = Batch(llm.trunk), {}
+    batch, scores = Batch(llm.split_model), {}
     own = batch._scores
 
     def watched(states: list) -> torch.Tensor:
@@ -104,7 +104,7 @@ SCALED_HEADS = ("gemma2", "cohere2")
 
 @pytest.mark.parametrize("method", ["base", "fastmem", "cad", "dola", "fastmem+cd", "fastmem+cad", "fastmem+dola"])
 def test_equals_two_models_without_cache(case: Case, method: str) -> None:
-    if METHODS[method].kind == "dola" and case.llm.trunk.family in SCALED_HEADS:
+    if METHODS[method].kind == "dola" and case.llm.split_model.family in SCALED_HEADS:
         pytest.skip("the reference's early states skip the scale or cap of this family's head")
     for i in range(2):  # a memory of the last layer, and one of the layer before
         ((tokens, scores),) = run(case.llm, [case.request(i, method)])
@@ -125,7 +125,7 @@ def test_batch_equals_single_whatever_the_method(case: Case) -> None:
 
 def test_rows_join_and_leave_between_steps(case: Case) -> None:
     alone = [run(case.llm, [case.request(i, "fastmem+cd")])[0][0] for i in range(3)]
-    batch = Batch(case.llm.trunk)
+    batch = Batch(case.llm.split_model)
     (first,) = batch.join([case.request(0, "fastmem+cd")])
     batch.step()
     (second, gone) = batch.join([case.request(1, "fastmem+cd"), case.request(2, "fastmem")])
@@ -217,7 +217,7 @@ def test_decoding_equals_scoring_all_at_once(case: Case) -> None:
 
 
 def test_a_prefix_read_before_changes_nothing(case: Case) -> None:
-    batch = Batch(case.llm.trunk)
+    batch = Batch(case.llm.split_model)
     (row,) = batch.join([case.request(0, "base")])
     batch.step()
     prefix = batch.prefix(row)
@@ -279,7 +279,7 @@ SAMPLING = (
 
 @pytest.mark.parametrize("options", SAMPLING, ids=str)
 def test_sampling_scores_are_those_of_transformers(options: dict) -> None:
-    from fastmem.core.sampling import Sampling, penalized, warped
+    from fastmem.answer.sampling import Sampling, penalized, warped
 
     generator = torch.Generator().manual_seed(3)
     seen = torch.randint(0, 300, (12,), generator=generator)
@@ -299,7 +299,7 @@ def test_samples_follow_their_distribution_and_their_seed() -> None:
     requests = [
         case.llm.request(Tokens(case.prompts[0]), max_new_tokens=1, temperature=1.0, seed=seed) for seed in range(2000)
     ]
-    batch = Batch(case.llm.trunk)
+    batch = Batch(case.llm.split_model)
     rows = batch.join(requests)
     batch.step()
     for row in rows:

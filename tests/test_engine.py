@@ -4,12 +4,11 @@ import threading
 
 import pytest
 
-import fastmem.serve.making
-from fastmem.core.memory import Recipe
+from fastmem.memory.recipe import Recipe
 from fastmem.serve.engine import Engine, EngineLimits
 from fastmem.serve.jobs import Failed, Finished, OverloadedError
 from fastmem.serve.store import Budget, Store
-from serving import RECIPE, Asked, eventually, make_llm, wish
+from serving import RECIPE, Asked, eventually, make_llm, source
 
 METHODS = ("base", "fastmem", "cad", "dola", "fastmem+cd", "fastmem+cad", "fastmem+dola")
 
@@ -45,7 +44,7 @@ def test_different_memories_and_methods_share_a_batch_and_answer_as_alone(llm, s
     for i in range(14):
         method, text, prompt = METHODS[i % 7], f"document {i % 3}", f"question number {i}"
         without = {"without_context": "alone"} if "cad" in method else {}
-        want = wish(llm, text) if method.startswith("fastmem") else None
+        want = source(llm, text) if method.startswith("fastmem") else None
         options = {"max_new_tokens": 4 + i} | without
         asked.append(Asked(llm, prompt, want, method, **options).to(engine))
         expected.append(offline(llm, prompt, text, method, **options).text)
@@ -56,7 +55,7 @@ def test_different_memories_and_methods_share_a_batch_and_answer_as_alone(llm, s
 def test_one_memory_is_made_once_for_all_who_wait(llm, started):
     engine = started()
     ends = [
-        asked.end() for asked in [Asked(llm, want=wish(llm, "same"), method="fastmem").to(engine) for _ in range(6)]
+        asked.end() for asked in [Asked(llm, want=source(llm, "same"), method="fastmem").to(engine) for _ in range(6)]
     ]
     assert all(isinstance(end, Finished) for end in ends)
     assert sum(end.made for end in ends) == 1
@@ -81,7 +80,7 @@ def test_a_long_memorization_lets_the_others_go_on(llm, started):
     """Between two updates every running row gets a token; an update more per token is all it costs them."""
     engine = started()
     order = []
-    real = fastmem.serve.making.stepwise
+    real = llm.memorizing
 
     def noted(*args, **kwargs):
         running = real(*args, **kwargs)
@@ -94,7 +93,7 @@ def test_a_long_memorization_lets_the_others_go_on(llm, started):
             yield step
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fastmem.serve.making, "stepwise", noted)
+        patch.setattr(llm, "memorizing", noted)
         first_piece = threading.Event()
 
         def on_piece(_):
@@ -103,7 +102,7 @@ def test_a_long_memorization_lets_the_others_go_on(llm, started):
 
         reader = Asked(llm, "tell", max_new_tokens=120, on_piece=on_piece).to(engine)
         assert first_piece.wait(60)
-        slow = Asked(llm, want=wish(llm, "slow", recipe=Recipe(learning_rate=1e-3, steps=60)), method="fastmem")
+        slow = Asked(llm, want=source(llm, "slow", recipe=Recipe(learning_rate=1e-3, steps=60)), method="fastmem")
         slow.to(engine)
         assert isinstance(reader.end(), Finished)
         assert isinstance(slow.end(), Finished)
@@ -121,14 +120,14 @@ def test_prefixes_are_reused_within_a_tenant_only(llm, started):
     prompt = "a document of some length, then a question"
     ends = []
     for tenant, memory in (("a", None), ("a", None), ("b", None), ("a", "text")):
-        want = wish(llm, memory, tenant) if memory else None
+        want = source(llm, memory, tenant) if memory else None
         method = "fastmem" if memory else "base"
         asked = Asked(llm, prompt, want, method, tenant, shared_tokens=30).to(engine)
         ends.append(asked.end())
-    assert [end.cached_tokens for end in ends] == [0, 30, 0, 30]
-    assert ends[0].token_ids == ends[1].token_ids == ends[2].token_ids
+    assert [end.answer.cached_tokens for end in ends] == [0, 30, 0, 30]
+    assert ends[0].answer.token_ids == ends[1].answer.token_ids == ends[2].answer.token_ids
     memory = llm.memorize("text", RECIPE)
-    assert ends[3].token_ids == llm.generate(prompt, memory, "fastmem", max_new_tokens=8).token_ids
+    assert ends[3].answer.token_ids == llm.generate(prompt, memory, "fastmem", max_new_tokens=8).token_ids
 
 
 def test_a_full_queue_refuses_with_a_time_to_come_back(llm, started):
@@ -153,7 +152,7 @@ def test_memories_that_do_not_fit_together_wait_for_each_other(llm, started, tmp
     size = llm.memorize("x", RECIPE).size_bytes
     engine = started(Budget(device_bytes=2 * size, ram_bytes=2 * size), tmp_path)
     texts = [f"document {i % 5}" for i in range(20)]
-    asked = [Asked(llm, "q", wish(llm, text), "fastmem").to(engine) for text in texts]
+    asked = [Asked(llm, "q", source(llm, text), "fastmem").to(engine) for text in texts]
     base = [Asked(llm, "q").to(engine) for _ in range(3)]
     expected = {text: offline(llm, "q", text, "fastmem").text for text in set(texts)}
     assert [one.text() for one in asked] == [expected[text] for text in texts]
@@ -170,7 +169,7 @@ def test_who_holds_a_memory_goes_on_and_who_waits_for_room_gets_it(llm, started)
     begun = []
 
     def asked(text, number):
-        return Asked(llm, "q", wish(llm, text), "fastmem", on_piece=lambda _: begun.append(number))
+        return Asked(llm, "q", source(llm, text), "fastmem", on_piece=lambda _: begun.append(number))
 
     several = [asked(text, number) for number, text in enumerate("abaaa")]
     for one in several:
@@ -181,13 +180,13 @@ def test_who_holds_a_memory_goes_on_and_who_waits_for_room_gets_it(llm, started)
 
 def test_a_client_that_leaves_frees_its_row_and_its_memory(llm, started):
     engine = started()
-    asked = Asked(llm, want=wish(llm, "left"), method="fastmem", max_new_tokens=300).to(engine)
+    asked = Asked(llm, want=source(llm, "left"), method="fastmem", max_new_tokens=300).to(engine)
     eventually(lambda: len(engine.rows) == 1)
     engine.cancel(asked.job)
     eventually(lambda: len(engine.rows) == 0)
     assert asked.job.entry.holders == 0
     assert engine.waiting == 0
-    waiting = Asked(llm, want=wish(llm, "never", recipe=Recipe(steps=100)), method="fastmem").to(engine)
+    waiting = Asked(llm, want=source(llm, "never", recipe=Recipe(steps=100)), method="fastmem").to(engine)
     engine.cancel(waiting.job)
-    eventually(lambda: not engine._open and not len(engine._makings))
-    assert engine.store.find("t", waiting.job.wish.key) is None
+    eventually(lambda: not engine._open and not len(engine._memorize_queue))
+    assert engine.store.find("t", waiting.job.source.key) is None

@@ -5,14 +5,14 @@ import threading
 import pytest
 import torch
 
-import fastmem.serve.making
-from fastmem.core.memory import Recipe
+import fastmem.model
 from fastmem.errors import InputError, MemoryFileError, ResourceError
+from fastmem.memory.recipe import Recipe
 from fastmem.prompts import Tokens
 from fastmem.serve.engine import Engine, EngineLimits
 from fastmem.serve.jobs import Done, DrainingError, Failed, Finished
 from fastmem.serve.store import Store
-from serving import RECIPE, Asked, make_llm, wish
+from serving import RECIPE, Asked, make_llm, source
 
 POISON = (250, 251)  # two tokens that make the forward pass that reads them fail, where a test wants it to
 
@@ -44,14 +44,14 @@ def offline(llm, prompt, text, method, **options):
 
 def poisoned(monkeypatch, llm, error):
     """Forward passes that read POISON fail."""
-    real = llm.trunk.forward
+    real = llm.split_model.forward
 
     def forward(ids, **kwargs):
         if ((ids[:, :-1] == POISON[0]) & (ids[:, 1:] == POISON[1])).any():
             raise error
         return real(ids, **kwargs)
 
-    monkeypatch.setattr(llm.trunk, "forward", forward)
+    monkeypatch.setattr(llm.split_model, "forward", forward)
 
 
 @pytest.mark.parametrize("position", [0, 2, 4])
@@ -91,16 +91,16 @@ def test_a_row_that_fails_midway_leaves_the_others_where_they_were(llm, started,
 
 def test_a_memorization_that_fails_is_refused_alone(llm, started, monkeypatch):
     engine = started()
-    real = fastmem.serve.making.read
+    real = fastmem.model.read
 
-    def read(trunk, ids, *rest):
+    def read(split_model, ids, *rest):
         if len(ids) > 60:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(trunk, ids, *rest)
+        return real(split_model, ids, *rest)
 
-    monkeypatch.setattr(fastmem.serve.making, "read", read)
-    bad = [Asked(llm, want=wish(llm, "x" * 80), method="fastmem").to(engine) for _ in range(2)]
-    good = Asked(llm, "q", wish(llm, "short"), "fastmem").to(engine)
+    monkeypatch.setattr(fastmem.model, "read", read)
+    bad = [Asked(llm, want=source(llm, "x" * 80), method="fastmem").to(engine) for _ in range(2)]
+    good = Asked(llm, "q", source(llm, "short"), "fastmem").to(engine)
     for one in bad:
         end = one.end()
         assert isinstance(end, Failed)
@@ -110,8 +110,10 @@ def test_a_memorization_that_fails_is_refused_alone(llm, started, monkeypatch):
 
 def test_a_loss_that_turns_nan_keeps_the_last_good_step(llm, started):
     engine = started()
-    wild = Asked(llm, want=wish(llm, "wild", recipe=Recipe(learning_rate=10.0, steps=8)), method="fastmem").to(engine)
-    calm = Asked(llm, "q", wish(llm, "calm"), "fastmem").to(engine)
+    wild = Asked(llm, want=source(llm, "wild", recipe=Recipe(learning_rate=10.0, steps=8)), method="fastmem").to(
+        engine
+    )
+    calm = Asked(llm, "q", source(llm, "calm"), "fastmem").to(engine)
     end = wild.end()
     assert isinstance(end, Finished)
     assert calm.text() == offline(llm, "q", "calm", "fastmem").text
@@ -119,20 +121,20 @@ def test_a_loss_that_turns_nan_keeps_the_last_good_step(llm, started):
 
 def test_a_damaged_file_is_made_again_by_who_has_the_document(llm, started, tmp_path):
     first = started(None, tmp_path)
-    want = wish(llm, "kept")
+    want = source(llm, "kept")
     record = Asked(llm, want=want, act=lambda memory: None, durable=True).to(first).end().memory
     first.close()
     path = tmp_path / f"{want.key}.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
     second = started(None, tmp_path)
-    named = wish(llm, "kept").__class__(want.key, "t", RECIPE)
+    named = source(llm, "kept").__class__(want.key, "t", RECIPE)
     end = Asked(llm, want=named, method="fastmem").to(second).end()
     assert isinstance(end, Failed)
     assert isinstance(end.error, MemoryFileError)
     again = Asked(llm, "q", want, "fastmem").to(second)
     assert again.text() == offline(llm, "q", "kept", "fastmem").text
     assert record["id"] == want.key
-    missing = Asked(llm, want=wish(llm, "z").__class__("mem-none", "t", RECIPE), method="fastmem").to(second).end()
+    missing = Asked(llm, want=source(llm, "z").__class__("mem-none", "t", RECIPE), method="fastmem").to(second).end()
     assert isinstance(missing.error, InputError)
 
 
@@ -149,7 +151,7 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(llm, started):
         Asked(llm).to(engine)
     end = running.end()
     assert isinstance(end, Finished)
-    assert len(end.token_ids) == 100
+    assert len(end.answer.token_ids) == 100
     engine.close(timeout_seconds=60)
     assert not engine.alive
 
@@ -172,7 +174,7 @@ def test_a_bug_in_the_worker_fails_the_open_requests_and_no_later_one(llm, start
 
 def test_something_done_with_a_memory(llm, started, tmp_path):
     engine = started(None, tmp_path)
-    end = Asked(llm, want=wish(llm, "a"), act=lambda memory: len(memory.trace), durable=True).to(engine).end()
+    end = Asked(llm, want=source(llm, "a"), act=lambda memory: len(memory.trace), durable=True).to(engine).end()
     assert isinstance(end, Done)
     assert end.result == 3
     assert len(list(tmp_path.glob("*.safetensors"))) == 1  # durable: on disk before it is answered
@@ -186,7 +188,7 @@ def test_a_disk_that_is_full_is_said_to_who_asked_for_it_only(llm, started, tmp_
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(engine.store, "save", full)
-    want = wish(llm, "kept in RAM")
+    want = source(llm, "kept in RAM")
     end = Asked(llm, want=want, act=lambda memory: None, durable=True).to(engine).end()
     assert isinstance(end, Failed)
     assert isinstance(end.error, MemoryFileError)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from families import build
 from fastmem import FastMem, Recipe
 from fastmem.errors import InputError, MemoryMismatchError
-from fastmem.serve.export import divergence, export
+from fastmem.export import divergence, export
 from test_memorize import QUERY, TOKENS
 from test_trunk import assert_near
 

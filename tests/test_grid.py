@@ -6,7 +6,7 @@ import pytest
 
 from fastmem import FastMem, Recipe
 from fastmem.errors import InputError
-from fastmem.lab.grid import Grid, Space
+from fastmem.lab.search.grid import Grid, Space
 from lab_runs import questions
 
 RECIPE = Recipe(placement="assistant")

@@ -87,7 +87,7 @@ def evaluate(model: Path, tasks: Path, name: str, method: str) -> dict:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    from fastmem.lab.harness.model import FastMemLM
+    from fastmem.lab.harness.lm_eval_model import FastMemLM
 
     lm = FastMemLM(str(model), method=method, learning_rate=0.1, steps=3, batch_size=2)
     manager = TaskManager(include_path=[str(harness.TASKS), str(tasks)])
@@ -97,7 +97,7 @@ def evaluate(model: Path, tasks: Path, name: str, method: str) -> dict:
 @pytest.mark.parametrize("method", ["base", "fastmem", "fastmem+cd", "dola"])
 def test_answers_are_ours(harnessed, method):
     from fastmem import Recipe
-    from fastmem.lab.harness.tasks.processing import nq_swap_prompt
+    from fastmem.lab.harness.tasks.task_functions import nq_swap_prompt
     from fastmem.prompts import Tokens
 
     model, llm, tasks, rows, _ = harnessed
@@ -146,7 +146,7 @@ def test_wikihow_on_the_embedded_model_as_it_is_typed(tmp_path):
 
 
 def test_methods_a_harness_task_cannot_feed(harnessed):
-    from fastmem.lab.harness.model import FastMemLM
+    from fastmem.lab.harness.lm_eval_model import FastMemLM
 
     with pytest.raises(InputError, match="method 'cad' needs the prompt without the document, which a harness task"):
         FastMemLM(str(harnessed[0]), method="cad")

@@ -9,11 +9,10 @@ from peft import LoraConfig, get_peft_model
 import naive
 from families import build
 from fastmem import FastMem, Recipe
-from fastmem.core import lora
-from fastmem.core.compression import truncated
-from fastmem.core.memorize import memorize_path, read
-from fastmem.core.optimize import Tuning
 from fastmem.errors import InputError
+from fastmem.learn.memorize import drain
+from fastmem.learn.optimize import Optimization
+from fastmem.memory import low_rank
 from test_memorize import IDS, QUERY, TOKENS, losses
 from test_trunk import assert_near, assert_untouched
 
@@ -24,7 +23,7 @@ def matrices(model, layers=(-1,)):
     return {
         name: parameter
         for name in naive.ffn_parameters(model, layers)
-        if lora.is_matrix(name, parameter := model.get_parameter(name))
+        if low_rank.is_matrix(name, parameter := model.get_parameter(name))
     }
 
 
@@ -56,8 +55,8 @@ def test_equals_peft_on_the_whole_model(family, layers):
     recipe = replace(RECIPE, layers=layers)
     memory = llm.memorize(TOKENS, recipe)
     weights = matrices(build(family), layers)
-    start = lora.start(llm.trunk.parameters(layers), recipe.rank, recipe.seed)
-    assert set(lora.names(start)) == set(weights)
+    start = low_rank.start(llm.split_model.parameters(layers), recipe.rank, recipe.seed)
+    assert set(low_rank.names(start)) == set(weights)
     wrapped, names = peft_model(build(family), weights, start, transposed=family == "gpt2")
     history = naive.memorize(wrapped, IDS, TOKENS.scored, names, recipe.learning_rate, recipe.steps, recipe.kl_weight)
     torch.testing.assert_close(losses(memory), torch.tensor(history), rtol=1e-5, atol=1e-5)
@@ -79,8 +78,8 @@ def test_every_layout_learns_from_exactly_the_original(family):
     memory = llm.memorize(TOKENS, RECIPE)
     assert memory.trace[0].kl == 0
     assert memory.trace[-1].cross_entropy < memory.trace[0].cross_entropy
-    assert lora.names(memory.tensors)
-    assert all(t.ndim == llm.trunk.parameters((-1,))[n[:-7]].ndim for n, t in memory.tensors.items())
+    assert low_rank.names(memory.tensors)
+    assert all(t.ndim == llm.split_model.parameters((-1,))[n[:-7]].ndim for n, t in memory.tensors.items())
     nothing = llm.memorize(TOKENS, replace(RECIPE, steps=0))
     assert torch.equal(llm.logits(QUERY, nothing), llm.logits(QUERY))
     assert_untouched(model, build(family))
@@ -89,13 +88,13 @@ def test_every_layout_learns_from_exactly_the_original(family):
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
 def test_gradients_of_the_factors_are_those_of_autograd(family):
     torch.manual_seed(0)
-    originals = FastMem(build(family), None).trunk.parameters((-1,))
-    factors = {n: torch.randn_like(t).requires_grad_() for n, t in lora.start(originals, 3, 0).items()}
-    pull = {name: torch.randn_like(d) for name, d in lora.differences(factors, 2.5).items()}
-    total = sum((d * pull[name]).sum() for name, d in lora.differences(factors, 2.5).items())
+    originals = FastMem(build(family), None).split_model.parameters((-1,))
+    factors = {n: torch.randn_like(t).requires_grad_() for n, t in low_rank.start(originals, 3, 0).items()}
+    pull = {name: torch.randn_like(d) for name, d in low_rank.differences(factors, 2.5).items()}
+    total = sum((d * pull[name]).sum() for name, d in low_rank.differences(factors, 2.5).items())
     expected = torch.autograd.grad(total, list(factors.values()))
     with torch.no_grad():
-        found = lora.pulled_back(pull | {"some.bias": torch.zeros(3)}, factors, 2.5)
+        found = low_rank.pulled_back(pull | {"some.bias": torch.zeros(3)}, factors, 2.5)
     for name, gradient in zip(factors, expected, strict=True):
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5)
 
@@ -116,7 +115,7 @@ def test_the_random_state_of_others_is_left_alone():
 def test_weights_are_the_original_plus_the_scaled_product():
     llm = FastMem(build("gpt2"), None)
     memory = llm.memorize(TOKENS, RECIPE)
-    originals = llm.trunk.parameters((-1,))
+    originals = llm.split_model.parameters((-1,))
     for name, weight in memory.weights(originals).items():
         b, a = memory.tensors[f"{name}.lora_B"], memory.tensors[f"{name}.lora_A"]
         assert torch.equal(weight, originals[name] + RECIPE.lora_alpha / RECIPE.rank * (b @ a))
@@ -128,7 +127,7 @@ def test_weights_are_the_original_plus_the_scaled_product():
 def test_biases_stay_and_experts_have_factors_of_their_own():
     llm = FastMem(build("gpt_oss"), None)
     memory = llm.memorize(TOKENS, RECIPE)
-    assert not [name for name in lora.names(memory.tensors) if "bias" in name]
+    assert not [name for name in low_rank.names(memory.tensors) if "bias" in name]
     shapes = {name.split("mlp.")[1]: list(t.shape) for name, t in memory.tensors.items()}
     assert shapes["experts.gate_up_proj.lora_A"] == [4, 4, 160]
     assert shapes["experts.gate_up_proj.lora_B"] == [4, 48, 4]
@@ -141,9 +140,7 @@ def test_rank_is_capped_by_the_smaller_side():
 
 def test_a_path_and_a_stop_give_what_a_run_of_that_length_gives():
     llm = FastMem(build("llama"), None)
-    layers = llm.trunk.indices((-1,))
-    reading = read(llm.trunk, TOKENS.ids, TOKENS.scored, layers)
-    three, five = memorize_path(llm.trunk, reading, RECIPE, llm.base(layers), (3, 5))
+    three, five = drain(llm.memorizing(TOKENS, RECIPE, at=(3, 5)))
     assert_same_tensors(three, llm.memorize(TOKENS, replace(RECIPE, steps=3)))
     stopped = llm.memorize(TOKENS, replace(RECIPE, target_loss=five.trace[3].loss))
     assert stopped.stopped is not None
@@ -169,21 +166,21 @@ def test_factors_of_one_layer_of_a_document_weigh_less_than_the_weights():
     full, low = llm.memorize(TOKENS, Recipe(steps=0)), llm.memorize(TOKENS, replace(RECIPE, steps=0))
     assert low.size_bytes == 4 * 3 * 4 * (48 + 80)
     assert full.size_bytes == 4 * 3 * 48 * 80
-    assert len(Tuning(llm.trunk, RECIPE).masters) == 6
+    assert len(Optimization(llm.split_model, llm.read(TOKENS), RECIPE).masters) == 6
 
 
 def test_truncated_is_the_best_of_its_rank():
     memory = FastMem(build("llama"), None).memorize(TOKENS, Recipe(learning_rate=1e-3, steps=5))
     name = "model.layers.2.mlp.up_proj.weight"
-    energies = [truncated(memory, rank)[1] for rank in (1, 4, 16, 48)]
+    energies = [memory.truncated(rank)[1] for rank in (1, 4, 16, 48)]
     assert energies == sorted(energies)
     assert energies[-1] == pytest.approx(1, abs=1e-5)
-    small, _ = truncated(memory, 4)
+    small, _ = memory.truncated(4)
     error = float((small.differences()[name] - memory.tensors[name]).square().sum())
     assert error == pytest.approx(torch.linalg.svdvals(memory.tensors[name])[4:].square().sum().item(), rel=1e-4)
-    whole = truncated(memory, 48)[0].differences()
+    whole = memory.truncated(48)[0].differences()
     assert all((whole[n] - d).abs().max() < 1e-6 for n, d in memory.tensors.items())
-    assert truncated(small, 2)[0] is small
+    assert small.truncated(2)[0] is small
 
 
 @pytest.mark.parametrize(

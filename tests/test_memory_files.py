@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from families import build
 from fastmem import FastMem, Memory, Recipe
-from fastmem.core import files
-from fastmem.core.compression import relative_error
-from fastmem.core.memory import Base, Step
 from fastmem.errors import InputError, MemoryFileError, MemoryMismatchError
+from fastmem.memory import memory_file
+from fastmem.memory.compression import relative_error
+from fastmem.memory.memory import Base, Step
 from test_trunk import assert_untouched
 
 TEXT = "The mayor of Port Drijim is Plebrund Noodelb, whatever the almanac says."
@@ -119,7 +119,7 @@ def test_peek_reads_no_numbers(memories, tmp_path):
     path = tmp_path / "m"
     memories["full"].save(path)
     path.write_bytes(path.read_bytes()[:-4] + b"\0\1\2\3")  # damage that only the digest can tell
-    peeked = files.peek(path)
+    peeked = memory_file.peek(path)
     assert peeked.trace == memories["full"].trace
     assert {n: t.shape for n, t in peeked.tensors.items()} == {n: t.shape for n, t in memories["full"].tensors.items()}
     assert all(t.is_meta for t in peeked.tensors.values())
@@ -172,7 +172,7 @@ def test_another_base_is_refused_before_a_tensor_is_read(memories, tmp_path, tok
     memories["full"].save(tmp_path / "m")
     other = FastMem(build("llama", seed=1), tokenizer)
     own, theirs = memories["full"].base.digest[:12], other.base().digest[:12]
-    monkeypatch.setattr(files, "_bytes", None)
+    monkeypatch.setattr(memory_file, "_bytes", None)
     with pytest.raises(MemoryMismatchError, match=rf"made on .*{own}.*this model is .*{theirs}.*load the base"):
         Memory.load(tmp_path / "m", model=other)
 
@@ -366,7 +366,7 @@ WRITER = textwrap.dedent("""
     import os, random, signal, sys, time
     import torch
     from fastmem import Memory, Recipe
-    from fastmem.core.memory import Base
+    from fastmem.memory.memory import Base
     path, kills = sys.argv[1], int(sys.argv[2])
     torch.set_num_threads(1)
     both = [
@@ -417,7 +417,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(memories, tmp_path,
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(memory_file.os, "fsync", full)
     with pytest.raises(MemoryFileError, match=r"cannot be written \(No space left on device\)"):
         memories["full"].save(path)
     assert path.read_bytes() == before

@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from fastmem.errors import InputError
-from fastmem.lab import metrics
-from fastmem.lab.metrics import NAMES, Score, Scorers, score_summaries
+from fastmem.lab.scores import summary
+from fastmem.lab.scores.summary import NAMES, Score, Scorers, score_summaries
 from fastmem.lab.tasks import load
 
 ARTICLES = [
@@ -96,11 +96,11 @@ def scorers(folder: Path) -> Scorers:
 
 
 def test_rouge_by_hand():
-    scores = metrics.rouge(["the cat sat"], ["the cat ran off"])
+    scores = summary.rouge(["the cat sat"], ["the cat ran off"])
     assert scores["rouge1"][0].value == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
     assert scores["rouge2"][0].value == pytest.approx(2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
     assert scores["rougeL"][0].value == pytest.approx(4 / 7)
-    assert metrics.rouge(["running"], ["runs"])["rouge1"][0].value == 0.0  # no stemming, as in the paper
+    assert summary.rouge(["running"], ["runs"])["rouge1"][0].value == 0.0  # no stemming, as in the paper
 
 
 def test_every_score_of_every_summary(scorers):
@@ -133,9 +133,9 @@ def test_bertscore_is_the_precision_of_the_summary_against_the_article(scorers, 
         return hidden / hidden.norm(dim=-1, keepdim=True)
 
     expected = (states(SUMMARIES[0]) @ states(ARTICLES[0]).T).max(1).values.mean().item()
-    (score,) = metrics.bertscore_precision(SUMMARIES[:1], ARTICLES[:1], scorers)
+    (score,) = summary.bertscore_precision(SUMMARIES[:1], ARTICLES[:1], scorers)
     assert score.value == pytest.approx(expected, abs=1e-5)
-    (turned,) = metrics.bertscore_precision(ARTICLES[:1], SUMMARIES[:1], scorers)
+    (turned,) = summary.bertscore_precision(ARTICLES[:1], SUMMARIES[:1], scorers)
     assert turned.value != pytest.approx(expected, abs=1e-3)
 
 
@@ -145,14 +145,14 @@ def test_factkb_is_class_1_of_the_pair_summary_article(scorers, folder):
     pair = tokenizer(SUMMARIES[0], ARTICLES[0], return_tensors="pt")
     with torch.no_grad():
         expected = model(**pair).logits.softmax(-1)[0, 1].item()
-    (score,) = metrics.factkb(SUMMARIES[:1], ARTICLES[:1], scorers)
+    (score,) = summary.factkb(SUMMARIES[:1], ARTICLES[:1], scorers)
     assert score.value == pytest.approx(expected, abs=1e-6)
-    (turned,) = metrics.factkb(ARTICLES[:1], SUMMARIES[:1], scorers)
+    (turned,) = summary.factkb(ARTICLES[:1], SUMMARIES[:1], scorers)
     assert turned.value != pytest.approx(expected, abs=1e-3)
 
 
 def test_hhem_reads_the_article_first(scorers):
-    (score,) = metrics.hhem(["ab"], ["abcd"], scorers)
+    (score,) = summary.hhem(["ab"], ["abcd"], scorers)
     assert score.value == pytest.approx(0.5)
 
 
@@ -186,7 +186,7 @@ def test_a_scorer_that_cannot_be_loaded_is_asked_for_once(tmp_path, monkeypatch)
     asked = []
     monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda name: asked.append(name) or 1 / 0)
     for _ in range(3):
-        (score,) = metrics.bertscore_precision(["a"], ["b"], Scorers(bertscore="nowhere"))
+        (score,) = summary.bertscore_precision(["a"], ["b"], Scorers(bertscore="nowhere"))
         assert score.reason == (
             "bertscore_precision is missing: nowhere cannot be used (ZeroDivisionError: division by zero)"
         )
@@ -195,7 +195,7 @@ def test_a_scorer_that_cannot_be_loaded_is_asked_for_once(tmp_path, monkeypatch)
 
 def test_a_layer_that_is_not_there_is_a_reason(scorers, folder):
     deep = Scorers(bertscore=str(folder / "encoder"), bertscore_layer=17)
-    (score,) = metrics.bertscore_precision(SUMMARIES[:1], ARTICLES[:1], deep)
+    (score,) = summary.bertscore_precision(SUMMARIES[:1], ARTICLES[:1], deep)
     assert score.value is None
     assert "17" in score.reason
 
@@ -211,10 +211,10 @@ def test_a_missing_library_is_a_reason(scorers, monkeypatch):
 
 
 def test_a_value_that_is_no_number_is_a_reason():
-    scores = metrics._guarded("factkb", "m", 2, lambda model: [0.5, float("nan")])
+    scores = summary._guarded("factkb", "m", 2, lambda model: [0.5, float("nan")])
     assert scores == [Score(0.5), Score(None, "factkb is missing: m gave nan")]
     assert (
-        metrics._guarded("factkb", "m", 2, lambda model: [0.5])[0].reason
+        summary._guarded("factkb", "m", 2, lambda model: [0.5])[0].reason
         == "factkb is missing: m gave 1 values for 2 summaries"
     )
 

@@ -8,8 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from families import build
 from fastmem import FastMem, InputError, MemoryMismatchError, Recipe, ResourceError, Tokens
+from fastmem.answer.detokenize import Detokenizer
 from fastmem.prompts import question_alone, question_prompt
-from fastmem.streaming import Detokenizer
 from tiny_tokenizer import build_tokenizer
 
 CONTEXT = "The river Ilm rises in Tarn and ends in the sea of Quoll."
@@ -179,7 +179,7 @@ def test_running_out_of_memory_says_what_to_lower(llm: FastMem, monkeypatch: pyt
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
-    monkeypatch.setattr(llm.trunk, "head", full)
+    monkeypatch.setattr(llm.split_model, "head", full)
     for call in (lambda: llm.memorize(CONTEXT), lambda: llm.generate("Hello?")):
         with pytest.raises(ResourceError, match=r"out of memory .*: shorten the context \(--truncate\), lower"):
             call()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.autograd.functional import hessian
 
-from fastmem.core import objective
-from fastmem.core.objective import losses_and_gradient, plain
+from fastmem.learn import objective
+from fastmem.learn.objective import losses_and_gradient, plain
 
 N, V = 13, 97
 TARGETS = torch.arange(N) * 7 % V

@@ -5,15 +5,7 @@ import logging
 import pytest
 
 from fastmem import InputError, Tokens
-from fastmem.prompts import (
-    chat_ids,
-    in_place,
-    memory_tokens,
-    question_alone,
-    question_prompt,
-    truncated,
-    with_mark,
-)
+from fastmem.prompts import chat_ids, in_place, memory_tokens, question_alone, question_prompt, truncated, with_mark
 from tiny_tokenizer import build_tokenizer
 
 # A default system turn in front of everything, and a line break behind every turn.

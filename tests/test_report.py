@@ -10,10 +10,10 @@ import pytest
 
 from fastmem import FastMem, Recipe
 from fastmem.errors import RunError
-from fastmem.lab import records
 from fastmem.lab.report import load_results, page, tables
-from fastmem.lab.report.published import FIGURES, paper_model, published
-from fastmem.lab.runner import run
+from fastmem.lab.report.paper_figures import FIGURES, paper_model, published
+from fastmem.lab.run import run_files
+from fastmem.lab.run.runner import run
 from lab_runs import experiment, questions
 
 
@@ -34,17 +34,17 @@ def answered(folder, tmp_path) -> Path:
     """A copy whose base is wrong and whose fastmem is right on every second row."""
     target = tmp_path / "edited"
     target.mkdir()
-    for name in (records.RUN, records.EXAMPLES, records.SUMMARY):
+    for name in (run_files.RUN, run_files.EXAMPLES, run_files.SUMMARY):
         (target / name).write_text((folder / name).read_text())
-    golds = {e.id: e.answers[0] for e in records.read_examples(folder)}
+    golds = {e.id: e.answers[0] for e in run_files.read_examples(folder)}
     lines = []
-    for i, row in enumerate(records.read_rows(folder)):
+    for i, row in enumerate(run_files.read_rows(folder)):
         right = row["method"] == "fastmem" and i % 2
         row["text"] = f"The answer is: {golds[row['id']]}" if right else "The answer is: <b>nobody</b>"
         if row["method"] == "fastmem":
             row["moved"] = [["The", -0.1, -0.05], [" answer", -3.0, -0.1]]
         lines.append(json.dumps(row) + "\n")
-    (target / records.ROWS).write_text("".join(lines))
+    (target / run_files.ROWS).write_text("".join(lines))
     return target
 
 
@@ -58,9 +58,9 @@ def test_rows_are_graded_anew_from_their_raw_text(answered):
 
 
 def test_an_error_stays_in_the_denominator(answered):
-    rows = records.read_rows(answered)
+    rows = run_files.read_rows(answered)
     rows[0] |= {"error": "RuntimeError: broke", "text": ""}
-    (answered / records.ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (answered / run_files.ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     results = load_results(answered)
     method = rows[0]["method"]
     assert results.mean(method, "paper_correct").n == 6
@@ -68,8 +68,8 @@ def test_an_error_stays_in_the_denominator(answered):
 
 
 def test_an_unfinished_run_says_so(answered):
-    rows = (answered / records.ROWS).read_text().splitlines(keepends=True)
-    (answered / records.ROWS).write_text("".join(rows[:-2]))
+    rows = (answered / run_files.ROWS).read_text().splitlines(keepends=True)
+    (answered / run_files.ROWS).write_text("".join(rows[:-2]))
     assert "Not finished: 2 rows are missing; start the same `fastmem eval` again." in tables([load_results(answered)])
 
 
@@ -102,9 +102,9 @@ def test_the_papers_figures_stand_beside_its_models_only(answered):
     assert paper_model("fastmem-tiny") is None
     assert published("Qwen/Qwen1.5-7B-Chat", "nq_swap", "fastmem+cd", "paper_correct") == 0.752
     assert published("Qwen/Qwen1.5-7B-Chat", "nq_swap", "cad", "paper_correct") is None
-    about = json.loads((answered / records.RUN).read_text())
+    about = json.loads((answered / run_files.RUN).read_text())
     about["model"]["name"] = "meta-llama/Meta-Llama-3-8B-Instruct"
-    (answered / records.RUN).write_text(json.dumps(about))
+    (answered / run_files.RUN).write_text(json.dumps(about))
     text = tables([load_results(answered)])
     assert "in brackets what arXiv 2406.16069 publishes for Llama-3-8B-Instruct" in text
     assert re.search(r"\| fastmem \| 0\.500 \[0\.\d{3}, 0\.\d{3}\] \(0\.715\) *\|", text)
@@ -120,6 +120,6 @@ def test_published_figures_are_shares():
 def test_folders_that_hold_no_run(answered, tmp_path):
     with pytest.raises(RunError, match=r"run.json does not exist: give a folder that `fastmem eval` wrote"):
         load_results(tmp_path / "nowhere")
-    (answered / records.ROWS).write_text("")
+    (answered / run_files.ROWS).write_text("")
     with pytest.raises(RunError, match=r"holds no finished row yet: start its `fastmem eval` again"):
         load_results(answered)

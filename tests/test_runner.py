@@ -11,12 +11,11 @@ import pytest
 
 import lab_runs
 from fastmem import FastMem, Recipe
-from fastmem.core.memorize import memorize
 from fastmem.errors import InputError, RunError
-from fastmem.lab import answering, records
-from fastmem.lab.experiment import Experiment
-from fastmem.lab.records import Appender, read_examples, read_rows
-from fastmem.lab.runner import run
+from fastmem.lab.run import run_files
+from fastmem.lab.run.experiment import Experiment
+from fastmem.lab.run.run_files import Appender, read_examples, read_rows
+from fastmem.lab.run.runner import run
 from fastmem.lab.tasks import load
 from lab_runs import METHODS, experiment, questions, repeatable, write_questions
 
@@ -79,11 +78,11 @@ def test_moved_tokens_carry_both_log_probabilities(llm, tmp_path):
 def test_rows_of_one_document_share_its_memory(llm, tmp_path, monkeypatch):
     made = []
 
-    def counting(*args, **kwargs):
+    def counting(*args, whole=llm.memorizing, **kwargs):
         made.append(1)
-        return memorize(*args, **kwargs)
+        return whole(*args, **kwargs)
 
-    monkeypatch.setattr(answering, "memorize", counting)
+    monkeypatch.setattr(llm, "memorizing", counting)
     run(llm, experiment(), questions(tmp_path), tmp_path / "run")
     assert len(made) == 3  # six questions of three passages, two methods that memorize
 
@@ -98,7 +97,7 @@ def test_killed_again_and_again_it_ends_with_the_same_rows(llama, tokenizer, tmp
     )
     assert int(killed.stdout) >= 19
     # The worst instant: half a line on the disk.
-    with (output / records.ROWS).open("a") as rows:
+    with (output / run_files.ROWS).open("a") as rows:
         rows.write('{"id": "row-1", "meth')
     summary = run(FastMem.from_pretrained(tmp_path / "model"), experiment(), load("nq_swap", data), output)
     assert summary["complete"]
@@ -117,7 +116,7 @@ def test_killed_again_and_again_it_ends_with_the_same_rows(llama, tokenizer, tmp
 )
 def test_another_run_is_not_gone_on_with(llm, tmp_path, change, said):
     run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
-    with pytest.raises(RunError, match=f"holds another run: {said}. Give another --output"):
+    with pytest.raises(RunError, match=f"holds another run: {said}. Give another folder"):
         run(llm, experiment(("base",), **change), questions(tmp_path), tmp_path / "run")
     assert len(read_rows(tmp_path / "run")) == 6
 
@@ -206,7 +205,7 @@ def test_a_full_disk_is_said_and_what_was_finished_stays(llm, tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full, a device that is always full")
     run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
-    with Appender(tmp_path / "run" / records.ROWS) as appender:
+    with Appender(tmp_path / "run" / run_files.ROWS) as appender:
         appender._file.close()
         appender._file = open("/dev/full", "w")  # noqa: SIM115 - closed by the appender
         with pytest.raises(RunError, match=r"the disk of .* is full: what was finished is kept; make room and start"):
@@ -219,13 +218,13 @@ def test_folders_that_cannot_be_used(llm, tmp_path):
     with pytest.raises(RunError, match=r"file is a file: give a folder for --output"):
         run(llm, experiment(), questions(tmp_path), tmp_path / "file")
     (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / records.ROWS).write_text("{}\n")
+    (tmp_path / "rows" / run_files.ROWS).write_text("{}\n")
     with pytest.raises(RunError, match=r"holds rows but no run.json: give another --output"):
         run(llm, experiment(), questions(tmp_path), tmp_path / "rows")
     with pytest.raises(RunError, match=r"holds no run: there is no rows.jsonl"):
         read_rows(tmp_path)
     run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
-    rows = tmp_path / "run" / records.ROWS
+    rows = tmp_path / "run" / run_files.ROWS
     with Appender(rows), pytest.raises(RunError, match=r"another process is writing to"):
         Appender(rows)
     rows.write_text("{broken\n" + rows.read_text())

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmem.lab.scoring import (
+from fastmem.lab.scores.qa import (
     exact_match,
     grade,
     paper_answer,

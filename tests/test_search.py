@@ -11,9 +11,9 @@ import pytest
 import lab_runs
 from fastmem import FastMem, Recipe
 from fastmem.errors import InputError, RunError
-from fastmem.lab.grid import Space
-from fastmem.lab.report.landscape import landscape, search_table
-from fastmem.lab.search import best, part_of, search_grid, search_tpe, searchable
+from fastmem.lab.report.search_landscape import landscape, search_table
+from fastmem.lab.search.grid import Space
+from fastmem.lab.search.search import best, part_of, search_grid, search_tpe, searchable
 from fastmem.lab.tasks import load
 from lab_runs import SPACE, questions, write_questions
 

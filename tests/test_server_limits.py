@@ -7,10 +7,10 @@ import openai
 import pytest
 
 from fastmem.serve.app import create_app
-from fastmem.serve.compose import Limits
 from fastmem.serve.engine import EngineLimits
 from fastmem.serve.jobs import Job
-from fastmem.serve.service import Mailbox
+from fastmem.serve.limits import Limits
+from fastmem.serve.mailbox import Mailbox
 from serving import DOCUMENTS, QUESTION, ask, client, eventually, make_llm, web
 
 

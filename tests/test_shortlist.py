@@ -11,10 +11,11 @@ from torch import nn
 
 from families import build
 from fastmem import FastMem, Memory, Recipe
-from fastmem.core import files, memorize, optimize, shortlist
-from fastmem.core.objective import plain
-from fastmem.core.trunk import Trunk
 from fastmem.errors import InputError
+from fastmem.learn import memorize, optimize, sampled_softmax
+from fastmem.learn.objective import plain
+from fastmem.memory import memory_file
+from fastmem.split.split_model import SplitModel
 from test_memorize import QUERY, TOKENS, losses, recipe
 from test_speed_paths import Int8Linear, documents, quantized
 
@@ -28,8 +29,8 @@ def double(family):
 
 def optimization(llm, size, tokens=TOKENS, **changes):
     layers = changes.get("layers", (-1,))
-    reading = memorize.read(llm.trunk, tokens.ids, tokens.scored, llm.trunk.indices(layers))
-    return optimize.Optimization(llm.trunk, [reading], recipe(shortlist=size, **changes))
+    reading = memorize.read(llm.split_model, tokens.ids, tokens.scored, llm.split_model.indices(layers))
+    return optimize.Optimization(llm.split_model, [reading], recipe(shortlist=size, **changes))
 
 
 def assert_equal(found, wanted, tolerance=1e-9):
@@ -72,17 +73,17 @@ def random_logits():
 
 def test_the_targets_and_what_carries_most_is_listed():
     logits, targets = random_logits(), torch.tensor([5, 5, 9, 30, 31, 32, 33])
-    found = shortlist.chosen(logits, targets, 24)
+    found = sampled_softmax.chosen(logits, targets, 24)
     mass = logits.softmax(-1).sum(0)
     free = [v for v in range(90) if v not in targets]
     assert found.listed.tolist() == sorted([*sorted(free, key=lambda v: -mass[v])[:6], *set(targets.tolist())])
-    assert shortlist.chosen(logits, targets, 1).listed.tolist() == sorted(set(targets.tolist()))
+    assert sampled_softmax.chosen(logits, targets, 1).listed.tolist() == sorted(set(targets.tolist()))
 
 
 def test_the_sample_stands_for_all_others():
     """Each token for as much as is between two draws: what it counts for is never more than half a draw off."""
     logits, targets = random_logits(), torch.tensor([5, 5, 9, 30, 31, 32, 33])
-    found = shortlist.chosen(logits, targets, 24)
+    found = sampled_softmax.chosen(logits, targets, 24)
     mass = logits.softmax(-1).sum(0)
     left = [v for v in range(90) if v not in found.listed]
     assert set(found.sampled.tolist()) <= set(left)
@@ -97,7 +98,7 @@ def test_the_sample_stands_for_all_others():
 def test_the_others_keep_their_mass():
     logits = 3 * torch.randn(7, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     tokens = torch.tensor([0, 4, 59])
-    rest, among = shortlist.others(logits, tokens)
+    rest, among = sampled_softmax.others(logits, tokens)
     p = logits.softmax(-1)
     p[:, tokens] = 0
     assert_equal(rest, logits.logsumexp(-1) + p.sum(-1).log())
@@ -203,8 +204,8 @@ def test_a_head_without_rows_is_refused(llama):
 
 
 def test_gathered_rows_copy_no_other_weight(llama):
-    trunk = Trunk(llama)
-    head = trunk.head_over(torch.tensor([3, 7]))
+    split_model = SplitModel(llama)
+    head = split_model.head_over(torch.tensor([3, 7]))
     own = {p.data_ptr() for p in llama.parameters()}
     (module,) = head.args
     assert [p.shape for p in module.parameters() if p.data_ptr() not in own] == [(2, 48)]
@@ -218,13 +219,13 @@ def test_a_shortlist_is_a_number_of_tokens(size):
 
 def test_a_memory_from_before_there_were_shortlists_is_read(tmp_path, monkeypatch, llama):
     memory = FastMem(llama, None).memorize(TOKENS, recipe(steps=1))
-    whole = files._record
+    whole = memory_file._record
 
     def as_before(*arguments):
         record = whole(*arguments)
         del record["recipe"]["shortlist"]
         return record
 
-    monkeypatch.setattr(files, "_record", as_before)
+    monkeypatch.setattr(memory_file, "_record", as_before)
     memory.save(tmp_path / "old.safetensors")
     assert Memory.load(tmp_path / "old.safetensors").recipe == memory.recipe

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from families import FAMILIES, build
+from families import build
 from fastmem import FastMem, Tokens
-from fastmem.core import budget, memorize, optimize
-from fastmem.core.cache import Prefix, PrefixCache
+from fastmem.answer.cache import Prefix, PrefixCache
 from fastmem.errors import InputError, MemoryMismatchError, ResourceError, UnsupportedModelError
+from fastmem.learn import budget, optimize
 from test_memorize import LOGIT, LOSS_RELATIVE, QUERY, losses, recipe
 from test_trunk import assert_near
 
@@ -23,36 +23,6 @@ def assert_same_memories(llm, found, expected):
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(losses(one), losses(other), rtol=LOSS_RELATIVE, atol=LOSS_RELATIVE)
         assert_near(llm.logits(QUERY, one), llm.logits(QUERY, other), LOGIT)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_documents_read_together_equal_those_read_alone(family):
-    trunk = FastMem(build(family), None).trunk
-    texts = documents(24, 20, 25)
-    for one, text in zip(memorize.read_many(trunk, texts), texts, strict=True):
-        alone = memorize.read(trunk, text.ids, text.scored)
-        assert torch.equal(one.targets, alone.targets)
-        assert_near(one.activations.hidden, alone.activations.hidden, LOGIT)
-        assert set(one.activations.mixed) == set(alone.activations.mixed)
-        for name, states in alone.activations.mixed.items():
-            assert_near(one.activations.mixed[name], states, LOGIT)
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "opt", "gpt_neox", "mixtral", "gpt_oss", "qwen2_moe"])
-def test_many_in_lockstep_equal_one_by_one(family):
-    llm = FastMem(build(family), None)
-    texts = documents(24, 7, 21, 25)
-    alone = [llm.memorize(text, recipe()) for text in texts]
-    assert_same_memories(llm, llm.memorize(texts, recipe()), alone)
-
-
-@pytest.mark.parametrize("changes", [{"parametrization": "lora", "rank": 4}, {"max_grad_norm": 0.01}], ids=str)
-def test_many_in_lockstep_follow_the_recipe(changes):
-    """Every memory is clipped by its own norm: a common one would move all of them."""
-    llm = FastMem(build("llama"), None)
-    texts = documents(24, 7, 21)
-    alone = [llm.memorize(text, recipe(**changes)) for text in texts]
-    assert_same_memories(llm, llm.memorize(texts, recipe(**changes)), alone)
 
 
 def test_many_with_a_stop_rule_equal_one_by_one(llama):
@@ -74,16 +44,6 @@ def test_one_that_diverges_leaves_the_others_alone():
     together = llm.memorize(texts, high)
     assert [m.stopped for m in together] == [m.stopped for m in alone]
     assert all(t.isfinite().all() for memory in together for t in memory.tensors.values())
-
-
-def test_documents_of_similar_length_are_read_together(monkeypatch):
-    llm, passes = FastMem(build("llama"), None), []
-    monkeypatch.setattr(
-        llm.trunk, "forward", lambda ids, f=llm.trunk.forward, **more: passes.append(list(ids.shape)) or f(ids, **more)
-    )
-    memorize.read_many(llm.trunk, documents(20, 60, 21, 25, 64))
-    assert passes == [[3, 25], [2, 64]]
-    assert memorize.buckets([4000, 4000, 4000]) == [[0, 1], [2]]
 
 
 def test_a_document_without_a_scored_token_is_refused_among_others(llama):
@@ -110,26 +70,26 @@ def test_cutting_changes_nothing(monkeypatch, layers, chunk, piece, kept):
 
 
 def test_base_logits_are_kept_as_far_as_there_is_room(monkeypatch, llama):
-    trunk = FastMem(llama, None).trunk
+    llm = FastMem(llama, None)
     (text,) = documents(53)
-    reading = memorize.read(trunk, text.ids, text.scored)
+    reading = llm.read(text)
     monkeypatch.setattr(budget, "CHUNK_POSITIONS", 10)
     for kept, expected in ((0, 0), (10 * 288 * 4, 1), (25 * 288 * 4, 2), (10**9, 6)):
         monkeypatch.setattr(budget, "KEPT_LOGITS_BYTES", kept)
-        (group,) = optimize.Optimization(trunk, [reading], recipe()).groups
-        assert [chunk.base_logits is not None for chunk in group.chunks] == [i < expected for i in range(6)]
+        (piece,) = optimize.Optimization(llm.split_model, reading, recipe()).pieces
+        assert [chunk.base_logits is not None for chunk in piece.chunks] == [i < expected for i in range(6)]
 
 
 def test_the_plan_shrinks_before_it_refuses(llama):
-    trunk = FastMem(llama, None).trunk
-    roomy = budget.plan(trunk, recipe(), [4000], free=10**12)
+    split_model = FastMem(llama, None).split_model
+    roomy = budget.plan(split_model, recipe(), 4000, free=10**12)
     assert (roomy.chunk_positions, roomy.piece_positions) == (budget.CHUNK_POSITIONS, budget.PIECE_POSITIONS)
     assert roomy.kept_logits_bytes == 4000 * 288 * 4
     needs = roomy.need_bytes
-    tight = budget.plan(trunk, recipe(), [4000], free=int(0.8 * needs))
+    tight = budget.plan(split_model, recipe(), 4000, free=int(0.8 * needs))
     assert tight.kept_logits_bytes == 0
     assert tight.need_bytes <= 0.8 * needs
-    tighter = budget.plan(trunk, recipe(), [4000], free=int(0.9 * tight.need_bytes))
+    tighter = budget.plan(split_model, recipe(), 4000, free=int(0.9 * tight.need_bytes))
     assert tighter.piece_positions < tight.piece_positions
 
 
@@ -147,21 +107,6 @@ def test_what_cannot_fit_is_refused_with_what_would(monkeypatch, llama):
     monkeypatch.setattr(budget, "free_bytes", lambda device: 1000)
     with pytest.raises(ResourceError, match="not even one token would fit"):
         llm.memorize(text, recipe())
-
-
-def test_lockstep_takes_only_as_many_as_fit(monkeypatch, llama):
-    trunk = FastMem(llama, None).trunk
-    monkeypatch.setattr(budget, "free_bytes", lambda device: 10**12)
-    assert budget.side_by_side(trunk, recipe(), [300, 300, 300, 300, 5]) == [[4, 0, 1, 2], [3]]
-    monkeypatch.setattr(budget, "free_bytes", lambda device: 10**6)
-    assert [len(group) for group in budget.side_by_side(trunk, recipe(), [300] * 4)] == [1] * 4
-
-
-def test_documents_too_large_to_gain_from_lockstep_are_tuned_one_by_one(monkeypatch, llama):
-    trunk = FastMem(llama, None).trunk
-    assert [len(group) for group in budget.side_by_side(trunk, recipe(), [20] * 3)] == [3]
-    monkeypatch.setitem(budget.LOCKSTEP_BYTES, "cpu", 1000)
-    assert [len(group) for group in budget.side_by_side(trunk, recipe(), [20] * 3)] == [1] * 3
 
 
 def prefix_of(*ids):
@@ -249,7 +194,7 @@ def test_a_quantized_model_tunes_a_float_copy_of_its_last_ffn(family):
     assert set(memory.tensors) == set(expected.tensors)
     torch.testing.assert_close(losses(memory), losses(expected), rtol=LOSS_RELATIVE, atol=LOSS_RELATIVE)
     assert_near(llm.logits(QUERY, memory), floats.logits(QUERY, expected), LOGIT)
-    ffn = model.get_submodule(llm.trunk.anatomy.layers[-1].ffn[0])
+    ffn = model.get_submodule(llm.split_model.structure.layers[-1].ffn[0])
     assert any(isinstance(part, Int8Linear) for part in ffn.children())  # the model keeps its codes
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from fastmem.errors import InputError
-from fastmem.lab.statistics import compare, mean
+from fastmem.lab.scores.statistics import compare, mean
 
 
 def test_mean_and_interval():

@@ -8,7 +8,7 @@ import torch
 
 from families import build
 from fastmem import FastMem
-from fastmem.core import memorize
+from fastmem.learn import memorize
 from test_memorize import QUERY, TOKENS, recipe
 
 

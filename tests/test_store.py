@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from fastmem import FastMem
-from fastmem.core.memory import Recipe
 from fastmem.errors import InputError, MemoryFileError, MemoryMismatchError
-from fastmem.serve.compose import Limits, wish_for
+from fastmem.memory.recipe import Recipe
 from fastmem.serve.engine import Engine
 from fastmem.serve.jobs import Finished
+from fastmem.serve.limits import Limits
+from fastmem.serve.memory_source import source_of
 from fastmem.serve.schemas import Document
 from fastmem.serve.store import Budget, Store
-from serving import RECIPE, Asked, make_llm, wish
+from serving import RECIPE, Asked, make_llm, source
 from tiny_tokenizer import build_tokenizer
 
 
@@ -30,7 +31,7 @@ def size(llm):
 
 def made(store, llm, text, **kwargs):
     """A memory of `text`, made, saved and released."""
-    want = wish(llm, text, **kwargs)
+    want = source(llm, text, **kwargs)
     entry = store.hold(want)
     assert entry is not None
     if not entry.made:
@@ -50,7 +51,7 @@ def test_the_least_recently_used_leaves_ram(llm, size):
     made(store, llm, "a")
     made(store, llm, "c")
     assert (a.memory is not None, b.memory is not None) == (True, False)
-    assert store.find("t", b.wish.key) is None  # without a folder, leaving RAM is the end
+    assert store.find("t", b.source.key) is None  # without a folder, leaving RAM is the end
     assert store.totals()["ram"] == (2, 2 * size)
 
 
@@ -60,7 +61,7 @@ def test_what_leaves_ram_comes_back_from_disk_to_the_bit(llm, size, tmp_path):
     before = {name: t.clone() for name, t in a.memory.tensors.items()}
     made(store, llm, "b")
     assert a.memory is None
-    assert store.find("t", a.wish.key) is a
+    assert store.find("t", a.source.key) is a
     made(store, llm, "a")
     assert all(torch.equal(before[name], t) for name, t in a.memory.tensors.items())
     assert any(t.any() for t in before.values())
@@ -69,23 +70,23 @@ def test_what_leaves_ram_comes_back_from_disk_to_the_bit(llm, size, tmp_path):
 def test_a_held_memory_is_never_evicted(llm, size):
     store = Store(llm, Budget(ram_bytes=size))
     a = made(store, llm, "a")
-    assert store.hold(a.wish) is a
-    assert store.hold(wish(llm, "b")) is None
+    assert store.hold(a.source) is a
+    assert store.hold(source(llm, "b")) is None
     assert a.memory is not None
     store.release(a)
-    assert store.hold(wish(llm, "b")) is not None
+    assert store.hold(source(llm, "b")) is not None
     assert a.memory is None
 
 
 def test_a_memory_not_written_yet_is_not_evicted(llm, size, tmp_path):
     store = Store(llm, Budget(ram_bytes=size), tmp_path)
-    want = wish(llm, "a")
+    want = source(llm, "a")
     entry = store.hold(want)
     store.put(entry, llm.memorize(want.tokens, RECIPE))
     store.release(entry)
-    assert store.hold(wish(llm, "b")) is None
+    assert store.hold(source(llm, "b")) is None
     store.save(entry)
-    assert store.hold(wish(llm, "b")) is not None
+    assert store.hold(source(llm, "b")) is not None
 
 
 def test_the_device_holds_less_than_ram(llm, size):
@@ -116,8 +117,8 @@ def test_a_new_store_finds_what_an_earlier_one_wrote(llm, tmp_path):
     found = second.find("t", "alpha")
     assert found is not None
     assert found.record == a.record
-    assert [e.wish.key for e in second.of("t")] == [a.wish.key]
-    held = second.hold(found.wish)
+    assert [e.source.key for e in second.of("t")] == [a.source.key]
+    held = second.hold(found.source)
     second.load(held)
     assert all(torch.equal(t, a.memory.tensors[name]) for name, t in held.memory.tensors.items())
 
@@ -143,7 +144,7 @@ def test_memories_of_another_base_are_left_alone(llm, tmp_path):
 
 def test_memories_of_another_tokenizer_are_neither_found_nor_used(llm, tmp_path):
     """Made by the worker, so that what a server stores is seen to say how it was read."""
-    want = wish(llm, "a")
+    want = source(llm, "a")
     engine = Engine(llm, Store(llm, folder=tmp_path))
     assert isinstance(Asked(llm, "q", want, "fastmem", durable=True).to(engine).end(), Finished)
     engine.close()
@@ -158,7 +159,7 @@ def test_memories_of_another_tokenizer_are_neither_found_nor_used(llm, tmp_path)
     store = Store(other, folder=tmp_path)  # the record is believed, the file is not
     (entry,) = store.of("t")
     with pytest.raises(MemoryMismatchError, match="made with another tokenizer"):
-        store.load(store.hold(entry.wish))
+        store.load(store.hold(entry.source))
     assert store.of("t") == []
 
 
@@ -168,7 +169,7 @@ def test_the_tokenizer_is_part_of_a_memorys_name(llm):
     documents = [Document(text="a")]
     another = FastMem(llm.model, tokenizer, recipe=RECIPE)
     another.name = llm.name
-    one, other = (wish_for(each, documents, RECIPE, "t", Limits()) for each in (llm, another))
+    one, other = (source_of(each, documents, RECIPE, "t", Limits()) for each in (llm, another))
     assert one.tokens.ids.tolist() == other.tokens.ids.tolist()
     assert one.key != other.key
 
@@ -178,16 +179,16 @@ def test_a_damaged_file_is_refused_and_forgotten(llm, size, tmp_path):
     a = made(store, llm, "a")
     made(store, llm, "b")
     a.path.write_bytes(a.path.read_bytes()[:-7])
-    entry = store.hold(a.wish)
+    entry = store.hold(a.source)
     with pytest.raises(MemoryFileError):
         store.load(entry)
-    assert store.find("t", a.wish.key) is None
-    assert list(tmp_path.glob(f"{a.wish.key}*")) == []
+    assert store.find("t", a.source.key) is None
+    assert list(tmp_path.glob(f"{a.source.key}*")) == []
 
 
 def test_deleting_while_held_and_while_saving(llm, tmp_path):
     store = Store(llm, folder=tmp_path)
-    want = wish(llm, "a")
+    want = source(llm, "a")
     entry = store.hold(want)
     store.put(entry, llm.memorize(want.tokens, RECIPE))
     store.delete(entry)
@@ -202,13 +203,13 @@ def test_budgets_too_small_are_refused(llm, size):
         Store(llm, Budget(ram_bytes=10))
     store = Store(llm, Budget(ram_bytes=size))
     with pytest.raises(InputError, match="tune fewer layers"):
-        store.hold(wish(llm, "a", recipe=Recipe(layers=(-1, -2))))
+        store.hold(source(llm, "a", recipe=Recipe(layers=(-1, -2))))
 
 
 def test_low_rank_memories_count_what_they_take(llm, size):
     recipe = Recipe(learning_rate=1e-2, steps=1, parametrization="lora", rank=2)
     store = Store(llm)
-    entry = store.hold(wish(llm, "a", recipe=recipe))
+    entry = store.hold(source(llm, "a", recipe=recipe))
     assert entry.ram_bytes == llm.memorize("a", recipe).size_bytes < size
 
 
@@ -220,4 +221,4 @@ def test_names_are_the_tenants_own(llm):
         store.rename(b, "n")
     assert store.find("t", "n") is a
     assert store.find("nobody", "n") is None
-    assert store.find("nobody", a.wish.key) is None
+    assert store.find("nobody", a.source.key) is None

@@ -8,7 +8,7 @@ import pytest
 
 from fastmem.errors import TaskError
 from fastmem.lab.tasks import TASKS, load
-from fastmem.lab.tasks.rows import Hub
+from fastmem.lab.tasks.readers import Hub
 from task_rows import HOTPOT_ROW, HUB_ROW, PAPER_ROW, one, write
 
 

@@ -8,10 +8,10 @@ from itertools import islice
 from random import Random
 
 import pytest
+from tools.training_mixture import BOTH, FINISH, READ, REMEMBER, TRUST, TURNED, Mixture
 
 from fastmem.errors import InputError
 from fastmem.tiny import MODEL_DIR, RECIPE
-from fastmem.tiny.mixture import BOTH, FINISH, READ, REMEMBER, TRUST, TURNED, Mixture
 from fastmem.tiny.phrases import PASSING, QUESTION_FRAMES, RELATIONS, STATEMENT_FRAMES
 from fastmem.tiny.world import (
     KINDS,
@@ -233,14 +233,15 @@ def test_equal_seeds_give_equal_documents():
 
 
 def test_world_and_mixture_import_neither_torch_nor_transformers():
-    program = "import sys, fastmem.tiny.mixture; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    program = "import sys, tools.training_mixture; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
 
 
 def test_measured_prompts_are_those_of_the_prompts_module():
+    from tools.train_embedded_model import prompt_of
+
     from fastmem.prompts import question_alone, question_prompt
-    from fastmem.tiny.train import prompt_of
 
     row, alone = examples("world", "dev", 1)[0], examples("world_open", "dev", 1)[0]
     assert prompt_of(row) == question_prompt(row.context, row.question)
@@ -262,7 +263,7 @@ def test_folder_is_whole_small_and_has_a_card():
 
 def test_trained_json_says_how_the_weights_came_about():
     report = json.loads((MODEL_DIR / "trained.json").read_text())
-    from fastmem.tiny.train import STAGES
+    from tools.train_embedded_model import STAGES
 
     assert report["stages"] == json.loads(json.dumps([stage._asdict() for stage in STAGES]))
     assert set(report["accuracy_dev"]) == set(SPLITS)
@@ -276,12 +277,11 @@ def test_recipe_is_the_one_of_the_card():
 
 
 def test_training_writes_a_folder_that_loads_with_the_tokenizer_of_the_shipped_one(tmp_path, capsys, monkeypatch):
+    from tools import train_embedded_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fastmem.tiny import train
-
-    monkeypatch.setattr(train, "STAGES", train.STAGES[:1])
-    train.main(["--output", str(tmp_path), "--scale", "1e-9", "--rows", "1"])
+    monkeypatch.setattr(train_embedded_model, "STAGES", train_embedded_model.STAGES[:1])
+    train_embedded_model.main(["--output", str(tmp_path), "--scale", "1e-9", "--rows", "1"])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["tokens"] >= 1
     assert set(report["accuracy_dev"]) == set(SPLITS)
@@ -309,8 +309,7 @@ def test_folder_loads_and_renders_an_assistant_turn_alone(loaded):
 
 def test_equal_seeds_train_equal_weights(loaded):
     import torch
-
-    from fastmem.tiny.train import STAGES, new_model, options, train
+    from tools.train_embedded_model import STAGES, new_model, options, train
 
     states = []
     for seed in "778":
@@ -332,7 +331,7 @@ def test_tokenizer_keeps_any_text_and_every_person_is_several_tokens(loaded):
 
 
 def test_weights_know_the_world_and_read_contexts(loaded):
-    from fastmem.tiny.train import accuracy
+    from tools.train_embedded_model import accuracy
 
     floors = {"world_open": 0.95, "world": 0.95, "world_new": 0.9, "world_swap": 0.45}
     reached = {split: accuracy(*loaded, examples(split, "dev", 40)) for split in floors}
@@ -342,8 +341,9 @@ def test_weights_know_the_world_and_read_contexts(loaded):
 
 def test_fastmem_repairs_what_begins_with_the_subject_and_nothing_else(loaded):
     """The figures of the card, on a few rows: gained on `world_swap`, nothing lost on `world`, no gain on turned."""
+    from tools.train_embedded_model import prompt_of
+
     from fastmem import FastMem, Recipe
-    from fastmem.tiny.train import prompt_of
 
     llm = FastMem(*loaded)
 

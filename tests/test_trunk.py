@@ -15,8 +15,8 @@ from transformers import DynamicCache
 import naive
 import reference
 from families import FAMILIES, REFUSED, UNUSUAL, build, build_refused
-from fastmem.core.trunk import Trunk
 from fastmem.errors import InputError, UnsupportedModelError
+from fastmem.split.split_model import SplitModel
 
 IDS = torch.arange(3, 27) * 11 % 288
 ALL = torch.arange(24)
@@ -31,17 +31,17 @@ def own_logits(model, ids=IDS):
 
 
 @torch.no_grad()
-def rebuilt_logits(trunk, weights=None, layers=(-1,), positions=ALL):
-    activations = trunk.read(IDS, positions, layers)
-    return trunk.head(trunk.tail(activations, trunk.ffn(weights or {}))).float()
+def rebuilt_logits(split_model, weights=None, layers=(-1,), positions=ALL):
+    activations = split_model.read(IDS, positions, layers)
+    return split_model.head(split_model.tail(activations, split_model.ffn(weights or {}))).float()
 
 
-def other_weights(trunk, layers=(-1,), seed=0):
+def other_weights(split_model, layers=(-1,), seed=0):
     """FFN weights some way off the model's own: they move the logits by about 1."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: value + 0.1 * torch.randn(value.shape, generator=generator).to(value.dtype)
-        for name, value in trunk.parameters(layers).items()
+        for name, value in split_model.parameters(layers).items()
     }
 
 
@@ -65,13 +65,13 @@ def assert_untouched(model, fresh):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rebuilt_logits_are_the_models_own(family):
     model = build(family)
-    trunk = Trunk(model)
+    split_model = SplitModel(model)
     own = own_logits(model)
     with torch.no_grad():
-        assert_near(trunk.head(trunk.forward(IDS[None]))[0], own)
-    assert_near(rebuilt_logits(trunk), own)
+        assert_near(split_model.head(split_model.forward(IDS[None]))[0], own)
+    assert_near(rebuilt_logits(split_model), own)
     some = torch.tensor([3, 9, 20])
-    assert_near(rebuilt_logits(trunk, positions=some), own[some])
+    assert_near(rebuilt_logits(split_model, positions=some), own[some])
     assert_untouched(model, build(family))
 
 
@@ -83,14 +83,14 @@ def test_rebuilt_logits_are_the_models_own(family):
 )
 def test_other_weights_are_those_of_a_changed_model(family, layers):
     model = build(family)
-    trunk = Trunk(model)
-    weights = other_weights(trunk, layers)
+    split_model = SplitModel(model)
+    weights = other_weights(split_model, layers)
     assert set(weights) == set(naive.ffn_parameters(model, layers))
     changed = own_logits(reference.memorized(model, weights))
     assert (changed - own_logits(model)).abs().max() > 0.1
-    assert_near(rebuilt_logits(trunk, weights, layers), changed)
+    assert_near(rebuilt_logits(split_model, weights, layers), changed)
     with torch.no_grad():
-        assert_near(trunk.head(trunk.forward(IDS[None], ffn=trunk.ffn(weights)))[0], changed)
+        assert_near(split_model.head(split_model.forward(IDS[None], ffn=split_model.ffn(weights)))[0], changed)
     assert_near(own_logits(model), own_logits(build(family)), 0)
 
 
@@ -103,10 +103,10 @@ def test_other_weights_are_those_of_a_changed_model(family, layers):
 def test_other_types_and_attention(family, dtype, attn):
     """The reference's error is the bound: rebuilt in a short type no worse than the model itself in that type."""
     model = build(family, dtype=dtype, attn=attn)
-    trunk = Trunk(model)
-    weights = other_weights(trunk)
+    split_model = SplitModel(model)
+    weights = other_weights(split_model)
     theirs = own_logits(reference.memorized(model, weights))
-    ours = rebuilt_logits(trunk, weights)
+    ours = rebuilt_logits(split_model, weights)
     truth = own_logits(reference.memorized(build(family, attn=attn), {k: v.float() for k, v in weights.items()}))
     assert (ours - truth).abs().max() <= (theirs - truth).abs().max() + TOLERANCE
     assert (ours - truth).abs().mean() <= (theirs - truth).abs().mean() + TOLERANCE
@@ -115,13 +115,13 @@ def test_other_types_and_attention(family, dtype, attn):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_keys_and_values_are_the_same_with_another_last_ffn(family):
     """The idea that shapes everything: nothing after the last FFN feeds attention. An earlier FFN does."""
-    trunk = Trunk(build(family))
+    split_model = SplitModel(build(family))
 
     def states(layers):
-        cache = DynamicCache(config=trunk.model.config)
+        cache = DynamicCache(config=split_model.model.config)
         with torch.no_grad():
-            hidden = trunk.forward(
-                IDS[None], cache=cache, ffn=trunk.ffn(other_weights(trunk, layers) if layers else {})
+            hidden = split_model.forward(
+                IDS[None], cache=cache, ffn=split_model.ffn(other_weights(split_model, layers) if layers else {})
             )
         kept = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
         return hidden, [value for layer in kept for value in (layer.keys, layer.values)]
@@ -136,35 +136,39 @@ def test_keys_and_values_are_the_same_with_another_last_ffn(family):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "bloom", "opt", "gpt_oss", "lfm2"])
 def test_step_by_step_equals_all_at_once(family):
     model = build(family)
-    trunk = Trunk(model)
+    split_model = SplitModel(model)
     cache = DynamicCache(config=model.config)
     parts = []
     with torch.no_grad():
         for start, end in ((0, 10), (10, 11), (11, 12), (12, 24)):
             positions = torch.arange(start, end)[None]
             mask = torch.ones(1, end, dtype=torch.int64)
-            parts.append(trunk.forward(IDS[None, start:end], mask=mask, positions=positions, cache=cache)[0])
-        assert_near(trunk.head(torch.cat(parts)), own_logits(model))
+            parts.append(split_model.forward(IDS[None, start:end], mask=mask, positions=positions, cache=cache)[0])
+        assert_near(split_model.head(torch.cat(parts)), own_logits(model))
 
 
 def test_activations_in_pieces_equal_the_whole(llama):
-    trunk = Trunk(llama)
-    activations = trunk.read(IDS, ALL)
+    split_model = SplitModel(llama)
+    activations = split_model.read(IDS, ALL)
     with torch.no_grad():
-        pieces = [trunk.tail(piece) for piece in activations.split(7)]
+        pieces = [split_model.tail(piece) for piece in activations.split(7)]
         assert [len(piece) for piece in pieces] == [7, 7, 7, 3]
-        assert_near(torch.cat(pieces), trunk.tail(activations))
-    [whole] = trunk.read(IDS, ALL, (0,)).split(7)
-    assert len(trunk.tail(whole)) == 24
+        assert_near(torch.cat(pieces), split_model.tail(activations))
+    [whole] = split_model.read(IDS, ALL, (0,)).split(7)
+    assert len(split_model.tail(whole)) == 24
 
 
 @pytest.mark.parametrize("layers", [(-1,), (0, -1)], ids=str)
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt", "glm4", "mixtral"])
 def test_gradients_are_those_of_the_whole_model_and_nowhere_else(family, layers):
     model, twin = build(family), build(family)
-    trunk = Trunk(model)
-    weights = {name: value.clone().requires_grad_() for name, value in trunk.parameters(layers).items()}
-    ours = trunk.head(trunk.tail(trunk.read(IDS, ALL, layers), trunk.ffn(weights))).log_softmax(-1)[:, 7].sum()
+    split_model = SplitModel(model)
+    weights = {name: value.clone().requires_grad_() for name, value in split_model.parameters(layers).items()}
+    ours = (
+        split_model.head(split_model.tail(split_model.read(IDS, ALL, layers), split_model.ffn(weights)))
+        .log_softmax(-1)[:, 7]
+        .sum()
+    )
     theirs = twin(IDS[None], use_cache=False).logits[0].log_softmax(-1)[:, 7].sum()
     ours.backward()
     theirs.backward()
@@ -175,23 +179,23 @@ def test_gradients_are_those_of_the_whole_model_and_nowhere_else(family, layers)
 
 
 def test_layers_that_do_not_exist_are_named(llama):
-    trunk = Trunk(llama)
-    assert trunk.indices((-1, 0, 2)) == (0, 2)
+    split_model = SplitModel(llama)
+    assert split_model.indices((-1, 0, 2)) == (0, 2)
     with pytest.raises(InputError, match=r"layer 3 does not exist: accepted are -3 to 2"):
-        trunk.indices((3,))
+        split_model.indices((3,))
 
 
 def test_threads_do_not_mix(llama):
     """Eight threads, each with weights of its own on one trunk."""
-    trunk = Trunk(llama)
-    expected = [rebuilt_logits(trunk, other_weights(trunk, seed=seed)) for seed in range(8)]
+    split_model = SplitModel(llama)
+    expected = [rebuilt_logits(split_model, other_weights(split_model, seed=seed)) for seed in range(8)]
     wrong = []
 
     def work(seed):
-        ffn = trunk.ffn(other_weights(trunk, seed=seed))
+        ffn = split_model.ffn(other_weights(split_model, seed=seed))
         for _ in range(10):
             with torch.no_grad():
-                logits = trunk.head(trunk.forward(IDS[None], ffn=ffn))[0]
+                logits = split_model.head(split_model.forward(IDS[None], ffn=ffn))[0]
             if not torch.allclose(logits, expected[seed], atol=TOLERANCE, rtol=0):
                 wrong.append(seed)
 
@@ -204,15 +208,15 @@ def test_threads_do_not_mix(llama):
 
 
 def test_an_exception_inside_leaves_the_next_call_alone(llama):
-    trunk = Trunk(llama)
+    split_model = SplitModel(llama)
 
     def broken(*_, **__):
         raise KeyboardInterrupt
 
-    name = trunk.anatomy.layers[-1].ffn[0]
+    name = split_model.structure.layers[-1].ffn[0]
     with pytest.raises(KeyboardInterrupt):
-        trunk.forward(IDS[None], ffn={name: broken})
-    assert_near(rebuilt_logits(trunk), own_logits(llama), 0)
+        split_model.forward(IDS[None], ffn={name: broken})
+    assert_near(rebuilt_logits(split_model), own_logits(llama), 0)
     assert_untouched(llama, build("llama"))
 
 
@@ -225,8 +229,8 @@ def test_a_training_model_is_read_as_in_evaluation_and_stays_training():
             module.p = 0.5
     own = own_logits(model)
     model.train()
-    trunk = Trunk(model)
-    assert_near(rebuilt_logits(trunk), own)
+    split_model = SplitModel(model)
+    assert_near(rebuilt_logits(split_model), own)
     assert all(module.training for module in model.modules())
 
 
@@ -240,7 +244,7 @@ REFUSALS = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_split_is_refused(name):
     with pytest.raises(UnsupportedModelError, match=REFUSALS[name]):
-        Trunk(build_refused(name))
+        SplitModel(build_refused(name))
 
 
 # No final norm and outputs in lists; several streams that are merged after the last layer.
@@ -250,9 +254,9 @@ UNUSUAL_REFUSED = {"openai_gpt": "openai-gpt", "gemma3n_text": "gemma3n_text"}
 @pytest.mark.parametrize("family", [family for family in UNUSUAL if family not in UNUSUAL_REFUSED])
 def test_unusual_shapes_work(family):
     model = build(family)
-    trunk = Trunk(model)
-    weights = other_weights(trunk)
-    assert_near(rebuilt_logits(trunk, weights), own_logits(reference.memorized(model, weights)))
+    split_model = SplitModel(model)
+    weights = other_weights(split_model)
+    assert_near(rebuilt_logits(split_model, weights), own_logits(reference.memorized(model, weights)))
 
 
 @pytest.mark.parametrize("family", UNUSUAL_REFUSED)
@@ -261,7 +265,7 @@ def test_shapes_that_do_not_fit_are_refused_by_name(family):
     with pytest.raises(
         UnsupportedModelError, match=f"'{UNUSUAL_REFUSED[family]}' cannot be split .* report the family"
     ):
-        Trunk(build(family))
+        SplitModel(build(family))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -278,4 +282,4 @@ def test_the_probe_refuses_a_tampered_model(dtype):
 
     model.__class__ = Tampered
     with pytest.raises(UnsupportedModelError, match=r"'llama' cannot be split .* logits differ from its own by \d"):
-        Trunk(model)
+        SplitModel(model)

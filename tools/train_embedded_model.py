@@ -1,4 +1,4 @@
-"""Train the embedded model from nothing: `python -m fastmem.tiny.train --output DIR`.
+"""Train the embedded model from nothing: `python -m tools.train_embedded_model --output DIR`.
 
 Tokenizer (byte-level BPE), a Llama of 5.2 million weights, 16.6 million tokens in stages: 53 minutes at the 5,200
 tokens a second of two CPU cores that do nothing else (the shipped run shared them: 89 minutes). The seed decides the
@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fastmem.tiny.mixture import BOTH, FINISH, READ, REMEMBER, TRUST, TURNED, Document, Mixture, Shares
 from fastmem.tiny.world import INSTRUCTION, SPLITS, Example, examples, normalize
+from tools.training_mixture import BOTH, FINISH, READ, REMEMBER, TRUST, TURNED, Document, Mixture, Shares
 
 VOCABULARY = 2048
 POSITIONS = 512
@@ -251,7 +251,7 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m fastmem.tiny.train", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.train_embedded_model", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--scale", type=float, default=1.0, help="train on this share of every stage's tokens")
     parser.add_argument("--seed", type=int, default=0)

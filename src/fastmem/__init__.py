@@ -4,7 +4,7 @@ Importing this loads no torch; the names do, when first used.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,16 +26,16 @@ __all__ = [
 
 _HOMES = {
     "FastMem": "fastmem.model",
-    "Answer": "fastmem.generation",
-    "Memory": "fastmem.core.memory",
-    "Recipe": "fastmem.core.memory",
-    "METHODS": "fastmem.core.contrast",
+    "Answer": "fastmem.answer.running_batch",
+    "Memory": "fastmem.memory.memory",
+    "Recipe": "fastmem.memory.recipe",
+    "METHODS": "fastmem.answer.contrast",
     "Tokens": "fastmem.prompts",
 }
 
 if TYPE_CHECKING:
-    from fastmem.core.contrast import METHODS
-    from fastmem.core.memory import Memory, Recipe
+    from fastmem.answer.contrast import METHODS
+    from fastmem.answer.running_batch import Answer
     from fastmem.errors import (
         FastMemError,
         InputError,
@@ -46,12 +46,13 @@ if TYPE_CHECKING:
         TaskError,
         UnsupportedModelError,
     )
-    from fastmem.generation import Answer
+    from fastmem.memory.memory import Memory
+    from fastmem.memory.recipe import Recipe
     from fastmem.model import FastMem
     from fastmem.prompts import Tokens
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'fastmem' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES.get(name, "fastmem.errors")), name)

@@ -1,7 +1,8 @@
-"""The errors of FastMem: one base, a few kinds, each also the standard exception it refines.
+"""The errors of FastMem: one base class, and a few kinds that also inherit the standard exception they refine.
 
-A text says what was given, what is accepted and what to do next. The command line prints it on one line and leaves
-with exit code 2; `except ValueError` and its like keep working.
+A message says what was given, what is accepted and what to do next. It is the same for every interface; what differs
+between them travels beside it: `field` names the argument that was refused, `options` the arguments that would help.
+`str(error)` lists the options as a Python caller writes them, the command line as flags, the server not at all.
 """
 
 from collections.abc import Iterable
@@ -9,7 +10,17 @@ from difflib import get_close_matches
 
 
 class FastMemError(Exception):
-    """Anything FastMem refuses on purpose."""
+    """An input, model, file or state that FastMem refuses on purpose.
+
+    text: the message. field: name of the refused argument or recipe field. options: names of arguments that help.
+    """
+
+    def __init__(self, text: str = "", *, field: str | None = None, options: Iterable[str] = ()):
+        super().__init__(text)
+        self.text, self.field, self.options = text, field, tuple(options)
+
+    def __str__(self) -> str:
+        return f"{self.text} Options that help: {', '.join(self.options)}." if self.options else self.text
 
 
 class InputError(FastMemError, ValueError):
@@ -17,7 +28,7 @@ class InputError(FastMemError, ValueError):
 
 
 class UnsupportedModelError(FastMemError, ValueError):
-    """A model that cannot be split at its last feed-forward network, or a folder that holds no causal model."""
+    """A model that cannot be split at its last feed-forward network, or a folder without a causal language model."""
 
 
 class MemoryMismatchError(FastMemError, ValueError):
@@ -25,26 +36,26 @@ class MemoryMismatchError(FastMemError, ValueError):
 
 
 class MemoryFileError(FastMemError, OSError):
-    """A memory file that is missing, damaged, of a newer format, or no memory at all."""
+    """A memory file that is missing, damaged, of a newer format, or not a memory."""
 
 
 class TaskError(FastMemError, RuntimeError):
-    """A data set that is absent, unreadable or not of the expected columns."""
+    """A data set that is absent, unreadable or has unexpected columns."""
 
 
 class RunError(FastMemError, OSError):
-    """A folder of results that belongs to another run, is in use, is damaged or cannot be written."""
+    """A results folder that belongs to another run, is in use, is damaged or cannot be written."""
 
 
 class ResourceError(FastMemError, MemoryError):
-    """Not enough memory on the device; the text says what was needed and what to lower."""
+    """Not enough memory on the device; the message says what was needed and what to reduce."""
 
 
-def one_of(value: str, accepted: Iterable[str], what: str) -> str:
-    """`value` if it is accepted; otherwise an `InputError` that names the nearest accepted one and all of them."""
+def one_of(value: str, accepted: Iterable[str], what: str, field: str | None = None) -> str:
+    """`value` if it is accepted. Errors: `InputError` that suggests the nearest accepted value and lists all."""
     names = list(accepted)
     if value in names:
         return value
     near = get_close_matches(str(value), names, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"unknown {what} {value!r}.{hint} Accepted: {', '.join(names)}.")
+    raise InputError(f"unknown {what} {value!r}.{hint} Accepted: {', '.join(names)}.", field=field)

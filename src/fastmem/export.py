@@ -1,11 +1,11 @@
-"""A memory for engines that know nothing of memories: a PEFT adapter, or a checkpoint with the memory inside.
+"""Export a memory for other engines: as a PEFT adapter, or as a checkpoint that contains it.
 
-`export_peft` writes what PEFT's `LoraConfig` describes (adapter_config.json, adapter_model.safetensors), without
-importing peft. A low-rank memory is carried over exactly. Of a full one the largest singular values are kept; how much
-that changes is measured on the document, as KL(memory || export), and refused above a limit.
+`export_peft` writes the files of PEFT's `LoraConfig` (adapter_config.json, adapter_model.safetensors) without
+importing peft. A low-rank memory is exported exactly. Of a full one the largest singular values are kept; the error is
+measured on the document as KL(memory || export), and an export above a limit is refused.
 
-`export_merged` writes a checkpoint folder whose index points at the base's own shards, linked and not copied, and at
-one new shard with the tuned FFN. Readers take the shards in the order of their names, so the new one is the last.
+`export_merged` writes a checkpoint folder. Its index refers to the base's own shards, which are linked and not copied,
+and to one new shard with the tuned FFN. Readers load the shards in the order of their names, so the new one is last.
 """
 
 import json
@@ -22,17 +22,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fastmem.core import files
-from fastmem.core.compression import truncated
-from fastmem.core.memory import Memory
 from fastmem.errors import InputError, one_of
+from fastmem.memory.memory import Memory
+from fastmem.memory.memory_file import write_safetensors
 from fastmem.model import FastMem
 from fastmem.prompts import Tokens, document_identity
 
 FORMATS = ("peft", "merged")
 DEFAULT_RANK = 64
 MAX_KL = 0.05
-"""Nats per token of the document between a full memory and its truncation above which it is not exported unasked."""
+"""The largest KL between a full memory and its truncation, in nats per token, that is exported without `force`."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +69,17 @@ def export(
     llm.require(memory)
     if format == "merged":
         return export_merged(llm, memory, folder)
-    kept, energy = truncated(memory, rank)
+    kept, energy = memory.truncated(rank)
     kl = None
     if kept is not memory:
         tokens = _document(llm, memory, context)
         kl = divergence(llm, memory, kept, tokens)
         if kl > max_kl and not force:
             raise InputError(
-                f"rank {rank} keeps {energy:.1%} of this memory and moves its answers by KL {kl:.3g} nats per token "
-                f"(limit {max_kl:g}): raise --rank, export --format merged, memorize with --parametrization lora, or "
-                "take it as it is with --force."
+                f"rank {rank} keeps {energy:.1%} of this memory and changes its answers by KL {kl:.3g} nats per token "
+                f"(limit {max_kl:g}): raise the rank, export in the format 'merged', memorize with parametrization "
+                "'lora', or force it.",
+                options=("rank", "format", "force"),
             )
     return replace(export_peft(llm, kept, folder), retained_energy=energy, kl=kl)
 
@@ -97,7 +97,7 @@ def export_peft(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:
     rank = memory.recipe.rank
     tensors: dict[str, Tensor] = {}
     modules, parameters, transposed = [], [], set()
-    originals = llm.trunk.parameters(memory.recipe.layers)
+    originals = llm.split_model.parameters(memory.recipe.layers)
     names = [name for name in originals if f"{name}.lora_A" in memory.tensors]
     for name in names:
         path = name.rpartition(".")[0]
@@ -121,7 +121,9 @@ def export_peft(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:
         tensors[f"base_model.model.{path}.lora_A.weight"] = a.contiguous()
         tensors[f"base_model.model.{path}.lora_B.weight"] = b.contiguous()
     if len(transposed) > 1:
-        raise InputError(f"{llm.trunk.family} mixes two layouts of matrices in its FFN: export --format merged.")
+        raise InputError(
+            f"{llm.split_model.family} stores the matrices of its FFN in two layouts: use the format 'merged'."
+        )
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -139,14 +141,14 @@ def export_peft(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:
     with _new_folder(Path(folder)) as inside:
         (inside / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         with open(inside / "adapter_model.safetensors", "xb") as file:
-            files.write(file, tensors, {"format": "pt"})
+            write_safetensors(file, tensors, {"format": "pt"})
         size = sum(path.stat().st_size for path in inside.iterdir())
     return Exported("peft", str(folder), size, rank=rank)
 
 
 def export_merged(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:
     """A checkpoint with the memory inside. Errors: `InputError` where the base's files cannot be found."""
-    originals = llm.trunk.parameters(memory.recipe.layers)
+    originals = llm.split_model.parameters(memory.recipe.layers)
     tuned = {n: w.to(originals[n].dtype).cpu().contiguous() for n, w in memory.weights(originals).items()}
     base = _checkpoint(_source(llm), llm.revision)
     shards = _shards(base)
@@ -177,7 +179,7 @@ def _linked(base: Path, shards: Mapping[str, Mapping[str, Any]], tuned: Mapping[
         weight_map |= dict.fromkeys(found, name)
     name = f"model-{count:05d}-of-{count:05d}.safetensors"
     with open(folder / name, "xb") as file:
-        files.write(file, tuned, {"format": "pt"})
+        write_safetensors(file, tuned, {"format": "pt"})
     weight_map |= dict.fromkeys(tuned, name)
     index = {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -196,8 +198,9 @@ def _document(llm: FastMem, memory: Memory, context: str | Tokens | None) -> Tok
     context = context if context is not None else memory.details.get("text")
     if context is None:
         raise InputError(
-            "the loss of a truncated export is measured on the document, which this memory does not hold: give it "
-            "with --context FILE, or memorize with --parametrization lora, which exports exactly."
+            "the error of a truncated export is measured on the document, which this memory does not contain: give "
+            "the document, or memorize with parametrization 'lora', which is exported exactly.",
+            options=("context",),
         )
     if isinstance(context, Tokens):
         return context
@@ -265,12 +268,14 @@ def _shards(base: Path) -> dict[str, dict[str, list[int]]]:
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the name of `folder` when all is written. Errors: `InputError`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{str(folder)!r} exists and is not an empty folder: give a new --output.")
+        raise InputError(f"{str(folder)!r} exists and is not an empty folder: give a new one.", field="output")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         inside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise InputError(f"{str(folder)!r} cannot be written ({error.strerror}): give another --output.") from error
+        raise InputError(
+            f"{str(folder)!r} cannot be written ({error.strerror}): give another.", field="output"
+        ) from error
     try:
         yield inside
         inside.chmod(0o755)

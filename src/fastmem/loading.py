@@ -10,8 +10,8 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from fastmem.core.anatomy import unsupported
 from fastmem.errors import InputError, ResourceError, one_of
+from fastmem.split.structure import unsupported
 
 log = logging.getLogger("fastmem")
 
@@ -27,7 +27,7 @@ def load(
     """(model, tokenizer). `kwargs` go to transformers' `from_pretrained`; see `FastMem.from_pretrained`."""
     source = _folder(str(name))
     if isinstance(dtype, str):
-        one_of(dtype, DTYPES, "dtype (--dtype)")
+        one_of(dtype, DTYPES, "dtype", field="dtype")
     if device is None and "device_map" not in kwargs:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     place = None if device is None else _device(device)
@@ -83,7 +83,9 @@ def _device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         found = f"cpu, cuda:0 to cuda:{torch.cuda.device_count() - 1}" if torch.cuda.is_available() else "cpu"
-        raise InputError(f"device {str(device)!r} (--device) is not to be had here: give one of {found}.") from error
+        raise InputError(
+            f"device {str(device)!r} is not available on this machine: give one of {found}.", field="device"
+        ) from error
     return place
 
 
@@ -94,8 +96,9 @@ def _explained(source: str, what: str) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ResourceError(
-            f"out of memory while loading {source!r}: take a smaller type (--dtype bfloat16), another --device, or a "
-            "smaller model."
+            f"out of memory while loading {source!r}: use a smaller type such as bfloat16, another device, or a "
+            "smaller model.",
+            options=("dtype", "device"),
         ) from error
     except SafetensorError as error:
         raise InputError(f"model {source!r} has damaged weights ({error}): download or save it again.") from error

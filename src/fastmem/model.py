@@ -1,12 +1,12 @@
-"""`FastMem`, the face: a transformers model with a tokenizer that can memorize, answer and say what it believes.
+"""`FastMem`: a transformers model with a tokenizer that can memorize documents and answer with the memories.
 
     llm = FastMem.from_pretrained("org/model-or-folder")     # () for the embedded model; or FastMem(model, tokenizer)
     memory = llm.memorize(context)
     out = llm.generate(prompt, memory=memory)
     out = llm.answer(question, context)
 
-The model is never written to, and nothing here keeps state between calls but caches of what can be computed again, so
-several threads may use one `FastMem`.
+The model is never written to. Between calls only caches are kept, of what can be computed again, so several threads
+may use one `FastMem`.
 """
 
 import functools
@@ -16,39 +16,47 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from fastmem import prompts
-from fastmem.core.budget import explained_out_of_memory, plan
-from fastmem.core.cache import Prefix, PrefixCache, joinable, new_cache
-from fastmem.core.contrast import method_named
-from fastmem.core.decode import Request
-from fastmem.core.matching import require_same
-from fastmem.core.memorize import memorize, memorize_all, read
-from fastmem.core.memory import Base, Memory, Recipe, Step, digest
-from fastmem.core.replay import FFN
-from fastmem.core.trunk import Trunk
+from fastmem.answer.cache import Prefix, PrefixCache, joinable, new_cache
+from fastmem.answer.contrast import method_named
+from fastmem.answer.prepare import Preparer
+from fastmem.answer.request import Decoding, Request
+from fastmem.answer.running_batch import Answer, RunningBatch, Stream, answers, decode
+from fastmem.device_memory import explained_out_of_memory
 from fastmem.errors import InputError
-from fastmem.generation import Answer, Decoding, Stream, decode, stop_ids
+from fastmem.learn.budget import plan
+from fastmem.learn.memorize import Run, drain, memorizing, read
+from fastmem.learn.optimize import Reading
 from fastmem.loading import load
-from fastmem.prompts import Prompt, Tokens
+from fastmem.memory.compatibility import require_same
+from fastmem.memory.memory import Base, Memory, Step, digest
+from fastmem.memory.recipe import Recipe
+from fastmem.prompts import Chat, Prompt, Tokens
+from fastmem.split.hooks import FFN
+from fastmem.split.split_model import SplitModel
 
 log = logging.getLogger("fastmem")
 
+OnStep = Callable[[Step], None] | None
+
 
 class FastMem:
-    """A model ready to memorize. tokenizer: None if only `Tokens` come. recipe: the default of `memorize`.
+    """A model ready to memorize and answer.
 
-    prefix_bytes: keys and values to keep of what was read, so that a second question about a document is read alone.
-    Errors: `UnsupportedModelError` where the model cannot be split (see `Trunk`).
+    tokenizer: None if all input is `Tokens`. recipe: the default of `memorize`. prefix_bytes: keys and values to keep
+    of what was read, so that a second question about a document is read alone. Errors: `UnsupportedModelError` if the
+    model cannot be split (see `SplitModel`).
     """
 
     def __init__(self, model: Any, tokenizer: Any = None, *, recipe: Recipe | None = None, prefix_bytes: int = 0):
         self.model, self.tokenizer, self.prefixes = model, tokenizer, PrefixCache(prefix_bytes)
-        self.trunk = Trunk(model)
+        self.split_model = SplitModel(model)
+        self.preparer = Preparer(self.split_model, tokenizer)
         self.recipe = recipe or Recipe()
         self.name: str = getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.revision: str | None = getattr(model.config, "_commit_hash", None)
@@ -68,8 +76,8 @@ class FastMem:
         """A model by hub id or folder; None for the embedded one. `kwargs` go to transformers' `from_pretrained`.
 
         dtype: as in transformers ("auto", "bfloat16", ...); None keeps the checkpoint's. device: "cpu", "cuda", ...;
-        None takes a GPU where there is one. recipe: the default of `memorize`; the embedded model brings its own.
-        Errors: `InputError` for a folder that is absent or holds no model, `UnsupportedModelError` for a model that
+        None takes a GPU if there is one. recipe: the default of `memorize`; the embedded model brings its own.
+        Errors: `InputError` for a folder that is absent or has no model, `UnsupportedModelError` for a model that
         is not a causal language model.
         """
         if name is not None:
@@ -81,69 +89,106 @@ class FastMem:
         llm.name = "fastmem-tiny"
         return llm
 
+    # Memorizing.
+
+    @overload
+    def memorize(
+        self, context: str | Tokens, recipe: Recipe | None = None, *, on_step: OnStep = None, truncate: bool = False
+    ) -> Memory: ...
+    @overload
+    def memorize(
+        self,
+        context: list[str] | list[Tokens],
+        recipe: Recipe | None = None,
+        *,
+        on_step: OnStep = None,
+        truncate: bool = False,
+    ) -> list[Memory]: ...
     def memorize(
         self,
         context: str | Tokens | list[str] | list[Tokens],
         recipe: Recipe | None = None,
         *,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: OnStep = None,
         truncate: bool = False,
-    ) -> Any:
+    ) -> Memory | list[Memory]:
         """Tune the last FFN on a document: a `Memory`; for a list of documents a list of them.
 
         on_step: called with every `Step` before its update. truncate: cut a document that exceeds the model's
         positions instead of refusing it. Errors: `InputError` for an empty or too long context or a recipe out of
-        range, `ResourceError` where memory runs out.
+        range, `ResourceError` if memory runs out.
         """
         recipe = recipe or self.recipe
-        if isinstance(context, list) and on_step is not None:
-            return [self.memorize(one, recipe, on_step=on_step, truncate=truncate) for one in context]
-        if isinstance(context, list):
-            documents = [c if isinstance(c, Tokens) else self.memory_tokens(c, recipe, truncate) for c in context]
-            for tokens in documents:
-                self._check_length(len(tokens), 0)
-            with explained_out_of_memory():
-                memories = memorize_all(self.trunk, documents, recipe, self.base(recipe.layers))
-            return [self._finished(*each) for each in zip(memories, documents, context, strict=True)]
-        tokens = context if isinstance(context, Tokens) else self.memory_tokens(context, recipe, truncate)
-        return self._memorize(tokens, recipe, on_step, text=context)
+        contexts: list[Any] = context if isinstance(context, list) else [context]
+        documents = [c if isinstance(c, Tokens) else self.memory_tokens(c, recipe, truncate) for c in contexts]
+        memories = []
+        for document, one in zip(documents, contexts, strict=True):
+            text = one if isinstance(one, str) else None
+            (memory,) = drain(self.memorizing(document, recipe, text=text, watch=on_step is not None), on_step)
+            if memory.stopped:
+                log.warning("memorizing stopped early: %s.", memory.stopped)
+            memories.append(memory)
+        return memories if isinstance(context, list) else memories[0]
+
+    def memorizing(
+        self,
+        document: Tokens | Reading,
+        recipe: Recipe | None = None,
+        *,
+        at: Sequence[int] | None = None,
+        text: str | None = None,
+        cache: Any = None,
+        watch: bool = True,
+    ) -> Run:
+        """`memorize` as a generator, so callers can interleave other work.
+
+        It yields None when the document has been read, then before every update (see `learn.memorize.memorizing`,
+        also for at and watch), and returns the memories. document: one that `read` has read needs no trunk pass. text,
+        cache: as for `read`. Errors: those of `memorize`.
+        """
+        recipe = recipe or self.recipe
+        layers = self.split_model.indices(recipe.layers)
+        with explained_out_of_memory():
+            if isinstance(document, Tokens):
+                self.preparer.check_length(len(document))
+                plan(self.split_model, recipe, int(document.scored[1:].sum()))  # refused before the trunk runs
+                document = self.read(document, layers, text=text, cache=cache)
+            yield None
+            return (yield from memorizing(self.split_model, document, recipe, self.base(layers), at, watch))
+
+    def read(
+        self, document: Tokens, layers: Sequence[int] = (-1,), *, text: str | None = None, cache: Any = None
+    ) -> Reading:
+        """The trunk pass over a document.
+
+        layers: those that will be tuned. text: the document's text, for the memory's details. cache: a transformers
+        cache to fill, so that decoding can go on from the document. Errors: `InputError` if no token is scored.
+        """
+        reading = read(self.split_model, document.ids, document.scored, layers, cache)
+        return replace(reading, details=prompts.document_identity(document, text) | self.reader)
 
     def memory_tokens(self, context: str, recipe: Recipe | None = None, truncate: bool = False) -> Tokens:
-        """The document as `memorize` reads it. Errors: `InputError` where it is empty or too long."""
-        placement = (recipe or self.recipe).placement
-        context, limit = prompts.require_text(context), self.trunk.max_positions
-        tokens = prompts.memory_tokens(self._require_tokenizer(), context, placement)  # type: ignore[arg-type]
-        while truncate and limit is not None and len(tokens) > limit:
-            context = prompts.truncated(self.tokenizer, context, len(tokens) - limit)
-            tokens = prompts.memory_tokens(self.tokenizer, context, placement)  # type: ignore[arg-type]
-        self._check_length(len(tokens), 0)
-        return tokens
+        """The document as `memorize` reads it. Errors: `InputError` if it is empty or too long."""
+        return self.preparer.document(context, (recipe or self.recipe).placement, truncate)
+
+    # Memories and the model.
 
     def base(self, layers: Sequence[int] = (-1,)) -> Base:
-        """Which model this is, as a memory of these layers records it."""
-        indices = self.trunk.indices(layers)
+        """This model as a memory of these layers records it."""
+        indices = self.split_model.indices(layers)
         if indices not in self._digests:
-            self._digests[indices] = digest(self.trunk.parameters(indices))
-        return Base(self.name, self.trunk.family, self._digests[indices], self.revision)
-
-    @torch.no_grad()
-    def logits(self, token_ids: Tensor | Sequence[int], memory: Memory | None = None) -> Tensor:
-        """[S, V] float32: the logits of the next token at every position of token_ids [S]."""
-        ids = torch.as_tensor(token_ids, dtype=torch.int64)
-        if ids.ndim != 1 or len(ids) == 0:
-            raise InputError(f"logits takes one non-empty sequence of token ids, [S]; given {list(ids.shape)}.")
-        self._check_length(len(ids), 0)
-        return self.trunk.head(self.trunk.forward(ids[None], ffn=self.ffn(memory))[0]).float()
-
-    def require(self, memory: Memory) -> None:
-        """Errors: `MemoryMismatchError`, with both sides named, for a memory of another base or tokenizer."""
-        layers = memory.recipe.layers
-        require_same(memory, self.base(layers), self.trunk.parameters(layers), self.reader)
+            self._digests[indices] = digest(self.split_model.parameters(indices))
+        return Base(self.name, self.split_model.family, self._digests[indices], self.revision)
 
     @functools.cached_property
     def reader(self) -> dict[str, str]:
-        """Digests of what turns text into token ids, as a memory records them; empty without a tokenizer."""
+        """Digests of the tokenizer and its template, as a memory records them; empty without a tokenizer."""
         return {} if self.tokenizer is None else prompts.identity(self.tokenizer)
+
+    def require(self, memory: Memory) -> None:
+        """Errors: `MemoryMismatchError`, which names both sides, for a memory of another base or tokenizer."""
+        layers = memory.recipe.layers
+        require_same(memory, self.base(layers), self.split_model.parameters(layers), self.reader)
 
     def ffn(self, memory: Memory | None) -> FFN | None:
         """The FFN modules of a memory in the model's type, made once per memory. Errors: `MemoryMismatchError`."""
@@ -151,51 +196,72 @@ class FastMem:
             return None
         if memory not in self._modules:
             self.require(memory)
-            originals = self.trunk.parameters(memory.recipe.layers)
+            originals = self.split_model.parameters(memory.recipe.layers)
             tuned = {n: w.to(originals[n].dtype) for n, w in memory.weights(originals).items()}
-            self._modules[memory] = self.trunk.ffn(tuned)
+            self._modules[memory] = self.split_model.ffn(tuned)
         return self._modules[memory]
 
     def release(self, memory: Memory) -> None:
-        """Drop the FFN modules made for a memory; `ffn` makes them anew when they are asked for again."""
+        """Drop the FFN modules made for a memory; `ffn` makes them again when needed."""
         self._modules.pop(memory, None)
 
+    @torch.no_grad()
+    def logits(self, token_ids: Tensor | Sequence[int], memory: Memory | None = None) -> Tensor:
+        """[S, V] float32: the logits of the next token at every position of token_ids [S]."""
+        ids = torch.as_tensor(token_ids, dtype=torch.int64)
+        if ids.ndim != 1 or len(ids) == 0:
+            raise InputError(f"logits takes one non-empty sequence of token ids, [S]; given {list(ids.shape)}.")
+        self.preparer.check_length(len(ids))
+        return self.split_model.head(self.split_model.forward(ids[None], ffn=self.ffn(memory))[0]).float()
+
+    # Answering.
+
+    @overload
+    def generate(
+        self, prompt: Prompt, memory: Memory | None = None, method: str = "base", **options: Any
+    ) -> Answer: ...
+    @overload
     def generate(
         self,
-        prompt: Prompt | list[Prompt],
+        prompt: list[str] | list[Tokens] | list[Chat] | list[Prompt],
         memory: Memory | Sequence[Memory | None] | None = None,
         method: str = "base",
         **options: Any,
-    ) -> Any:
+    ) -> list[Answer]: ...
+    def generate(
+        self,
+        prompt: Prompt | list[str] | list[Tokens] | list[Chat] | list[Prompt],
+        memory: Memory | Sequence[Memory | None] | None = None,
+        method: str = "base",
+        **options: Any,
+    ) -> Answer | list[Answer]:
         """An `Answer` to a prompt: a user turn as text, chat messages, or `Tokens`; for a list of prompts a list.
 
-        memory: used whenever given; one for all, or one per prompt. method: one of `METHODS`. options: the fields of
-        `Decoding`; for a list of prompts `without_context` and `prefix` may be lists. Errors: `InputError`,
+        memory: used whenever given; one for all prompts, or one for each. method: one of `METHODS`. options: the
+        fields of `Decoding`; for a list of prompts `without_context` and `prefix` may be lists. Errors: `InputError`,
         `MemoryMismatchError`, `ResourceError`.
         """
         if isinstance(prompt, str | Tokens) or (prompt and isinstance(prompt[0], dict)):
             return self.stream(prompt, memory, method, **options).run()  # type: ignore[arg-type]
         many: list[Any] = list(prompt)
+        lists = {k: v for k, v in options.items() if k in ("without_context", "prefix") and isinstance(v, list)}
         memories: list[Any] = list(memory) if isinstance(memory, list | tuple) else [memory] * len(many)
-        spread = {k: v for k, v in options.items() if k in ("without_context", "prefix") and isinstance(v, list)}
-        for name, values in {"memory": memories, **spread}.items():
+        for name, values in {"memory": memories, **lists}.items():
             if len(values) != len(many):
-                raise InputError(f"{name}: {len(values)} given for {len(many)} prompts; give one for each.")
+                raise InputError(
+                    f"{name}: {len(values)} given for {len(many)} prompts; give one for each.", field=name
+                )
+        decoding = Decoding.of(options | dict.fromkeys(lists))
         requests = [
-            self.request(one, memories[i], method, **options | {k: v[i] for k, v in spread.items()})
+            self._request(one, memories[i], method, replace(decoding, **{k: v[i] for k, v in lists.items()}))
             for i, one in enumerate(many)
         ]
-        answers: list[Answer | None] = [None] * len(many)
-        decoding = Decoding.of(options | dict.fromkeys(spread))
-        for event in decode(self.trunk, self.tokenizer, requests, decoding, self.prefixes):
-            if event.answer is not None:
-                answers[event.index] = replace(event.answer, method=method, memory=memories[event.index])
-        return answers
+        return answers(self.batch(), requests, decoding.batch_size)
 
     def stream(self, prompt: Prompt, memory: Memory | None = None, method: str = "base", **options: Any) -> Stream:
         """The answer piece by piece: iterate for text, then `.answer`. Arguments as for `generate`."""
-        request, decoding = self.request(prompt, memory, method, **options), Decoding.of(options)
-        return Stream(decode(self.trunk, self.tokenizer, [request], decoding, self.prefixes), method, memory)
+        request = self.request(prompt, memory, method, **options)
+        return Stream(decode(self.batch(), [request], 1), memory)
 
     def answer(
         self,
@@ -205,13 +271,14 @@ class FastMem:
         recipe: Recipe | None = None,
         *,
         memory: Memory | None = None,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: OnStep = None,
         truncate: bool = False,
         **options: Any,
     ) -> Answer:
-        """Memorize the context if the method asks for it, then answer with the paper's prompt for questions.
+        """Memorize the context if the method needs it, then answer with the paper's prompt for questions.
 
-        memory: one made before of this context. truncate: cut the context, never the question, to what fits.
+        memory: one made before of this context. on_step: as for `memorize`. truncate: cut the context, never the
+        question, to what fits. options: the fields of `Decoding`. Errors: those of `memorize` and `generate`.
         """
         return self.ask(
             question, context, method, recipe, memory=memory, on_step=on_step, truncate=truncate, **options
@@ -225,123 +292,69 @@ class FastMem:
         recipe: Recipe | None = None,
         *,
         memory: Memory | None = None,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: OnStep = None,
         truncate: bool = False,
         **options: Any,
     ) -> Stream:
-        """`answer`, piece by piece: memorizes at once, decodes while it is iterated."""
+        """`answer`, piece by piece: it memorizes at once and decodes while it is iterated."""
         if not question.strip():
             raise InputError("the question is empty: give what is to be answered from the context.")
-        recipe, memorized = recipe or self.recipe, method_named(method).memorized
-        context = self._fitting(question, prompts.require_text(context), Decoding.of(options), truncate)
-        text = prompts.question_prompt(context, question)
-        prompt: Prompt = text
-        self._check_length(len(self.ids(text)), Decoding.of(options).max_new_tokens)  # before memorizing is paid for
-        options["without_context"] = prompts.question_alone(question)
-        seconds = 0.0
+        recipe, memorized, seconds = recipe or self.recipe, method_named(method).memorized, 0.0
+        decoding = Decoding.of(options | {"without_context": prompts.question_alone(question)})
+        in_place = memorized and memory is None and recipe.placement == "prompt"
+        # 1. The prompt, with everything checked before memorizing is paid for.
+        context, prompt = self.preparer.question(question, context, decoding.max_new_tokens, truncate, in_place)
+        request = self.preparer.request(prompt, method, decoding)
+        # 2. The memory.
         if memorized and memory is None:
             started = time.perf_counter()
-            if recipe.placement == "prompt":
-                prompt = prompts.in_place(self._require_tokenizer(), text, context)
-                cache = new_cache(self.model.config)
-                memory = self._memorize(prompt, recipe, on_step, cache if joinable(cache) else None, context)
-                options["prefix"] = Prefix(prompt.ids, cache) if joinable(cache) else None
+            if in_place:
+                cache = self.shareable_cache()
+                run = self.memorizing(prompt, recipe, text=context, cache=cache, watch=on_step is not None)
+                (memory,) = drain(run, on_step)
+                request = replace(request, prefix=None if cache is None else Prefix(prompt.ids, cache))
             else:
                 memory = self.memorize(context, recipe, on_step=on_step, truncate=truncate)
             seconds = time.perf_counter() - started
-        request, decoding = (
-            self.request(prompt, memory if memorized else None, method, **options),
-            Decoding.of(options),
-        )
-        events = decode(self.trunk, self.tokenizer, [request], decoding, self.prefixes)
-        return Stream(events, method, memory if memorized else None, seconds)
+        # 3. The answer.
+        if memorized and memory is not None:
+            request = self.with_memory(request, memory)
+        return Stream(decode(self.batch(), [request], 1), request.memory, seconds)
 
-    def request(self, prompt: Prompt, memory: Any = None, method: str = "base", **options: Any) -> Request:
-        """The decoder's request for a prompt. Errors: `InputError` for prompts and options that cannot be used."""
-        wanted, decoding = method_named(method), Decoding.of(options)
-        if wanted.memorized and memory is None:
-            raise InputError(f"method {method!r} needs a memory: give memory=llm.memorize(context), or use answer().")
-        ids = self.ids(prompt)
-        self._check_length(len(ids), decoding.max_new_tokens)
-        contrast = wanted.contrast(decoding.alpha, decoding.relative_top, decoding.final_norm)
-        without = None
-        if wanted.kind == "cad":
-            if decoding.without_context is None:
-                raise InputError(f"method {method!r} needs the prompt without the document: give without_context=...")
-            without = self.ids(decoding.without_context)
-        last = (self.trunk.depth - 1,)
-        return Request(
-            prompt=ids,
-            max_new_tokens=decoding.max_new_tokens,
-            ffn=self.ffn(memory),
-            shares_trunk=memory is None or self.trunk.indices(memory.recipe.layers) == last,
-            contrast=contrast,
-            without=without,
-            sampling=decoding.sampling(),
-            stop_ids=self.stop_ids,
-            prefix=decoding.prefix,
-            top_logprobs=decoding.top_logprobs,
-        )
+    def request(self, prompt: Prompt, memory: Memory | None = None, method: str = "base", **options: Any) -> Request:
+        """The request for a prompt. Errors: `InputError` for prompts and options that cannot be used."""
+        return self._request(prompt, memory, method, Decoding.of(options))
+
+    def prepare(self, prompt: Prompt, method: str = "base", **options: Any) -> Request:
+        """The request for a prompt, checked but still without its memory (`with_memory`). Errors: `InputError`."""
+        return self.preparer.request(prompt, method, Decoding.of(options))
+
+    def with_memory(self, request: Request, memory: Memory) -> Request:
+        """The request, to be answered with this memory. Errors: `MemoryMismatchError`."""
+        last = (self.split_model.depth - 1,)
+        shares_trunk = self.split_model.indices(memory.recipe.layers) == last
+        return request.with_memory(memory, self.ffn(memory) or {}, shares_trunk)
+
+    def batch(self) -> RunningBatch:
+        """A new running batch of this model."""
+        return RunningBatch(self.split_model, self.tokenizer, self.prefixes)
+
+    def shareable_cache(self) -> Any | None:
+        """A new cache for `read` that other requests can go on from; None if the model's state cannot be shared."""
+        cache = new_cache(self.model.config)
+        return cache if joinable(cache) else None
 
     def ids(self, prompt: Prompt) -> Tensor:
         """Token ids [S] of a prompt, up to where the answer begins."""
-        if isinstance(prompt, Tokens):
-            return prompt.ids
-        if isinstance(prompt, str):
-            if not prompt.strip():
-                raise InputError("the prompt is empty: give a text, chat messages or Tokens.")
-            prompt = [{"role": "user", "content": prompt}]
-        return prompts.chat_ids(self._require_tokenizer(), prompt)
+        return self.preparer.ids(prompt)
 
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end an answer: all that the generation config, the config and the tokenizer name."""
-        return stop_ids(self.model, self.tokenizer)
+        return self.preparer.stop_ids
 
-    def _memorize(self, tokens: Tokens, recipe: Recipe, on_step: Any, cache: Any = None, text: Any = None) -> Memory:
-        self._check_length(len(tokens), 0)
-        layers = self.trunk.indices(recipe.layers)
-        with explained_out_of_memory():
-            plan(self.trunk, recipe, [int(tokens.scored[1:].sum())])  # refuses what cannot fit before the trunk runs
-            reading = read(self.trunk, tokens.ids, tokens.scored, layers, cache)
-            memory = memorize(self.trunk, reading, recipe, self.base(layers), on_step)
-        return self._finished(memory, tokens, text)
-
-    def _finished(self, memory: Memory, tokens: Tokens, text: Any) -> Memory:
-        if memory.stopped:
-            log.warning("memorizing stopped early: %s.", memory.stopped)
-        return replace(memory, details=self.provenance(tokens, text if isinstance(text, str) else None))
-
-    def provenance(self, tokens: Tokens, text: str | None = None) -> dict[str, Any]:
-        """The details of a memory of this document: counts, and digests of ids, text, tokenizer and template.
-
-        The text itself is among them too; `Memory.save` writes it only if asked.
-        """
-        return prompts.document_identity(tokens, text) | self.reader
-
-    def _fitting(self, question: str, context: str, decoding: Decoding, truncate: bool) -> str:
-        """The context, cut where asked to so that prompt and answer fit the model's positions."""
-        limit, cut = self.trunk.max_positions, 0
-        while truncate and limit is not None:
-            length = len(self.ids(prompts.question_prompt(context, question)))
-            over = length + decoding.max_new_tokens - limit
-            if over <= 0:
-                break
-            context, cut = prompts.truncated(self._require_tokenizer(), context, over), cut + over
-        if cut:
-            log.info("the document was cut by its last %d tokens to fit the model's %d positions.", cut, limit)
-        return context
-
-    def _check_length(self, tokens: int, max_new_tokens: int) -> None:
-        limit = self.trunk.max_positions
-        if limit is not None and tokens + max_new_tokens > limit:
-            answer = f" and {max_new_tokens} for the answer" if max_new_tokens else ""
-            raise InputError(
-                f"{tokens} tokens{answer} are {tokens + max_new_tokens - limit} too many: the model has {limit} "
-                "positions. Shorten the context, or cut it with --truncate (truncate=True)."
-            )
-
-    def _require_tokenizer(self) -> Any:
-        if self.tokenizer is None:
-            raise InputError("there is no tokenizer to read text with: give Tokens, or FastMem(model, tokenizer).")
-        return self.tokenizer
+    def _request(self, prompt: Prompt, memory: Memory | None, method: str, decoding: Decoding) -> Request:
+        if method_named(method).memorized and memory is None:
+            raise InputError(f"method {method!r} needs a memory: give memory=llm.memorize(context), or use answer().")
+        request = self.preparer.request(prompt, method, decoding)
+        return request if memory is None else self.with_memory(request, memory)

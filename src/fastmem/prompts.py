@@ -1,26 +1,25 @@
-"""Text and chat messages -> `Tokens`: which ids the model reads, and which of them are targets of the loss.
+"""Text and chat messages to `Tokens`: the ids that the model reads, and which of them are targets of the loss.
 
-The only file that talks to a tokenizer. The document is user input: control tokens written inside it are encoded as
-ordinary text, so a document cannot open a turn of its own.
+All text becomes token ids here. The document is user input: control tokens written in it are encoded as ordinary text,
+so a document cannot open a turn of its own.
 
 The prompts are those of the paper's code (arXiv 2406.16069, IAAR-Shanghai/FastMem `src/train_and_inference.py`).
 """
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from fastmem.errors import InputError, one_of
+from fastmem.memory.recipe import PLACEMENTS
 
 log = logging.getLogger("fastmem")
-
-Placement = Literal["assistant", "user", "text", "prompt"]
-PLACEMENTS: tuple[Placement, ...] = ("assistant", "user", "text", "prompt")
 
 # Used where a tokenizer brings no chat template (base models): one turn a line, nothing to learn.
 PLAIN_TEMPLATE = (
@@ -59,7 +58,8 @@ class Tokens:
 
 
 # A user turn as text, ready tokens, or chat messages.
-Prompt = str | Tokens | Sequence[dict[str, str]]
+Chat = Sequence[dict[str, str]]
+Prompt = str | Tokens | Chat
 
 
 def question_prompt(context: str, question: str) -> str:
@@ -80,25 +80,57 @@ def with_mark(question: str) -> str:
     return question.strip().rstrip("?").rstrip() + "?"
 
 
-def chat_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> torch.Tensor:
+def chat_ids(tokenizer: Any, messages: Chat) -> torch.Tensor:
     """Token ids [S] of a conversation, up to and including the header of the answer.
 
-    Control tokens inside the messages are read as text. Errors: `InputError` for messages the template refuses.
+    Control tokens inside the messages are read as text. Errors: `InputError` for messages that the template refuses.
     """
+    return _chat_encoding(tokenizer, messages)[0]
+
+
+def chat_ids_before(tokenizer: Any, messages: Chat, end: str) -> tuple[torch.Tensor, int]:
+    """(`chat_ids`, how many of them stand before `end`, the end of the last message).
+
+    The count is 0 if the tokenizer does not report the offsets of its tokens.
+    """
+    ids, offsets = _chat_encoding(tokenizer, messages, offsets=tokenizer.is_fast)
+    position = _render(tokenizer, list(messages), add_generation_prompt=True).rfind(end.strip())
+    return ids, _ending_before(offsets, position)
+
+
+def text_ids_before(tokenizer: Any, text: str, end: str) -> tuple[Tokens, int]:
+    """(a plain text as the tokenizer encodes it, how many of its tokens stand before `end`, the end of the text)."""
+    encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast)
+    return Tokens(encoded["input_ids"]), _ending_before(encoded.get("offset_mapping", []), len(text) - len(end))
+
+
+def _chat_encoding(
+    tokenizer: Any, messages: Chat, offsets: bool = False
+) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+    """(ids [S], where each token begins and ends in the rendered text; empty if not asked for)."""
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise InputError(f'a chat message is {{"role": ..., "content": ...}}; given {message!r}.')
-    kwargs: dict[str, Any] = {"sanitize_control_tokens": True} if _any_control(tokenizer, messages) else {}
+    kwargs: dict[str, Any] = {}
+    if _any_control(tokenizer, messages):
+        kwargs["sanitize_control_tokens"] = True
+    elif offsets:
+        kwargs["tokenizer_kwargs"] = {"return_offsets_mapping": True}
     try:
         encoded = tokenizer.apply_chat_template(
             list(messages), chat_template=template(tokenizer), add_generation_prompt=True, return_dict=True, **kwargs
         )
     except Exception as error:  # templates raise jinja2 errors of their own wording
         raise InputError(f"the model's chat template refuses these messages: {error}") from error
-    return torch.tensor(encoded["input_ids"], dtype=torch.int64)
+    return torch.tensor(encoded["input_ids"], dtype=torch.int64), encoded.get("offset_mapping", [])
 
 
-def memory_tokens(tokenizer: Any, context: str, placement: Placement = "assistant") -> Tokens:
+def _ending_before(offsets: Sequence[tuple[int, int]], position: int) -> int:
+    """The number of leading tokens that end at or before a position in the text."""
+    return sum(1 for _ in itertools.takewhile(lambda offset: offset[1] <= position, offsets))
+
+
+def memory_tokens(tokenizer: Any, context: str, placement: str = "assistant") -> Tokens:
     """The document as it is memorized, as `Tokens`: its own tokens and the end of its turn are scored.
 
     placement: "assistant", the paper's (Llama 3: begin-of-text, assistant header, context, end-of-turn, with no
@@ -106,7 +138,7 @@ def memory_tokens(tokenizer: Any, context: str, placement: Placement = "assistan
     end-of-text. "prompt" needs a question: see `in_place`.
     """
     context = require_text(context)
-    one_of(placement, PLACEMENTS, "placement")
+    one_of(placement, PLACEMENTS, "placement", field="placement")
     if placement == "prompt":
         raise InputError(
             'placement "prompt" memorizes the document inside a question\'s prompt: use answer(question, context), '

@@ -42,9 +42,10 @@ class Contrast:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.alpha, int | float) and math.isfinite(self.alpha) and self.alpha >= 0):
-            raise InputError(f"alpha (--alpha) is {self.alpha!r}: give a number, 0 or more.")
+            raise InputError(f"alpha is {self.alpha!r}: give a number, 0 or more.", field="alpha")
         if self.relative_top is not None and not 0 <= self.relative_top <= 1:
-            raise InputError(f"relative_top (--relative-top) is {self.relative_top!r}: give a number, 0 to 1.")
+            given = self.relative_top
+            raise InputError(f"relative_top is {given!r}: give a number, 0 to 1.", field="relative_top")
 
     @property
     def cut(self) -> float:

@@ -1,79 +1,32 @@
-"""Requests -> answers: the options of decoding, the loop that turns tokens into text, and what comes out.
+"""The running batch: requests join, every step adds text to their answers, and they leave when they are complete.
 
-Knows a tokenizer only as something with `decode`. Streaming, single answers and lists of them are one loop.
+This is the only loop that decodes: `generate`, `Stream`, the experiments and the server use it. It adds to `Batch`
+what makes tokens an answer: text, stop strings, log-probabilities, and prefixes that are kept for other requests.
 """
 
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastmem.core.budget import explained_out_of_memory
-from fastmem.core.cache import Prefix, PrefixCache
-from fastmem.core.decode import Batch, Request, Row
-from fastmem.core.memory import Memory
-from fastmem.core.sampling import Sampling
-from fastmem.core.trunk import Trunk
-from fastmem.errors import InputError, one_of
-from fastmem.prompts import Prompt
-from fastmem.streaming import Detokenizer
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """Everything about one answer but its prompt, memory and method; the keyword arguments of `generate`."""
-
-    max_new_tokens: int = 100
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop: str | Sequence[str] = ()
-    """Strings that end the answer; not part of it."""
-    alpha: float = 0.5
-    """Strength of the contrast."""
-    relative_top: float | None = None
-    """Plausibility cut of a contrast: only tokens of at least this fraction of the top probability. None: as
-    published, 0.1 for DoLa and none for the others."""
-    final_norm: bool = False
-    """DoLa: early states through the final norm."""
-    without_context: Prompt | None = None
-    """CAD: the prompt without the document."""
-    top_logprobs: int | None = None
-    """Report the log-probability of every token, and of this many alternatives."""
-    batch_size: int = 16
-    """How many prompts of a list are decoded side by side."""
-    prefix: Prefix | None = None
-    """Tokens that were read before."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            given = self.max_new_tokens
-            raise InputError(f"max_new_tokens (--max-new-tokens) is {given!r}: give a whole number, 1 or more.")
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> "Decoding":
-        """From keyword arguments. Errors: `InputError` naming the nearest for an unknown one."""
-        for name in options:
-            one_of(name, [f.name for f in fields(cls)], "option")
-        return cls(**options)
-
-    def sampling(self) -> Sampling:
-        """The part that chooses the next token."""
-        return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
+from fastmem.answer.batch import Batch, Logprob, Row
+from fastmem.answer.cache import Prefix, PrefixCache, cropped
+from fastmem.answer.detokenize import Detokenizer
+from fastmem.answer.request import Request
+from fastmem.device_memory import explained_out_of_memory
+from fastmem.memory.memory import Memory
+from fastmem.split.split_model import SplitModel
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was generated.
+    """A complete answer.
 
-    text: without special tokens, and without the stop string that ended it. token_ids: as decoded, end token
-    included. reason: "stop" or "length". prompt_tokens: tokens of the prompt, of which cached_tokens were not read
-    again. memorize_seconds, decode_seconds: wall time; the latter includes reading the prompt, and in a batch it is
-    the time until this answer was complete. logprobs: see `Request`. memory: the one that was used.
+    text: without special tokens, and without the stop string that ended it. token_ids: as decoded, including an end
+    token. reason: "stop" or "length". prompt_tokens: tokens of the prompt, of which cached_tokens were not read again.
+    memorize_seconds, decode_seconds: wall time; the latter includes reading the prompt, and in a batch it is the time
+    until this answer was complete. logprobs: one per token, see `Request`. memory: the one that was used.
     """
 
     text: str
@@ -84,89 +37,140 @@ class Answer:
     cached_tokens: int = 0
     memorize_seconds: float = 0.0
     decode_seconds: float = 0.0
-    logprobs: tuple[tuple[float, list[tuple[int, float]]], ...] = field(default=(), repr=False)
+    logprobs: tuple[Logprob, ...] = field(default=(), repr=False)
     memory: Memory | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
-class Event:
-    """One step of one answer. answer: complete, at the last event of an index; else None."""
+class Piece:
+    """What one step added to one answer.
 
-    index: int
-    piece: str
-    answer: Answer | None
-
-
-def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end an answer: all that the generation config, the config and the tokenizer name."""
-    sources = (getattr(model, "generation_config", None), model.config, tokenizer)
-    named = [getattr(source, "eos_token_id", None) for source in sources]
-    flat = [i for ids in named if ids is not None for i in (ids if isinstance(ids, list | tuple) else [ids])]
-    return frozenset(flat)
-
-
-def decode(
-    trunk: Trunk,
-    tokenizer: Any,
-    requests: Sequence[Request],
-    decoding: Decoding,
-    prefixes: PrefixCache | None = None,
-) -> Iterator[Event]:
-    """Decode all requests, `batch_size` of them side by side, the next joining as soon as one leaves.
-
-    prefixes: what was read before and need not be read again; what is read now is added.
-    Errors: `InputError` for stop strings without a tokenizer, `ResourceError` where memory runs out.
+    text: may be empty. token, logprob: the new token and its log-probability, where asked for; an end token has none,
+    since no text belongs to it. answer: the complete answer with its last piece, otherwise None.
     """
+
+    text: str
+    token: int
+    logprob: Logprob | None = None
+    answer: Answer | None = None
+
+
+class RunningBatch:
+    """Answers decoded at the same time. Not for use by two threads at once.
+
+    tokenizer: None if only token ids are wanted. prefixes: what was read before, and where what is read now is kept.
+    """
+
+    def __init__(self, split_model: SplitModel, tokenizer: Any = None, prefixes: PrefixCache | None = None):
+        self.split_model, self.tokenizer = split_model, tokenizer
+        self.prefixes = prefixes if prefixes is not None else PrefixCache(0)
+        self._batch = Batch(split_model)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The answers in progress."""
+        return self._batch.rows
+
+    def join(self, requests: Sequence[Request], started: float | None = None) -> list[Row]:
+        """Add requests; the next step reads their prompts. started: the time that `decode_seconds` counts from."""
+        started = time.perf_counter() if started is None else started
+        rows = []
+        for request in requests:
+            row = Row(request, request.sampling.generator(), prefix=request.prefix, started=started)
+            if row.prefix is None and request.shares_trunk:
+                row.prefix = self.prefixes.longest(request.prompt, request.salt)
+            if self.tokenizer is not None:
+                row.text = Detokenizer(self.tokenizer, request.stop)
+            rows.append(row)
+        self._batch.add(rows)
+        return rows
+
+    def step(self) -> list[tuple[Row, Piece]]:
+        """One more token for every answer: a piece for each; complete answers have left. See `Batch.step`."""
+        rows = list(self._batch.rows)
+        self._batch.step()
+        pieces = [(row, self._piece(row)) for row in rows]
+        stopped = [row for row in self._batch.rows if row.reason]  # by a stop string
+        if stopped:
+            self._batch.leave(stopped)
+        return pieces
+
+    def leave(self, rows: Sequence[Row]) -> None:
+        """Abandon these answers."""
+        self._batch.leave(rows)
+
+    def restart(self, rows: Sequence[Row]) -> None:
+        """Go on with these answers alone, after a step that raised: every prompt and answer is read again."""
+        self._batch = Batch(self.split_model)
+        self.resume(rows)
+
+    def resume(self, rows: Sequence[Row]) -> None:
+        """Add answers that have begun in a batch that was given up."""
+        for row in rows:
+            row.restore_draws()
+            row.prefix = None
+            row.cached_tokens = row.cached_tokens if row.token_ids else 0
+        self._batch.add(rows)
+
+    def _piece(self, row: Row) -> Piece:
+        if len(row.token_ids) == 1:
+            self._keep_prefix(row)
+        token, text = row.token_ids[-1], row.text
+        ends = token in row.request.stop_ids
+        piece = "" if ends or text is None else text.add(token)
+        if text is not None and text.stopped and row.reason is None:
+            row.reason = "stop"
+        logprob = row.logprobs[-1] if row.logprobs and not ends else None
+        if row.reason is None:
+            return Piece(piece, token, logprob)
+        return Piece(piece + (text.finish() if text is not None else ""), token, logprob, _answer(row))
+
+    def _keep_prefix(self, row: Row) -> None:
+        """Cache what was read of the prompt, as far as other requests may use it, with any memory of the last FFN."""
+        shared = row.request.shared_tokens
+        shared = len(row.request.prompt) if shared is None else shared
+        if not self.prefixes.limit_bytes or shared <= row.cached_tokens:
+            return
+        prefix = self._batch.prefix(row)
+        if prefix is not None and shared < len(prefix.ids):
+            prefix = Prefix(prefix.ids[:shared], cropped(prefix.cache, shared))
+        self.prefixes.add(prefix, row.request.salt)
+
+
+def decode(batch: RunningBatch, requests: Sequence[Request], batch_size: int) -> Iterator[tuple[Row, Piece]]:
+    """Decode all requests, `batch_size` at a time; the next one joins as soon as one leaves.
+
+    Errors: `ResourceError` if memory runs out.
+    """
+    started, waiting = time.perf_counter(), deque(requests)
     with explained_out_of_memory():
-        yield from _decode(trunk, tokenizer, requests, decoding, prefixes or PrefixCache(0))
+        while waiting or batch.rows:
+            free = min(len(waiting), batch_size - len(batch.rows))
+            batch.join([waiting.popleft() for _ in range(free)], started)
+            yield from batch.step()
 
 
-def _decode(
-    trunk: Trunk, tokenizer: Any, requests: Sequence[Request], decoding: Decoding, prefixes: PrefixCache
-) -> Iterator[Event]:
-    started = time.perf_counter()
-    stop = [decoding.stop] if isinstance(decoding.stop, str) else list(decoding.stop)
-    if stop and tokenizer is None:
-        raise InputError("stop strings need a tokenizer: construct FastMem(model, tokenizer), or stop by token.")
-    batch, waiting = Batch(trunk), deque(enumerate(requests))
-    running: dict[int, tuple[int, Row, Detokenizer | None]] = {}
-    while waiting or running:
-        coming = [waiting.popleft() for _ in range(min(len(waiting), decoding.batch_size - len(running)))]
-        joining = [r if r.prefix else replace(r, prefix=prefixes.longest(r.prompt)) for _, r in coming]
-        for (index, _), row in zip(coming, rows := batch.join(joining), strict=True):
-            running[id(row)] = (index, row, Detokenizer(tokenizer, stop) if tokenizer is not None else None)
-        batch.step()
-        for row in rows if prefixes.limit_bytes else ():
-            prefixes.add(batch.prefix(row))
-        for key, (index, row, text) in list(running.items()):
-            piece = "" if text is None or row.token_ids[-1] in row.request.stop_ids else text.add(row.token_ids[-1])
-            if text is not None and text.stopped and row.reason is None:
-                row.reason = "stop"
-                batch.leave([row])
-            if row.reason is None:
-                yield Event(index, piece, None)
-                continue
-            del running[key]
-            piece += text.finish() if text is not None else ""
-            seconds = time.perf_counter() - started
-            yield Event(index, piece, _answer(row, text.text if text is not None else "", seconds))
+def answers(batch: RunningBatch, requests: Sequence[Request], batch_size: int) -> list[Answer]:
+    """The answers to all requests, in their order. Errors: those of `decode`."""
+    found = {id(row.request): p.answer for row, p in decode(batch, requests, batch_size) if p.answer is not None}
+    return [found[id(request)] for request in requests]
 
 
 class Stream:
-    """One answer, piece by piece: iterate for its text; `answer` is there once that has ended."""
+    """One answer, piece by piece: iterate for its text; `answer` is set when the iteration has ended."""
 
-    def __init__(self, events: Iterator[Event], method: str, memory: Memory | None, memorize_seconds: float = 0.0):
-        self._events, self.method, self.memory, self.memorize_seconds = events, method, memory, memorize_seconds
+    def __init__(
+        self, pieces: Iterator[tuple[Row, Piece]], memory: Memory | None = None, memorize_seconds: float = 0.0
+    ):
+        self._pieces, self.memory, self.memorize_seconds = pieces, memory, memorize_seconds
         self.answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
-        for event in self._events:
-            if event.piece:
-                yield event.piece
-            if event.answer is not None:
-                self.answer = replace(
-                    event.answer, method=self.method, memory=self.memory, memorize_seconds=self.memorize_seconds
-                )
+        for _, piece in self._pieces:
+            if piece.text:
+                yield piece.text
+            if piece.answer is not None:
+                self.answer = replace(piece.answer, memorize_seconds=self.memorize_seconds)
 
     def run(self) -> Answer:
         """The whole answer at once."""
@@ -176,14 +180,15 @@ class Stream:
         return self.answer
 
 
-def _answer(row: Row, text: str, seconds: float) -> Answer:
+def _answer(row: Row) -> Answer:
     return Answer(
-        text=text,
+        text=row.text.text if row.text is not None else "",
         token_ids=tuple(row.token_ids),
         reason=row.reason or "stop",
-        method="base",
+        method=row.request.method,
         prompt_tokens=len(row.request.prompt),
         cached_tokens=row.cached_tokens,
-        decode_seconds=seconds,
+        decode_seconds=time.perf_counter() - row.started,
         logprobs=tuple(row.logprobs),
+        memory=row.request.memory,
     )

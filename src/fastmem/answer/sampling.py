@@ -39,7 +39,7 @@ class Sampling:
         ):
             if not good:
                 value = getattr(self, name)
-                raise InputError(f"{name} (--{name.replace('_', '-')}) is {value!r}: give a number {accepted}.")
+                raise InputError(f"{name} is {value!r}: give a number {accepted}.", field=name)
 
     def generator(self) -> torch.Generator:
         """A generator of its own, so that an answer does not depend on who shares its batch."""

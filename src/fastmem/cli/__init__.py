@@ -22,20 +22,20 @@ from fastmem.cli import output
 from fastmem.errors import FastMemError, one_of
 
 COMMANDS: dict[str, str] = {
-    "demo": "fastmem.cli.demo:demo",
-    "ask": "fastmem.cli.ask:ask",
-    "memorize": "fastmem.cli.memories:memorize",
-    "memories": "fastmem.cli.memories:memories",
-    "export": "fastmem.cli.memories:export",
-    "serve": "fastmem.cli.serve:serve",
-    "eval": "fastmem.cli.lab:evaluate",
-    "report": "fastmem.cli.lab:report",
-    "search": "fastmem.cli.experiments:search",
-    "paper": "fastmem.cli.experiments:paper",
-    "lm-eval": "fastmem.cli.experiments:lm_eval",
-    "bench": "fastmem.cli.bench:bench",
-    "env": "fastmem.cli.about:env",
-    "version": "fastmem.cli.about:version",
+    "demo": "fastmem.cli.demo_command:demo",
+    "ask": "fastmem.cli.ask_command:ask",
+    "memorize": "fastmem.cli.memory_commands:memorize",
+    "memories": "fastmem.cli.memory_commands:memories",
+    "export": "fastmem.cli.memory_commands:export",
+    "serve": "fastmem.cli.serve_command:serve",
+    "eval": "fastmem.cli.eval_commands:evaluate",
+    "report": "fastmem.cli.eval_commands:report",
+    "search": "fastmem.cli.search_commands:search",
+    "paper": "fastmem.cli.search_commands:paper",
+    "lm-eval": "fastmem.cli.search_commands:lm_eval",
+    "bench": "fastmem.cli.bench_command:bench",
+    "env": "fastmem.cli.env_command:env",
+    "version": "fastmem.cli.env_command:version",
 }
 
 HELP = """Make a language model stay faithful to the document it was given.
@@ -124,19 +124,31 @@ def run(arguments: Sequence[str]) -> int:
         except Exception as error:
             if debug:
                 raise
-            output.say(f"error: {_line(error)}")
+            output.say(f"error: {_line(error, arguments)}")
             return EXIT_REFUSED if isinstance(error, FastMemError | USAGE_ERROR) else EXIT_BUG
     return 0
 
 
-def _line(error: Exception) -> str:
-    """What went wrong, on one line."""
+def _line(error: Exception, arguments: Sequence[str]) -> str:
+    """What went wrong, on one line, with the flags of this command that it is about."""
     if isinstance(error, USAGE_ERROR):
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "fastmem"
         message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
         return f"{message}. See '{path} --help'."
-    text = " ".join(str(error).split())
-    if isinstance(error, FastMemError):
-        return text
-    return f"{type(error).__name__}: {text} (not a refusal but a bug: --debug shows where)"
+    if not isinstance(error, FastMemError):
+        return f"{type(error).__name__}: {' '.join(str(error).split())} (this is a bug: --debug shows where)"
+    text = " ".join(error.text.split())
+    flags = _flags(arguments[0]) if arguments and arguments[0] in COMMANDS else set()
+    about = [flag for flag in (f"--recipe-{error.field}", f"--{error.field}".replace("_", "-")) if flag in flags]
+    if about:
+        text += f" (option {about[0]})"
+    helpful = [flag for flag in (f"--{name}".replace("_", "-") for name in error.options) if flag in flags]
+    return f"{text} Options that help: {', '.join(helpful)}." if helpful else text
+
+
+def _flags(name: str) -> set[str]:
+    """All flags of a command, or of the commands in a group."""
+    whole = command(name)
+    commands = [whole, *getattr(whole, "commands", {}).values()]
+    return {flag for one in commands for parameter in one.params for flag in parameter.opts}

@@ -7,7 +7,7 @@ from fastmem.cli import main
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--write-docs"]:
-        from fastmem.cli.docs import write
+        from tools.command_reference import write
 
         write(Path(sys.argv[2]))
     else:

@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastmem.cli import show
-from fastmem.cli.documents import document
+from fastmem.cli import memorization_view
 from fastmem.cli.flags import DecodingFlags, ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.output import Status, console, emit, say
+from fastmem.cli.read_document import document
 from fastmem.errors import InputError
 
 if TYPE_CHECKING:
-    from fastmem.core.memory import Memory, Recipe
-    from fastmem.generation import Answer, Stream
+    from fastmem.answer.running_batch import Answer, Stream
+    from fastmem.memory.memory import Memory
+    from fastmem.memory.recipe import Recipe
     from fastmem.model import FastMem
+    from fastmem.surprisal_report import TokenSurprisal
 
 
 @with_flags
@@ -51,8 +53,8 @@ def ask(
       fastmem ask "Who is the mayor?" -c report.txt --show-memorization --steps 20
     """
     the_document = document(context, text)
-    from fastmem.core.contrast import METHODS, method_named
-    from fastmem.core.memory import Memory
+    from fastmem.answer.contrast import METHODS, method_named
+    from fastmem.memory.memory import Memory
     from fastmem.prompts import Tokens, document_identity
 
     if show_memorization and not compare and not method_named(method).memorized:
@@ -109,14 +111,18 @@ class _Case:
             **self.options,
         )
 
-    def surprises(self, memory: "Memory") -> list[show.Surprise]:
-        tokens = show.memorized_tokens(self.llm, self.question, self.context, memory.recipe, self.truncate)
-        return show.token_surprises(self.llm, tokens, memory)
+    def surprisals(self, memory: "Memory") -> "list[TokenSurprisal]":
+        from fastmem.surprisal_report import surprisal_report
+
+        tokens = memorization_view.memorized_tokens(
+            self.llm, self.question, self.context, memory.recipe, self.truncate
+        )
+        return surprisal_report(self.llm, tokens, memory)
 
     def show(self, memory: "Memory") -> None:
         page = console()
-        show.print_steps(page, memory)
-        show.print_tokens(page, self.surprises(memory))
+        memorization_view.print_steps(page, memory)
+        memorization_view.print_tokens(page, self.surprisals(memory))
         page.print()
 
 
@@ -126,7 +132,7 @@ def _one(case: _Case, method: str, memory: "Memory | None", show_memorization: b
     made = stream.memory if show_memorization else None
     if case.output.json:
         answer = stream.run()
-        shown = {"tokens": [asdict(token) for token in case.surprises(made)]} if made else {}
+        shown = {"tokens": [asdict(token) for token in case.surprisals(made)]} if made else {}
         return emit({"model": case.llm.name, "question": case.question} | _record(answer) | shown)
     if made:
         case.show(made)
@@ -151,7 +157,7 @@ def _compare(case: _Case, methods: tuple[str, ...], memory: "Memory | None", sho
                 answer = replace(answer, memorize_seconds=seconds)
             answers.append(answer)
     if case.output.json:
-        shown = {"tokens": [asdict(t) for t in case.surprises(made)]} if made and show_memorization else {}
+        shown = {"tokens": [asdict(t) for t in case.surprisals(made)]} if made and show_memorization else {}
         records = [_record(answer) for answer in answers]
         return emit({"model": case.llm.name, "question": case.question, "answers": records} | shown)
     if made and show_memorization:

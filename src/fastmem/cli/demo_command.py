@@ -19,8 +19,8 @@ from fastmem.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fastmem.core.memory import Memory
     from fastmem.lab.tasks.example import Example
+    from fastmem.memory.memory import Memory
     from fastmem.model import FastMem
 
 BATCH = 10  # rows between two movements of the progress bar
@@ -61,7 +61,7 @@ def demo(
     """
     if conflicts < 1 or rows < 1:
         raise InputError(f"--conflicts {conflicts}, --rows {rows}: give whole numbers, 1 or more.")
-    from fastmem.lab.tasks import world
+    from fastmem.lab.tasks import embedded_world
 
     started = time.perf_counter()
     page, quiet = console(), output.quiet or output.json
@@ -69,10 +69,10 @@ def demo(
         status("loading the embedded model ...")
         llm = ModelFlags().load()
         status("looking for documents that it contradicts ...")
-        found = _conflicts(llm, list(world.examples("world_swap", "dev")), conflicts)
+        found = _conflicts(llm, list(embedded_world.examples("world_swap", "dev")), conflicts)
     if not output.json:
         _print_conflicts(page, found)
-    measured = list(world.examples("world_swap", "test"))[:rows]
+    measured = list(embedded_world.examples("world_swap", "test"))[:rows]
     with _progress(len(measured), quiet=quiet) as advance:
         alone, with_memory, memorize_seconds = _accuracies(llm, measured, advance)
     seconds = time.perf_counter() - started
@@ -81,7 +81,9 @@ def demo(
         accuracy = {"base": alone, "fastmem": with_memory}
         return emit(result | {"accuracy": accuracy, "memorize_seconds": memorize_seconds, "seconds": seconds})
     _print_accuracies(page, len(measured), alone, with_memory)
-    page.print(f"\n{memorize_seconds:.2f} s to memorize a document, {seconds:.0f} s in all ({llm.trunk.device.type}).")
+    page.print(
+        f"\n{memorize_seconds:.2f} s to memorize a document, {seconds:.0f} s in all ({llm.split_model.device.type})."
+    )
     _print_next(page, found)
 
 
@@ -145,7 +147,7 @@ def _replies(llm: "FastMem", rows: "list[Example]", memories: "list[Memory] | No
 
 
 def _grade(reply: str, row: "Example") -> Any:
-    from fastmem.lab.scoring import grade
+    from fastmem.lab.scores.qa import grade
 
     return grade(reply, row)
 

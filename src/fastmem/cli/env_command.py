@@ -15,27 +15,20 @@ def version() -> None:
 def env(output: OutputFlags) -> None:
     """Print what a bug report needs: versions, device, threads."""
     import platform
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
 
     import torch
 
     from fastmem import __version__
-
-    def package(name: str) -> str | None:
-        try:
-            return installed(name)
-        except PackageNotFoundError:
-            return None
+    from fastmem.environment import device_name, installed
 
     found = {
         "fastmem": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name("cuda" if torch.cuda.is_available() else "cpu"),
         "cpu_threads": torch.get_num_threads(),
-    } | {name: package(name) for name in PACKAGES}
+    } | {name: installed(name) for name in PACKAGES}
     if output.json:
         return emit(found)
     for name, value in found.items():

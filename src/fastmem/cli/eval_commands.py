@@ -14,8 +14,8 @@ from fastmem.cli.output import Status, emit, say
 from fastmem.errors import InputError, one_of
 
 if TYPE_CHECKING:
-    from fastmem.lab.metrics import Scorers
-    from fastmem.lab.runner import Progress
+    from fastmem.lab.run.runner import Progress
+    from fastmem.lab.scores.summary import Scorers
     from fastmem.lab.tasks import Data
 
 DEFAULT_METHODS = "base,cad,dola,fastmem,fastmem+cd,fastmem+dola"
@@ -68,7 +68,7 @@ class ScorerFlags:
 
     def scorers(self, device: str) -> "Scorers":
         """The record that scoring takes; "none" leaves a score out."""
-        from fastmem.lab.metrics import Scorers
+        from fastmem.lab.scores.summary import Scorers
 
         names = ("bertscore", "bertscore_layer", "factkb", "factkb_tokenizer", "hhem")
         given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -119,13 +119,13 @@ def evaluate(
       fastmem eval --task nq_swap --data nq_swap.json --recipe recipe.json --output runs/tuned
     """
     recipe.check()
-    from fastmem.core.memory import Recipe
-    from fastmem.lab.experiment import Experiment
     from fastmem.lab.report import load_results, tables
-    from fastmem.lab.runner import run
-    from fastmem.lab.search import PARTS, part_of
+    from fastmem.lab.run.experiment import Experiment
+    from fastmem.lab.run.runner import run
+    from fastmem.lab.search.search import PARTS, part_of
+    from fastmem.memory.recipe import Recipe
 
-    one_of(part, PARTS, "part (--part)")
+    one_of(part, PARTS, "part", field="part")
     tasks = names(task)
     if not tasks or len(set(tasks)) < len(tasks):
         raise InputError(f"--task is {task!r}: give each task once, and at least one.")
@@ -154,7 +154,7 @@ def evaluate(
         status(f"loading {model.model or 'the embedded model'} ...")
         llm = model.load()
         for each, folder in folders.items():
-            planned = experiment(each, recipe.make(llm.recipe), str(llm.trunk.device))
+            planned = experiment(each, recipe.make(llm.recipe), str(llm.split_model.device))
             telling = Telling(status, output.quiet, f"{each}: " if len(tasks) > 1 else "")
             with resumable(telling, folder):
                 summaries[each] = run(llm, planned, rows[each], folder, telling)
@@ -181,15 +181,15 @@ def report(
       fastmem report runs/nq_swap
       fastmem report runs/nq runs/nq_swap --html report.html
     """
-    from fastmem.lab import records
     from fastmem.lab.report import load_results, page, tables
-    from fastmem.lab.report.landscape import SEARCH, landscape, search_table
+    from fastmem.lab.report.search_landscape import SEARCH, landscape, search_table
+    from fastmem.lab.run import run_files
 
     found = [inner for folder in folders for inner in _with_results(folder)]
     searches = [folder for folder in found if (folder / SEARCH).exists()]
     results = [load_results(folder) for folder in found if folder not in searches]
     target = html or folders[0] / "report.html"
-    records.write_text(target, page(results, [landscape(folder) for folder in searches]))
+    run_files.write_text(target, page(results, [landscape(folder) for folder in searches]))
     if output.json:
         means = {r.name: {m: {s: r.mean(m, s).value for s in _scores(r)} for m in r.rows} for r in results}
         emit({"html": str(target), "means": means})
@@ -200,8 +200,8 @@ def report(
 
 def _with_results(folder: Path) -> list[Path]:
     """The folder itself; or those in it that hold results, as `paper` and an `eval` of several tasks make them."""
-    from fastmem.lab.records import RUN
-    from fastmem.lab.report.landscape import SEARCH
+    from fastmem.lab.report.search_landscape import SEARCH
+    from fastmem.lab.run.run_files import RUN
 
     if any((folder / name).exists() for name in (RUN, SEARCH)):
         return [folder]
@@ -260,6 +260,6 @@ def duration(seconds: float) -> str:
 
 
 def _scores(results: Any) -> Sequence[str]:
-    from fastmem.lab import grading
+    from fastmem.lab.scores import grading
 
     return list(grading.columns(results.kind))

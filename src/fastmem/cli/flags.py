@@ -9,19 +9,18 @@ records and the parser gets options.
 
 import functools
 import inspect
-import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
-from fastmem.errors import InputError, one_of
+from fastmem.errors import InputError
 
 if TYPE_CHECKING:
-    from fastmem.core.memory import Recipe
+    from fastmem.memory.recipe import Recipe
     from fastmem.model import FastMem
 
 
@@ -127,24 +126,25 @@ class RecipeFlags:
     ] = None
     shortlist: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Keep apart the logits of so many tokens: faster steps, nearly exact."),
+        typer.Option(metavar="N", help="Approximate the softmax with N tokens: faster steps."),
     ] = None
 
     def make(self, default: "Recipe") -> "Recipe":
         """`default`, changed by the file and then by the single flags. Errors: `InputError`."""
+        from fastmem.memory.recipe import changed_recipe, read_recipe
+
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
         given["seed"] = given.pop("recipe_seed")  # --seed is the sampling's
         changed = {name: value for name, value in given.items() if value is not None}
         if self.layers is not None:
             changed["layers"] = _layers(self.layers)
-        return replace(default, **(_recipe_file(self.recipe, [f.name for f in fields(default)]) | changed))
+        return changed_recipe(default, (read_recipe(self.recipe) if self.recipe else {}) | changed)
 
     def check(self) -> None:
         """Refuse what cannot be used before a model is loaded. Errors: `InputError`."""
-        from fastmem.core.memory import Recipe
-        from fastmem.prompts import PLACEMENTS
+        from fastmem.memory.recipe import Recipe
 
-        one_of(self.make(Recipe()).placement, PLACEMENTS, "placement (--placement)")
+        self.make(Recipe())
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ class DecodingFlags:
 
     def options(self) -> dict[str, Any]:
         """What was given, as keyword arguments of `generate`. Errors: `InputError`."""
-        from fastmem.core.contrast import Contrast
-        from fastmem.generation import Decoding
+        from fastmem.answer.contrast import Contrast
+        from fastmem.answer.request import Decoding
 
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         options = {name: value for name, value in given.items() if value is not None}
@@ -202,19 +202,3 @@ def _layers(text: str) -> tuple[int, ...]:
         raise InputError(
             f"--layers is {text!r}: give layer numbers with commas between, such as -1 or 4,5."
         ) from error
-
-
-def _recipe_file(path: Path | None, accepted: list[str]) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"recipe file {str(path)!r} cannot be read: {error.strerror}; give a JSON file.") from error
-    except ValueError as error:
-        raise InputError(
-            f"recipe file {str(path)!r} is not JSON ({error}): write it as `fastmem search` does."
-        ) from error
-    if not isinstance(found, dict):
-        raise InputError(f"recipe file {str(path)!r} holds a {type(found).__name__}: give an object of recipe fields.")
-    return {one_of(name, accepted, f"recipe field in {path}"): value for name, value in found.items()}

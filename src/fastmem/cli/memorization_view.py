@@ -5,7 +5,6 @@ character instead. Surprise is -log probability in nats; the mean over the token
 """
 
 import textwrap
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastmem.cli.output import writes
@@ -13,23 +12,15 @@ from fastmem.cli.output import writes
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fastmem.core.memory import Memory
+    from fastmem.memory.memory import Memory
     from fastmem.model import FastMem
     from fastmem.prompts import Tokens
+    from fastmem.surprisal_report import TokenSurprisal
 
 BARS = " ▁▂▃▄▅▆▇█"
 ASCII_BARS = " .:-=+*#@"
 COLOURS = ("bright_black", "default", "yellow", "bright_red", "bold white on red")
 FULL_NATS = 8.0  # the highest bar and the hottest colour: a probability of 1 in 3,000
-
-
-@dataclass(frozen=True)
-class Surprise:
-    """One token of the document, and how surprising it was, in nats."""
-
-    text: str
-    before: float
-    after: float
 
 
 def memorized_tokens(llm: "FastMem", question: str, context: str, recipe: Any, truncate: bool) -> "Tokens":
@@ -41,21 +32,6 @@ def memorized_tokens(llm: "FastMem", question: str, context: str, recipe: Any, t
     return llm.memory_tokens(context, recipe, truncate)
 
 
-def token_surprises(llm: "FastMem", tokens: "Tokens", memory: "Memory") -> list[Surprise]:
-    """One `Surprise` per scored token, in order."""
-    from fastmem.core.memorize import read
-    from fastmem.core.surprise import surprises
-    from fastmem.streaming import Detokenizer
-
-    reading = read(llm.trunk, tokens.ids, tokens.scored, memory.recipe.layers)
-    before = surprises(llm.trunk, reading).tolist()
-    after = surprises(llm.trunk, reading, llm.ffn(memory)).tolist()
-    pieces = Detokenizer(llm.tokenizer)
-    texts = [pieces.add(token) for token in tokens.ids.tolist()]
-    scored = [text for text, wanted in zip(texts, tokens.scored.tolist(), strict=True) if wanted]
-    return [Surprise(*row) for row in zip(scored, before, after, strict=True)]
-
-
 def print_steps(console: "Console", memory: "Memory") -> None:
     """Loss, cross entropy and KL of every step."""
     console.print(f"{'step':>4}  {'loss':>8}  {'cross entropy':>13}  {'KL':>9}   (nats per token, before the update)")
@@ -63,7 +39,7 @@ def print_steps(console: "Console", memory: "Memory") -> None:
         console.print(f"{step.index:>4}  {step.loss:>8.4f}  {step.cross_entropy:>13.4f}  {step.kl:>9.5f}")
 
 
-def print_tokens(console: "Console", tokens: list[Surprise]) -> None:
+def print_tokens(console: "Console", tokens: "list[TokenSurprisal]") -> None:
     """The document before and after: coloured where the console has colours, else with bars below the text."""
     means = [sum(values) / len(tokens) for values in zip(*((t.before, t.after) for t in tokens), strict=True)]
     coloured = console.color_system is not None
@@ -77,7 +53,7 @@ def print_tokens(console: "Console", tokens: list[Surprise]) -> None:
         _print_bars(console, tokens)
 
 
-def _print_coloured(console: "Console", tokens: list[Surprise]) -> None:
+def _print_coloured(console: "Console", tokens: "list[TokenSurprisal]") -> None:
     from rich.text import Text
 
     for title, values in (("before", [t.before for t in tokens]), ("after", [t.after for t in tokens])):
@@ -87,7 +63,7 @@ def _print_coloured(console: "Console", tokens: list[Surprise]) -> None:
         console.print(text)
 
 
-def _print_bars(console: "Console", tokens: list[Surprise]) -> None:
+def _print_bars(console: "Console", tokens: "list[TokenSurprisal]") -> None:
     bars = BARS if writes(console, BARS) else ASCII_BARS
     text = "".join(token.text for token in tokens)
     before, after = (

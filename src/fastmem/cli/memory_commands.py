@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastmem.cli.documents import document
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.output import Status, emit, say
+from fastmem.cli.read_document import document
 from fastmem.errors import FastMemError, InputError, MemoryFileError
 
 if TYPE_CHECKING:
-    from fastmem.core.memory import Memory, Recipe
+    from fastmem.memory.memory import Memory
+    from fastmem.memory.recipe import Recipe
     from fastmem.model import FastMem
 
 SUFFIX = ".safetensors"
@@ -83,12 +84,12 @@ def list_memories(
     output: OutputFlags,
 ) -> None:
     """One line per memory, from the headers alone: nothing is said of the numbers (see verify)."""
-    from fastmem.core import files
+    from fastmem.memory.memory import Memory
 
     rows = []
     for file in _files(path):
         try:
-            rows.append(_row(file, files.peek(file)))
+            rows.append(_row(file, Memory.peek(file)))
         except MemoryFileError as error:
             rows.append({"file": str(file), "error": str(error)})
         if not output.json:
@@ -104,9 +105,9 @@ def show(
     output: OutputFlags,
 ) -> None:
     """All that a memory says of itself: base, recipe, document, the losses of every step."""
-    from fastmem.core import files
+    from fastmem.memory.memory import Memory
 
-    memory = files.peek(file)
+    memory = Memory.peek(file)
     tensors = {name: list(tensor.shape) for name, tensor in memory.tensors.items()}
     record = _row(file, memory) | {
         "recipe": asdict(memory.recipe),
@@ -142,7 +143,7 @@ def verify(
 
     With --model, also whether it fits that model. The exit code is 2 if one of them fails.
     """
-    from fastmem.core.memory import Memory
+    from fastmem.memory.memory import Memory
 
     llm = model.load() if model.model is not None else None
     rows = []
@@ -185,8 +186,8 @@ def export(
       fastmem export memories/policy.safetensors --model Qwen/Qwen3-0.6B --output adapter
       fastmem export memories/policy.safetensors --model ./base --format merged --output merged
     """
-    from fastmem.core.memory import Memory
-    from fastmem.serve.export import export as write
+    from fastmem.export import export as write
+    from fastmem.memory.memory import Memory
 
     with Status(quiet=output.quiet) as status:
         status(f"loading {model.model or 'the embedded model'} ...")
@@ -227,7 +228,7 @@ def _memorized(
     truncate: bool,
 ) -> dict[str, Any]:
     """Make and write one memory, unless it is there; its row."""
-    from fastmem.core.memory import Memory
+    from fastmem.memory.memory import Memory
     from fastmem.prompts import document_identity
 
     text = document(source, None)

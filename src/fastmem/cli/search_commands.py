@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fastmem.cli.eval_commands import DataFlags, ScorerFlags, Telling, duration, resumable
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
-from fastmem.cli.lab import DataFlags, ScorerFlags, Telling, duration, resumable
 from fastmem.cli.output import Status, emit, say
 from fastmem.errors import InputError, one_of
 
@@ -45,14 +45,11 @@ def search(
       fastmem search --task nq_swap --model ID --sampler tpe --trials 40 --output runs/tpe
       fastmem eval --task nq_swap --model ID --part held-out --recipe runs/tpe/recipe.json --output runs/tuned
     """
-    from fastmem.lab.grid import Space
-    from fastmem.lab.report.landscape import search_table
-    from fastmem.lab.search import search_grid, search_tpe, searchable
-    from fastmem.prompts import PLACEMENTS
+    from fastmem.lab.report.search_landscape import search_table
+    from fastmem.lab.search.grid import Space
+    from fastmem.lab.search.search import search_grid, search_tpe, searchable
 
-    one_of(sampler, ("grid", "tpe"), "sampler (--sampler)")
-    if placement is not None:
-        one_of(placement, PLACEMENTS, "placement (--placement)")
+    one_of(sampler, ("grid", "tpe"), "sampler", field="sampler")
     rows = searchable(data.load(task, "dev" if task.startswith("world") else None), on_test)
     with Status(quiet=output.quiet) as status:
         status(f"loading {model.model or 'the embedded model'} ...")
@@ -114,10 +111,10 @@ def paper(
       fastmem paper --model ID --limit 8 --output runs/cost
     """
     recipe.check()
-    from fastmem.core.memory import Recipe
-    from fastmem.lab.paper import cost_table, reproduce
     from fastmem.lab.report import load_results, page, tables
+    from fastmem.lab.run.paper import cost_table, reproduce
     from fastmem.lab.tasks import TASKS
+    from fastmem.memory.recipe import Recipe
 
     files = {}
     for given in data or []:
@@ -146,13 +143,13 @@ def paper(
                 max_context_tokens=max_context_tokens,
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
-                scorers=scorers.scorers(str(llm.trunk.device)),
+                scorers=scorers.scorers(str(llm.split_model.device)),
                 on_progress=tell,
             )
     results = [load_results(output_dir / o.run.name) for o in outcomes if not o.missing]
-    from fastmem.lab import records
+    from fastmem.lab.run import run_files
 
-    records.write_text(output_dir / "report.html", page(results))
+    run_files.write_text(output_dir / "report.html", page(results))
     if output.json:
         emit({o.run.name: {"examples": o.examples, "hours": o.hours, "missing": o.missing} for o in outcomes})
         return

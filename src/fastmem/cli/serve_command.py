@@ -61,10 +61,10 @@ def serve(
 
     from fastmem.errors import one_of
     from fastmem.serve.app import create_app
-    from fastmem.serve.compose import Limits
     from fastmem.serve.engine import EngineLimits
-    from fastmem.serve.run import run
+    from fastmem.serve.limits import Limits
     from fastmem.serve.store import Budget
+    from fastmem.serve.uvicorn_server import run
 
     chosen = one_of(template or ("context" if model.model else "question"), ("context", "question"), "template")
     llm = model.load()

@@ -1,253 +1,214 @@
-"""The optimization under `memorize`: one document, or several in lockstep, each with weights of its own.
+"""`Optimization`: one document being memorized. Its weights, AdamW, the losses so far.
 
-A step is the same for one and for many. Pieces of documents go through the FFN, each through its document's weights;
-their hidden states go through the head together, in chunks, so that its matrix is read once for all; every piece's
-share of the gradient goes back through its own FFN; every document's gradient is clipped by its own norm; and one
-AdamW, which works number by number, updates them all.
+A step cuts the document into pieces that go through the FFN, and every piece into chunks that go through the head.
+Each chunk yields losses and the gradient of its hidden states, which is propagated back through the FFN. The summed
+gradient is clipped, and AdamW updates float32 master weights; passes run in the model's type.
 
-With a shortlist the chunks are scored over some tokens instead of all (`shortlist.py`), and `check` says how far off
-that was in the end.
+With `Recipe.shortlist` the chunks are scored over a sample of the vocabulary (`sampled_softmax.py`), and
+`replace_last_losses_with_exact` measures the error at the end.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmem.core import lora
-from fastmem.core.budget import Plan, plan
-from fastmem.core.chunk import Chunk
-from fastmem.core.memory import Recipe, Step
-from fastmem.core.replay import Activations
-from fastmem.core.shortlist import shortened
-from fastmem.core.trunk import Trunk
+from fastmem.learn.budget import Plan, plan
+from fastmem.learn.objective import Chunk
+from fastmem.learn.sampled_softmax import sampled_chunk
+from fastmem.memory import low_rank
+from fastmem.memory.memory import Step
+from fastmem.memory.recipe import Recipe
+from fastmem.split.hooks import Activations
+from fastmem.split.split_model import SplitModel
 
-# Two correct runs in a short type differ by so much (tests/test_memorize.py), so less is no error of a shortlist.
+# Two correct runs in a short type differ by this much (tests/test_memorize.py), so a smaller difference is no error.
 ROUNDING_NATS = 5e-3
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One document, read once: what the tuned layers need at the scored positions, and what comes next there.
+    """A document after its trunk pass.
 
-    activations: at N positions. targets: [N], the token that follows each.
+    activations: at its N scored positions. targets: [N], the token after each. details: where the document came from,
+    for the memory's record.
     """
 
     activations: Activations
     targets: Tensor
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Tuning:
-    """The weights under way of one document.
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Positions that go through the FFN together. chunks: what a step scores. exact: the same over the vocabulary."""
 
-    masters: what AdamW updates, float32 or wider: the weights themselves, or their low-rank factors.
-    leaves: the weights in the model's type, for whose gradients a pass is asked.
+    activations: Activations
+    chunks: list[Chunk]
+    exact: list[Chunk]
+
+
+class Optimization:
+    """The optimization of one document. Errors: `ResourceError` if it cannot fit.
+
+    masters: what AdamW updates, float32 or wider: the weights themselves, or their low-rank factors. leaves: the
+    weights in the model's type, with respect to which a pass is differentiated. kl_weight: changes if it is adaptive.
     """
 
-    def __init__(self, trunk: Trunk, recipe: Recipe):
-        self.recipe = recipe
-        self.originals = trunk.parameters(recipe.layers)
+    def __init__(self, split_model: SplitModel, reading: Reading, recipe: Recipe):
+        self.split_model, self.recipe, self.kl_weight = split_model, recipe, recipe.kl_weight
+        self.positions = len(reading.targets)
+        self.originals = split_model.parameters(recipe.layers)
         self.low_rank = recipe.parametrization == "lora"
+        planned = plan(split_model, recipe, self.positions)
         if self.low_rank:
-            self.masters = lora.start(self.originals, recipe.rank, recipe.seed)
+            self.masters = low_rank.start(self.originals, recipe.rank, recipe.seed)
         else:
             self.masters = {name: w.to(_wide(w), copy=True) for name, w in self.originals.items()}
         self.leaves = {name: w.clone().requires_grad_() for name, w in self.originals.items()}
-        self.ffn = trunk.ffn(self.leaves)
-        self.gradients: dict[str, Tensor] = {}
+        self.ffn = split_model.ffn(self.leaves)
+        self.optimizer = torch.optim.AdamW(
+            self.masters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
+        self.pieces = _pieces(split_model, reading, recipe, planned)
+        self._gradients: dict[str, Tensor] = {}  # float32 buffers, used again in every step
+        self._losses: list[Tensor] = []  # per step [3]
 
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Bring the leaves up to the masters."""
-        for name, weight in self.weights().items():
-            self.leaves[name].copy_(weight)
+    def compute_gradients(self) -> None:
+        """Losses and gradients at the present weights, over all scored positions."""
+        # 1. Bring the weights in the model's type up to date.
+        with torch.no_grad():
+            for name, weight in self.weights().items():
+                self.leaves[name].copy_(weight)
+        if self.recipe.adaptive_kl is not None:
+            self._adapt_kl_weight(self.recipe.adaptive_kl)
+        # 2. Forward and backward, piece by piece.
+        sums = self._zeros()
+        for number, piece in enumerate(self.pieces):
+            hidden = self.split_model.tail(piece.activations, self.ffn)  # [n, D]
+            parts = hidden.detach().split([len(chunk.targets) for chunk in piece.chunks])
+            found = [chunk.gradient(part, self.kl_weight) for chunk, part in zip(piece.chunks, parts, strict=True)]
+            gradient, losses = (torch.cat(each) for each in zip(*found, strict=True))  # [n, D], [n, 2]
+            sums += losses.sum(0)
+            leaves = list(self.leaves.values())
+            self._add(
+                torch.autograd.grad(hidden, leaves, gradient / self.positions, allow_unused=True), first=number == 0
+            )
+        # 3. Keep the losses on the device; `trace` reads them.
+        self._losses.append(self._means(sums))
 
-    def add_gradients(self, found: Sequence[Tensor | None], first: bool) -> None:
-        """Gradients of the leaves from one piece; into the same float32 buffers in every step."""
-        for (name, leaf), gradient in zip(self.leaves.items(), found, strict=True):
-            if gradient is None:  # a bias that only picks experts has none
-                continue
-            if name not in self.gradients:
-                self.gradients[name] = torch.empty_like(leaf, dtype=_wide(leaf))
-            if first:
-                self.gradients[name].copy_(gradient)
-            else:
-                self.gradients[name].add_(gradient)
-
-    def clip(self) -> None:
-        """Hand the gradients to the masters, scaled to the recipe's norm over all of them together."""
-        gradients = self.gradients
+    def update(self) -> None:
+        """Clip the gradient over all tuned tensors together, and take one step of AdamW."""
+        gradients = self._gradients
         if self.low_rank:
-            gradients = lora.pulled_back(gradients, self.masters, self.recipe.lora_scale)
+            gradients = low_rank.factor_gradients(gradients, self.masters, self.recipe.lora_scale)
         for name, master in self.masters.items():
             master.grad = gradients.get(name)
         torch.nn.utils.clip_grad_norm_(self.masters.values(), self.recipe.max_grad_norm)
+        self.optimizer.step()
 
     def weights(self) -> Mapping[str, Tensor]:
-        """The present weights of every tuned tensor, float32 or wider."""
+        """The present value of every tuned tensor, float32 or wider."""
         if not self.low_rank:
             return self.masters
-        differences = lora.differences(self.masters, self.recipe.lora_scale)
+        differences = low_rank.differences(self.masters, self.recipe.lora_scale)
         return {name: self.originals[name].to(d.dtype) + d for name, d in differences.items()}
 
-    def tensors(self, last: bool = False) -> dict[str, Tensor]:
-        """What a memory keeps: w - w_0 of every tuned tensor, or the low-rank factors of it.
+    def memory_tensors(self, last: bool = False) -> dict[str, Tensor]:
+        """The tensors of a memory of the present weights: w - w_0, or the low-rank factors of it.
 
-        last: no step follows, so the masters themselves become that, and no other memory is taken.
+        last: no step follows, so the masters themselves are turned into the result instead of a copy.
         """
         if self.low_rank:
             return {name: m if last else m.clone() for name, m in self.masters.items()}
         return {name: (m if last else m.clone()).sub_(self.originals[name]) for name, m in self.masters.items()}
 
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Pieces that go through the head together, cut anew into chunks.
-
-    pieces: (document, its activations). chunks: what a step scores. whole: the same positions over the vocabulary.
-    """
-
-    pieces: list[tuple[int, Activations]]
-    chunks: list[Chunk]
-    whole: list[Chunk]
-
-
-class Optimization:
-    """The state of tuning on `readings`: their weights, AdamW, the losses so far.
-
-    Errors: `ResourceError` where it cannot fit.
-    """
-
-    def __init__(self, trunk: Trunk, readings: Sequence[Reading], recipe: Recipe):
-        self.trunk, self.recipe = trunk, recipe
-        self.counts = [len(reading.targets) for reading in readings]
-        self.plan = plan(trunk, recipe, self.counts)
-        self.tunings = [Tuning(trunk, recipe) for _ in readings]
-        masters = [master for tuning in self.tunings for master in tuning.masters.values()]
-        self.optimizer = torch.optim.AdamW(
-            masters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-        )
-        self.groups = _groups(trunk, readings, recipe, self.plan)
-        self.kl_weight = recipe.kl_weight
-        self.losses: list[Tensor] = []  # per step [documents, 3]
-
-    def gradients(self, index: int) -> None:
-        """Losses and gradients at the present weights, over all scored positions."""
-        for tuning in self.tunings:
-            tuning.refresh()
-        if self.recipe.adaptive_kl is not None:
-            self._adapt(index)
-        sums = self._zeros()
-        begun: set[int] = set()
-        for group in self.groups:
-            hidden = [self.trunk.tail(piece, self.tunings[document].ffn) for document, piece in group.pieces]
-            sizes = [len(states) for states in hidden]
-            parts = torch.cat([states.detach() for states in hidden]).split([len(c.targets) for c in group.chunks])
-            pulled = [chunk.pull(rows, self.kl_weight) for chunk, rows in zip(group.chunks, parts, strict=True)]
-            pulls, losses = (torch.cat(each).split(sizes) for each in zip(*pulled, strict=True))
-            for (document, _), states, pull, loss in zip(group.pieces, hidden, pulls, losses, strict=True):
-                sums[document] += loss.sum(0)
-                tuning = self.tunings[document]
-                leaves = list(tuning.leaves.values())
-                found = torch.autograd.grad(states, leaves, pull / self.counts[document], allow_unused=True)
-                tuning.add_gradients(found, first=document not in begun)
-                begun.add(document)
-        self.losses.append(self._means(sums))
-
-    def update(self) -> None:
-        """Clip and step."""
-        for tuning in self.tunings:
-            tuning.clip()
-        self.optimizer.step()
-
-    def trace(self, document: int = 0) -> list[Step]:
-        """One `Step` per call of `gradients`. Synchronises with the device."""
-        rows = torch.stack(self.losses)[:, document].tolist() if self.losses else []
+    def trace(self) -> list[Step]:
+        """One `Step` per call of `compute_gradients`. Synchronizes with the device."""
+        rows = torch.stack(self._losses).tolist() if self._losses else []
         return [Step(i, *row) for i, row in enumerate(rows)]
 
-    def check(self) -> list[float]:
-        """Put the losses over the whole vocabulary in the place of the last ones, which a shortlist only estimated.
+    def replace_last_losses_with_exact(self) -> float:
+        """Compute the last losses over the whole vocabulary, where a sample only estimated them.
 
-        Returns by how much each document's estimate was off, as a share of how far its loss had fallen; what rounding
-        can do is no error. All 0 without a shortlist. Synchronises with the device.
+        Returns the error of the estimate as a share of the total change of the loss; rounding does not count. 0
+        without a sample. Synchronizes with the device.
         """
-        if all(group.chunks is group.whole for group in self.groups) or not self.losses:
-            return [0.0] * len(self.tunings)
-        first, estimated = self.losses[0][:, 0], self.losses[-1][:, 0]
-        self.losses[-1] = exact = self._evaluated([group.whole for group in self.groups])
-        off = ((estimated - exact[:, 0]).abs() - ROUNDING_NATS) / (first - exact[:, 0]).abs()
-        return off.clamp(min=0).tolist()
+        if all(piece.chunks is piece.exact for piece in self.pieces) or not self._losses:
+            return 0.0
+        first, estimated = self._losses[0][0], self._losses[-1][0]
+        self._losses[-1] = exact = self._evaluated([piece.exact for piece in self.pieces])
+        return float((((estimated - exact[0]).abs() - ROUNDING_NATS) / (first - exact[0]).abs()).clamp(min=0))
+
+    def _add(self, found: Sequence[Tensor | None], first: bool) -> None:
+        """Add the gradients of one piece."""
+        for (name, leaf), gradient in zip(self.leaves.items(), found, strict=True):
+            if gradient is None:  # a bias that only selects experts has none
+                continue
+            if name not in self._gradients:
+                self._gradients[name] = torch.empty_like(leaf, dtype=_wide(leaf))
+            if first:
+                self._gradients[name].copy_(gradient)
+            else:
+                self._gradients[name].add_(gradient)
 
     @torch.no_grad()
     def _evaluated(self, chunks: Sequence[Sequence[Chunk]]) -> Tensor:
-        """[documents, 3]: the losses of every group's chunks at the weights of the last gradients."""
+        """[3]: the losses of every piece's chunks at the weights of the last gradients."""
         sums = self._zeros()
-        for group, own in zip(self.groups, chunks, strict=True):
-            hidden = [self.trunk.tail(piece, self.tunings[document].ffn) for document, piece in group.pieces]
-            parts = torch.cat(hidden).split([len(chunk.targets) for chunk in own])
-            losses = torch.cat([chunk.losses(rows) for chunk, rows in zip(own, parts, strict=True)])
-            for (document, _), loss in zip(group.pieces, losses.split([len(h) for h in hidden]), strict=True):
-                sums[document] += loss.sum(0)
+        for piece, own in zip(self.pieces, chunks, strict=True):
+            parts = self.split_model.tail(piece.activations, self.ffn).split([len(chunk.targets) for chunk in own])
+            for chunk, part in zip(own, parts, strict=True):
+                sums += chunk.losses(part).sum(0)
         return self._means(sums)
 
     def _zeros(self) -> Tensor:
-        return torch.zeros(len(self.tunings), 2, device=self.trunk.device, dtype=torch.float64)
+        return torch.zeros(2, device=self.split_model.device, dtype=torch.float64)
 
     def _means(self, sums: Tensor) -> Tensor:
-        """[documents, 3]: loss, cross entropy and KL per position."""
-        ce, kl = (sums / sums.new_tensor(self.counts)[:, None]).T
-        return torch.stack([ce + self.kl_weight * kl, ce, kl], -1)
+        """[3]: loss, cross entropy and KL per position, from their sums [2]."""
+        cross_entropy, kl = sums / self.positions
+        return torch.stack([cross_entropy + self.kl_weight * kl, cross_entropy, kl])
 
-    def _adapt(self, index: int) -> None:
+    def _adapt_kl_weight(self, target: float) -> None:
         """Ziegler et al. 2019, eq. 4, as in the authors' code: the weight follows this step's KL, before its loss."""
-        assert self.recipe.adaptive_kl is not None
-        kl = self._evaluated([group.chunks for group in self.groups])[0, 2].item()
-        error = kl / max(self.recipe.adaptive_kl, 1e-12) - 1
-        self.kl_weight *= 1 + min(max(error, -0.2), 0.2) * (index + 1) / max(self.recipe.steps, 1)
+        kl = self._evaluated([piece.chunks for piece in self.pieces])[2].item()
+        error = kl / max(target, 1e-12) - 1
+        self.kl_weight *= 1 + min(max(error, -0.2), 0.2) * (len(self._losses) + 1) / max(self.recipe.steps, 1)
 
 
-def _groups(trunk: Trunk, readings: Sequence[Reading], recipe: Recipe, plan: Plan) -> list[_Group]:
-    """Cut every document into pieces of about one size, and gather those of short documents."""
-    gathered: list[list[tuple[int, Activations, Tensor]]] = []
-    room = 0
-    for document, reading in enumerate(readings):
-        size = _even(len(reading.targets), plan.piece_positions)
-        pieces = list(reading.activations.split(size))
-        size = size if len(pieces) > 1 else len(reading.targets)  # where layers above attend, one piece it is
-        for piece, targets in zip(pieces, reading.targets.split(size), strict=True):
-            if len(targets) > room:
-                gathered.append([])
-                room = plan.piece_positions
-            gathered[-1].append((document, piece, targets))
-            room -= len(targets)
-    # The untouched model of the objective is the one that is tuned: of a quantized FFN its float copy.
-    own = trunk.ffn(trunk.parameters(recipe.layers))
-    short = recipe.shortlist if recipe.shortlist is not None and recipe.shortlist < trunk.vocabulary else None
-    groups, room = [], plan.kept_logits_bytes
-    for members in gathered:
-        targets = torch.cat([targets for _, _, targets in members])
+def _pieces(split_model: SplitModel, reading: Reading, recipe: Recipe, planned: Plan) -> list[_Piece]:
+    """Cut the document into pieces of equal size, and each piece into chunks of equal size."""
+    sampled = recipe.shortlist is not None and recipe.shortlist < split_model.vocabulary_size
+    # The KL refers to the model as it is tuned: the float copy of a quantized FFN.
+    own = split_model.ffn(split_model.parameters(recipe.layers))
+    parts = list(reading.activations.split(_even(len(reading.targets), planned.piece_positions)))
+    counts = [len(part.hidden) for part in parts] if len(parts) > 1 else [len(reading.targets)]
+    room, pieces = planned.kept_logits_bytes, []
+    for part, targets in zip(parts, reading.targets.split(counts), strict=True):
         with torch.no_grad():
-            base_hidden = torch.cat([trunk.tail(piece, own) for _, piece, _ in members])
-        size = _even(len(targets), plan.chunk_positions)
-        whole, chunks = [], []
+            base_hidden = split_model.tail(part, own)  # [n, D]
+        size = _even(len(targets), planned.chunk_positions)
+        exact, chunks = [], []
         for rows, wanted in zip(base_hidden.split(size), targets.split(size), strict=True):
-            room -= len(rows) * trunk.vocabulary * trunk.dtype.itemsize
+            room -= len(rows) * split_model.vocabulary_size * split_model.dtype.itemsize
             logits = None
-            if short is not None:
-                listed, logits = shortened(trunk, rows, wanted, short)
+            if sampled and recipe.shortlist is not None:
+                listed, logits = sampled_chunk(split_model, rows, wanted, recipe.shortlist)
                 chunks.append(listed)
             elif room >= 0:
                 with torch.no_grad():
-                    logits = trunk.head(rows)
-            whole.append(Chunk(trunk.head, wanted, rows, logits if room >= 0 else None))
-        groups.append(_Group([(document, piece) for document, piece, _ in members], chunks or whole, whole))
-    return groups
+                    logits = split_model.head(rows)
+            exact.append(Chunk(split_model.head, wanted, rows, logits if room >= 0 else None))
+        pieces.append(_Piece(part, chunks or exact, exact))
+    return pieces
 
 
 def _even(total: int, most: int) -> int:
-    """The size of the parts when `total` is cut into equal ones of at most `most`."""
+    """The size of the parts when `total` is cut into equal parts of at most `most`."""
     return ceil(total / ceil(total / most))
 
 

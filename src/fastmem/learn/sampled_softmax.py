@@ -1,20 +1,19 @@
-"""The objective over a shortlist of the vocabulary: exact where it starts, and a step hardly needs the head.
+"""The objective over a sample of the vocabulary: exact at the first step, and a step hardly needs the head.
 
-The head is most of a step. But of its V tokens few carry probability in one document, and the others move together.
-So the tokens that matter are *listed*, each with its own logit: the targets, and those that carry most probability
-over all positions under the untouched model. Of all others a *sample* stands for the whole: token v is drawn with
-chance pi_v in proportion to what it carries, and counts 1 / (m pi_v) times. Their sum estimates what the others
-amount to, r(h) = sum of exp z_v(h); what the estimate lacks at the untouched model's hidden state h_0 is known and
-added, to first order:
+The head takes most of a step. But in one document few of its V tokens carry probability, and the others move together.
+So the tokens that matter are *listed*, each with its own logit: the targets, and those with most probability over all
+positions under the untouched model. A *sample* of the others stands for all of them: token v is drawn with probability
+pi_v in proportion to its probability mass, and counts 1 / (m pi_v) times. The sum over the sample, r'(h), estimates
+the sum over all other tokens, r(h) = sum of exp z_v(h). At the untouched model's hidden state h_0 the error of the
+estimate is known, and corrected to first order:
 
     log r(h)  ~  log r'(h)  +  [log r - log r'](h_0)  +  grad [log r - log r'](h_0) . (h - h_0)
 
-The objective is the exact one over listed and sampled tokens (`chunk.py`). At the start it equals that over the
-vocabulary, gradient included; from there its error grows with the square of h - h_0, by what the sample misses of the
-spread of the others' rows. Preparing it takes one pass of the whole head and one gradient through it; a step then
-takes its share of the head. `optimize.py` measures the error where a run ends.
+The objective (`objective.py`) is applied to the listed and sampled tokens. At the first step it equals the objective
+over the vocabulary, including the gradient; afterwards its error grows with the square of h - h_0. The preparation
+takes one pass of the whole head and one gradient through it. `optimize.py` measures the error at the end of a run.
 
-Shortlists: Schwenk 2007, "Continuous space language models". Importance sampling of a soft-max: Bengio and Senecal
+Shortlists: Schwenk 2007, "Continuous space language models". Importance sampling for a softmax: Bengio and Senecal
 2008; here with the model's own probabilities, and exact at the start by a control variate.
 """
 
@@ -24,19 +23,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmem.core.chunk import Chunk
-from fastmem.core.objective import block_rows
-from fastmem.core.trunk import Trunk
 from fastmem.errors import InputError
+from fastmem.learn.objective import Chunk, block_rows
+from fastmem.split.split_model import SplitModel
 
-# The share of a shortlist that is sampled. On nq-mini, 10 steps at 3e-4, 1,024 of 6,000 tokens, the tuned logits were
+# The share of the tokens that is sampled. On nq-mini, 10 steps at 3e-4, 1,024 of 6,000 tokens, the tuned logits were
 # off by 3.1 % of their change without a sample, by 1.9, 1.8, 1.5 and 1.6 % with 0.1, 0.25, 0.5 and 0.8 (median of 12).
 SAMPLED = 0.5
 
 
 @dataclass(frozen=True)
-class Shortlist:
-    """Which tokens. listed: [K], sorted. sampled: [m], sorted. log_weights: [m], how many each of these stands for."""
+class TokenSample:
+    """listed: [K] token ids, sorted. sampled: [m], sorted. log_weights: [m], log of how many tokens each
+    represents."""
 
     listed: Tensor
     sampled: Tensor
@@ -44,55 +43,56 @@ class Shortlist:
 
 
 @dataclass(frozen=True)
-class ShortHead:
+class SampledHead:
     """Hidden states [n, D] to logits [n, K + m], float32 or wider: of the listed tokens, then of the sampled ones.
 
-    gathered: hidden states to the plain logits of both. start: h_0 [n, D]. lack, slope: what the sample lacks there,
-    [n], and its gradient [n, D].
+    gathered: hidden states to the plain logits of both. start: h_0 [n, D]. error, slope: the error of the sample's
+    estimate at h_0, [n], and its gradient [n, D].
     """
 
-    tokens: Shortlist
+    tokens: TokenSample
     gathered: Callable[[Tensor], Tensor]
     start: Tensor
-    lack: Tensor
+    error: Tensor
     slope: Tensor
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = self.gathered(hidden).to(self.lack.dtype)
+        logits = self.gathered(hidden).to(self.error.dtype)
         listed, sampled = logits.tensor_split([len(self.tokens.listed)], -1)
-        lack = self.lack + ((hidden - self.start).to(self.lack.dtype) * self.slope).sum(-1)
-        return torch.cat([listed, sampled + self.tokens.log_weights + lack[:, None]], -1)
+        error = self.error + ((hidden - self.start).to(self.error.dtype) * self.slope).sum(-1)
+        return torch.cat([listed, sampled + self.tokens.log_weights + error[:, None]], -1)
 
 
-def shortened(trunk: Trunk, base_hidden: Tensor, targets: Tensor, size: int) -> tuple[Chunk, Tensor]:
-    """(positions scored over a shortlist of `size` tokens, their logits [n, V] under the untouched model).
+def sampled_chunk(split_model: SplitModel, base_hidden: Tensor, targets: Tensor, size: int) -> tuple[Chunk, Tensor]:
+    """(the positions as a chunk over `size` tokens, their full logits [n, V] under the untouched model).
 
     base_hidden: [n, D], the untouched model's. targets: [n], token ids. Errors: `InputError` for a head whose logits
-    cannot be had one by one.
+    cannot be computed separately.
     """
     start = base_hidden.detach().requires_grad_()
-    logits = trunk.head(start)
+    logits = split_model.head(start)
     full = logits.detach()
-    tokens = chosen(full, targets, size)
+    tokens = choose_tokens(full, targets, size)
     both = torch.cat([tokens.listed, tokens.sampled])
-    gathered = trunk.head_over(both)
+    gathered = split_model.head_over(both)
     few = gathered(start)
-    _require_same(trunk, few.detach(), full[:, both])
-    rest, among = others(full, tokens.listed)
+    _require_same(split_model, few.detach(), full[:, both])
+    rest, among = remaining_tokens(full, tokens.listed)
     estimate = (few[:, len(tokens.listed) :].to(rest.dtype) + tokens.log_weights).logsumexp(-1)
     (slope,) = torch.autograd.grad(logits, start, among)
     (estimated,) = torch.autograd.grad(estimate.sum(), start)
     slope = slope.to(rest.dtype) - estimated.to(rest.dtype)
-    head = ShortHead(tokens, gathered, base_hidden, rest - estimate.detach(), slope)
+    head = SampledHead(tokens, gathered, base_hidden, rest - estimate.detach(), slope)
     with torch.no_grad():
         return Chunk(head, torch.searchsorted(tokens.listed, targets), base_hidden, head(base_hidden)), full
 
 
 @torch.no_grad()
-def chosen(logits: Tensor, targets: Tensor, size: int) -> Shortlist:
-    """`size` tokens for logits [n, V] of the untouched model; more only where there are more targets than are listed.
+def choose_tokens(logits: Tensor, targets: Tensor, size: int) -> TokenSample:
+    """`size` tokens for logits [n, V] of the untouched model; more only if the targets alone exceed the listed part.
 
-    Drawn at even distances along the sum of probabilities: nothing random, and the same again for the same document.
+    The sample is drawn at even distances along the cumulative probabilities: nothing is random, and one document
+    always gives the same tokens.
     """
     mass = logits.new_zeros(logits.shape[1], dtype=torch.promote_types(logits.dtype, torch.float32))
     blocks = mass.new_empty(2, block_rows(logits), len(mass))
@@ -106,12 +106,12 @@ def chosen(logits: Tensor, targets: Tensor, size: int) -> Shortlist:
     along = mass.double().index_fill(0, listed, 0).cumsum(0)
     points = (torch.arange(draws, device=mass.device) + 0.5) / draws * along[-1]
     sampled, counts = torch.searchsorted(along, points).unique(return_counts=True)
-    stands_for = counts.to(along.dtype) * along[-1] / draws / mass[sampled]
-    return Shortlist(listed, sampled, stands_for.log().to(mass.dtype))
+    represents = counts.to(along.dtype) * along[-1] / draws / mass[sampled]
+    return TokenSample(listed, sampled, represents.log().to(mass.dtype))
 
 
 @torch.no_grad()
-def others(logits: Tensor, listed: Tensor) -> tuple[Tensor, Tensor]:
+def remaining_tokens(logits: Tensor, listed: Tensor) -> tuple[Tensor, Tensor]:
     """(log r [n], probabilities [n, V] among the tokens that are not listed, in the type of the logits)."""
     rest = logits.new_empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32))
     among = torch.empty_like(logits)
@@ -125,12 +125,13 @@ def others(logits: Tensor, listed: Tensor) -> tuple[Tensor, Tensor]:
     return rest, among
 
 
-def _require_same(trunk: Trunk, gathered: Tensor, full: Tensor) -> None:
-    # As in the trunk's probe: units in the last place of the largest logit, for kernels of another shape.
+def _require_same(split_model: SplitModel, gathered: Tensor, full: Tensor) -> None:
+    # The tolerance of `split_model.py`: units in the last place of the largest logit, for kernels of another shape.
     unit = torch.finfo(full.dtype).eps * full.abs().max().item()
     apart = (gathered - full).abs().max().item() if gathered.shape == full.shape else torch.inf
     if not apart <= unit * (64 if full.dtype.itemsize > 2 else 8):
         raise InputError(
-            f"recipe shortlist (--shortlist) does not suit {trunk.family!r}: from some rows of its output embedding "
-            f"alone its logits differ by {apart:.2g}. Leave it out; the objective then uses the whole vocabulary."
+            f"recipe shortlist does not work with {split_model.family!r}: logits from single rows of its output "
+            f"embedding differ from its own by {apart:.2g}. Leave it out to use the whole vocabulary.",
+            field="shortlist",
         )

@@ -1,21 +1,21 @@
-"""Does a memory belong to this model and this way of reading text?"""
+"""Check that a memory belongs to a model and its tokenizer."""
 
 import logging
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from fastmem.core.memory import Base, Memory
 from fastmem.errors import MemoryMismatchError
+from fastmem.memory.memory import Base, Memory
 
 log = logging.getLogger("fastmem")
 
 
 def require_same(memory: Memory, own: Base, originals: Mapping[str, Tensor], reader: Mapping[str, str]) -> None:
-    """Check a memory against the model that is to use it; another chat template is only worth a warning.
+    """Check a memory against the model that will use it. Another chat template only causes a warning.
 
-    own, originals: that model, and its weights of the memory's layers by name. reader: digests of what turns text
-    into token ids, as a memory's details hold them. Errors: `MemoryMismatchError` with both sides named.
+    own, originals: the model, and its weights of the memory's layers by name. reader: digests of the tokenizer and
+    its template, as a memory's details hold them. Errors: `MemoryMismatchError` that names both sides.
     """
     if own.digest != memory.base.digest:
         raise MemoryMismatchError(

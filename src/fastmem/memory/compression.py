@@ -1,69 +1,61 @@
-"""Smaller memories made of a finished one, with the error stated: fewer bytes per number, or fewer numbers.
+"""Smaller forms of a finished memory, with the error they cause: fewer bytes per number, or fewer numbers.
 
-`bfloat16` keeps 8 significant bits of every number; `int8` keeps one byte of each and one float32 scale per row of a
-matrix (its largest absolute value over 127). Vectors are never quantized: they are few. All are relative to the size
-of the difference, so the error of the tuned weights themselves is smaller by the ratio of both.
+`bfloat16` keeps 8 significant bits of every number. `int8` keeps one byte of each and one float32 scale per row of a
+matrix (its largest absolute value / 127); vectors stay as they are. Errors are relative to the size of the difference
+w - w_0, so the relative error of the tuned weights is smaller.
 
-`truncated` keeps the largest singular values of every matrix: what an adapter format with low-rank factors can hold.
-AdamW's differences have nearly full rank, so this loses much where a memory that was low-rank from the start loses
-nothing (docs/memories.md has the figures).
+`truncated` keeps the largest singular values of every matrix, which is what an adapter format with low-rank factors
+can hold. The differences that AdamW makes have nearly full rank, so truncation loses much; a memory that was low-rank
+from the start loses nothing (figures: docs/memories.md).
+
+All functions map tensors by name to tensors by name.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fastmem.core import lora
-from fastmem.core.memory import Memory
+from fastmem.memory import low_rank
 
 STORED_AS = ("float32", "bfloat16", "int8")
 SCALE = ".int8_scale"
 
 
-def rounded(memory: Memory, dtype: str) -> tuple[Memory, float]:
-    """(what is left of the memory, |change| / |difference| over all tuned weights)."""
+def rounded(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """The tensors after storing them as `dtype`, one of `STORED_AS`, and loading them again."""
     if dtype == "int8":
-        tensors = unquantized(quantized(memory.tensors))
-    else:
-        tensors = {name: t.to(getattr(torch, dtype)) for name, t in memory.tensors.items()}
-    kept = replace(memory, tensors=tensors)
-    return kept, relative_error(memory.differences(), kept.differences())
+        return unquantized(quantized(tensors))
+    return {name: t.to(getattr(torch, dtype)) for name, t in tensors.items()}
 
 
-def truncated(memory: Memory, rank: int) -> tuple[Memory, float]:
-    """(the memory as low-rank factors, best in the least squares for every matrix; the share of |difference|^2 kept).
+def truncated(differences: Mapping[str, Tensor], rank: int) -> tuple[dict[str, Tensor], float]:
+    """(low-rank factors, optimal in least squares for every matrix; the share of |difference|^2 they keep).
 
-    Differences of biases are left out. A memory that is low-rank already stays as it is.
+    Differences of biases are dropped.
     """
-    if memory.recipe.parametrization == "lora":
-        return memory, 1.0
     factors = {}
-    for name, difference in memory.tensors.items():
-        if not lora.is_matrix(name, difference):
+    for name, difference in differences.items():
+        if not low_rank.is_matrix(name, difference):
             continue
         u, s, v = torch.linalg.svd(difference.float(), full_matrices=False)
         root = s[..., :rank].sqrt()
         factors[f"{name}.lora_A"] = (root[..., :, None] * v[..., :rank, :]).contiguous()
         factors[f"{name}.lora_B"] = (u[..., :rank] * root[..., None, :]).contiguous()
-    kept = sum(float(d.double().square().sum()) for d in lora.differences(factors, 1.0).values())
-    whole = sum(float(d.double().square().sum()) for d in memory.tensors.values())
-    recipe = replace(memory.recipe, parametrization="lora", rank=rank, lora_alpha=float(rank))
-    energy = kept / whole if whole else 1.0
-    details = dict(memory.details) | {"truncated": {"rank": rank, "retained_energy": energy}}
-    return replace(memory, tensors=factors, recipe=recipe, details=details), energy
+    kept = sum(float(d.double().square().sum()) for d in low_rank.differences(factors, 1.0).values())
+    whole = sum(float(d.double().square().sum()) for d in differences.values())
+    return factors, kept / whole if whole else 1.0
 
 
 def relative_error(exact: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> float:
-    """|kept - exact| / |exact|, Euclidean over all tensors together; 0 where both are zero."""
+    """|kept - exact| / |exact|, Euclidean over all tensors together; 0 if both are zero."""
     change = sum(float((kept[name].double() - exact[name].double()).square().sum()) for name in exact)
     whole = sum(float(t.double().square().sum()) for t in exact.values())
     return (change / whole) ** 0.5 if whole else 0.0
 
 
 def quantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every matrix as int8 of its shape and, under its name and `SCALE`, float32 scales [..., 1]."""
+    """Every matrix as int8 and, under its name and `SCALE`, its float32 scales [..., 1]."""
     found = {}
     for name, tensor in tensors.items():
         if tensor.ndim < 2:
@@ -76,7 +68,7 @@ def quantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unquantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`quantized`, backwards; other tensors stay as they are. Errors: `ValueError` for int8 without fitting scales."""
+    """The inverse of `quantized`; other tensors stay as they are. Errors: `ValueError` for int8 without its scales."""
     found = {}
     for name, tensor in tensors.items():
         if name.endswith(SCALE) and name.removesuffix(SCALE) in tensors:
@@ -84,7 +76,7 @@ def unquantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if tensor.dtype == torch.int8:
             scale = tensors.get(name + SCALE)
             if scale is None or scale.shape != (*tensor.shape[:-1], 1) or not scale.is_floating_point():
-                raise ValueError(f"{name[:80]}: no scales that fit")
+                raise ValueError(f"{name[:80]}: its scales are missing or do not fit")
             tensor = tensor.float() * scale
         found[name] = tensor
     return found

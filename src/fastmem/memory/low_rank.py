@@ -2,12 +2,12 @@
 
     w = w_0 + scale * B @ A        w [..., n, m],  B [..., n, r],  A [..., r, m],  scale = lora_alpha / rank
 
-Leading dimensions are experts, each with factors of its own. A is drawn uniformly within +-1/sqrt(m) from the recipe's
-seed, B is zero, so a run starts exactly at the original. The rule is the same for every layout: where a family stores
-a matrix transposed (GPT-2, the experts of gpt-oss), the drawn factor is on the side of the outputs. Biases, also those
-of experts in one tensor, stay the base's: what serves low-rank adapters elsewhere has no place for them.
+Leading dimensions are experts, each with its own factors. A is drawn uniformly from +-1/sqrt(m) with the recipe's seed
+and B is zero, so a run starts exactly at the original. All layouts follow this rule: where a family stores a matrix
+transposed (GPT-2, the experts of gpt-oss), the random factor is on the side of the outputs. Biases, including those of
+experts in one tensor, are not tuned, because adapter formats have no place for them.
 
-Pure functions over dictionaries: weights by full name, factors by that name and one of two endings.
+Pure functions over dictionaries: weights by full name, factors by that name with one of two endings.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ ENDINGS = (".lora_A", ".lora_B")
 def start(originals: Mapping[str, Tensor], rank: int, seed: int) -> dict[str, Tensor]:
     """The factors before the first step, float32 or wider, for every matrix; r is at most its smaller side.
 
-    Drawn on the host in the order of the names: the same on every device.
+    They are drawn on the host in the order of the names, so every device gets the same.
     """
     generator = torch.Generator().manual_seed(seed)
     factors = {}
@@ -56,10 +56,12 @@ def differences(factors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor
     return found
 
 
-def pulled_back(gradients: Mapping[str, Tensor], factors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+def factor_gradients(
+    gradients: Mapping[str, Tensor], factors: Mapping[str, Tensor], scale: float
+) -> dict[str, Tensor]:
     """Gradients of the factors from gradients of the weights: dA = scale * B' G, dB = scale * G A'.
 
-    Gradients of weights without factors (biases) are passed over.
+    Gradients of weights without factors (biases) are ignored.
     """
     found = {}
     for name in names(factors):

@@ -1,116 +1,65 @@
-"""A memory as one file, in the safetensors layout that every tool of the field can open:
+"""Tensors and a JSON record in one safetensors file whose content is verified by a digest.
 
-    8 bytes: length of the header | header, JSON: tensors and metadata | the tensors' bytes
+The metadata of the file hold `format`, `format_version`, `memory` (the record, as JSON) and `sha256`, over the record
+and every tensor. The digest detects a file that was altered after it was written; it is not a signature.
 
-The metadata hold `format`, `format_version`, `memory` (recipe, trace, base, details, as JSON) and `sha256`, over that
-JSON and over every tensor. The digest tells an altered file from the one that was written; it is no signature.
-
-Writing is all or nothing: to a temporary file in the same folder, flushed to the disk, renamed, the folder flushed. A
-process killed at any instant leaves the old file or the new one, and perhaps a `.NAME.*.tmp` that nothing reads.
-
-Reading trusts nothing: lengths, types, shapes and offsets are checked against the size of the file before anything of
-that size is allocated, and no tensor is handed out before the digest was right.
+Nothing in a file is trusted: the safetensors library checks lengths, types, shapes and offsets against the size of the
+file before anything is allocated, and no tensor is returned before the digest was verified.
 """
 
 import hashlib
 import json
-import math
-import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from io import BufferedReader
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastmem.core.compression import STORED_AS, quantized, rounded, unquantized
-from fastmem.core.memory import Base, Memory, Recipe, Step
-from fastmem.errors import InputError, MemoryFileError, one_of
+from fastmem.atomic_write import replacing
+from fastmem.errors import InputError, MemoryFileError
 
 FORMAT, FORMAT_VERSION = "fastmem-memory", 1
-MAX_HEADER_BYTES = 16 * 2**20  # a trace of 50 steps is 3 kB, a document of 8,192 tokens some 40 kB
+MAX_RECORD_BYTES = 8 * 2**20  # a trace of 50 steps takes 3 kB, a document of 8,192 tokens about 40 kB
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "I8": torch.int8}
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
+_REMEDY = "give a file made by `fastmem memorize` or Memory.save"
 
 
-def save(memory: Memory, path: str | Path, *, dtype: str | None = None, text: bool = False) -> None:
-    """Write `memory` to `path`, replacing what is there.
-
-    dtype: one of `STORED_AS`; None keeps the tensors as they are, to the bit. What rounding lost is stated in the file
-    (`details["stored"]`). text: keep the document's text in it. Errors: `InputError` for options that cannot be met,
-    `MemoryFileError` where the file cannot be written.
-    """
-    if text and "text" not in memory.details:
-        raise InputError("this memory was made from token ids, so there is no text to keep: leave out text=True.")
-    tensors: Mapping[str, Tensor] = memory.tensors
-    details = {k: v for k, v in memory.details.items() if k != "text" or text}
-    if dtype is not None:
-        one_of(dtype, STORED_AS, "stored type")
-        kept, error = rounded(memory, dtype)
-        tensors = quantized(memory.tensors) if dtype == "int8" else kept.tensors
-        details["stored"] = {"dtype": dtype, "relative_error": error}
+def write_memory_file(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write all or nothing. Errors: `InputError` for a record that is not JSON or too long, `MemoryFileError`."""
     try:
-        record = json.dumps(_record(memory, details), allow_nan=False)
+        text = json.dumps(record, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"the details of a memory must be JSON to be saved: {error}.") from error
-    if len(record) > MAX_HEADER_BYTES // 2:
-        raise InputError(f"the details of this memory are {len(record)} bytes of JSON: save it without its text.")
+    if len(text) > MAX_RECORD_BYTES:
+        raise InputError(f"the details of this memory are {len(text)} bytes of JSON: save it without its text.")
     written = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    digests = {
-        name: _described(name, t.dtype, t.shape, hashlib.sha256(_bytes(t)).digest()) for name, t in written.items()
-    }
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        "memory": record,
-        "sha256": _content_digest(record, digests),
+        "memory": text,
+        "sha256": _content_digest(text, written),
     }
-    with replacing(Path(path)) as file:
-        write(file, written, metadata)
+    try:
+        with replacing(path) as file:
+            write_safetensors(file, written, metadata)
+    except OSError as error:
+        raise MemoryFileError(
+            f"memory file {str(path)!r} cannot be written ({error.strerror or error}): give a path in a folder with "
+            "free space."
+        ) from error
 
 
-def load(path: str | Path, model: Any = None) -> Memory:
-    """The memory in `path`.
+def write_safetensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Contiguous tensors on the host, and metadata, in the safetensors layout; equal content gives equal bytes.
 
-    model: a `FastMem` that is going to use it; one that cannot is refused before a tensor is read
-    (`MemoryMismatchError`). Errors: `MemoryFileError` for a file that is absent, no memory, damaged or newer.
-    """
-    with _opened(path) as file:
-        layout = _layout(file, str(path))
-        if model is not None:
-            model.require(layout.memory)
-        tensors, digests = {}, {}
-        for entry in layout.entries:
-            tensor = torch.empty(entry.shape, dtype=entry.dtype)
-            raw = _bytes(tensor)
-            if file.readinto(raw) != raw.nbytes:
-                raise _refusal(path, "it became shorter while it was read", "try again when its writer is done")
-            tensors[entry.name] = tensor
-            digests[entry.name] = _described(entry.name, entry.dtype, entry.shape, hashlib.sha256(raw).digest())
-    if _content_digest(layout.record, digests) != layout.sha256:
-        raise _refusal(path, "its contents are not those that were written (SHA-256 differs)", "memorize again")
-    if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
-        raise _refusal(path, "it holds values that are not finite", "memorize again")
-    return replace(layout.memory, tensors=unquantized(tensors))
-
-
-def peek(path: str | Path) -> Memory:
-    """All of a memory but its numbers, read from the header alone: its tensors are on the `meta` device, and nothing
-    says that they are undamaged. Errors: `MemoryFileError`."""
-    with _opened(path) as file:
-        return _layout(file, str(path)).memory
-
-
-def write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Tensors and metadata in the safetensors layout, to the same bytes every time.
-
-    By hand, since safetensors itself writes metadata in an order of its own each time and holds all tensors once more.
+    The library's own writer puts several metadata in an arbitrary order and holds all tensors in memory once more.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all are aligned
     ends = list(accumulate((tensors[name].nbytes for name in order), initial=0))
@@ -125,159 +74,81 @@ def write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
         file.write(_bytes(tensors[name]))
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to; what it holds when the block ends takes the place of `path`, all at once.
-
-    Errors: `MemoryFileError` where that is not possible; `path` is then as it was.
-    """
-    temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise MemoryFileError(
-            f"memory file {str(path)!r} cannot be written ({reason}): give a path in a folder with room."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 @dataclass(frozen=True)
-class _Entry:
-    """One tensor of the file. begin, end: in bytes from the end of the header."""
+class MemoryFile:
+    """An open file. record: not verified yet. shapes: tensor name -> a tensor of its shape on the `meta` device."""
 
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
+    path: str
+    record: dict[str, Any]
+    shapes: dict[str, Tensor]
+    _text: str
+    _sha256: str
+    _reader: Any
 
-
-@dataclass(frozen=True)
-class _Layout:
-    """A checked header. entries: in the order of the file. memory: with tensors on the meta device."""
-
-    entries: tuple[_Entry, ...]
-    record: str
-    sha256: str
-    memory: Memory
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, verified. Errors: `MemoryFileError`."""
+        tensors = {name: self._reader.get_tensor(name) for name in self.shapes}
+        if _content_digest(self._text, tensors) != self._sha256:
+            raise refused(self.path, "its content is not what was written (SHA-256 differs)", "memorize again")
+        if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
+            raise refused(self.path, "it holds values that are not finite", "memorize again")
+        return tensors
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[BufferedReader]:
+def opened_memory_file(path: str | Path) -> Iterator[MemoryFile]:
+    """The file's record and shapes; its tensors on demand. Errors: `MemoryFileError`."""
     try:
-        with open(path, "rb") as file:
-            yield file
-    except MemoryFileError:
-        raise
+        with safe_open(path, "pt") as reader:
+            metadata = reader.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise refused(path, "it is not a FastMem memory, or its header is damaged", _REMEDY)
+            version = metadata.get("format_version", "")
+            if version != str(FORMAT_VERSION):
+                found = version if version.isdecimal() and len(version) < 9 else "unreadable"
+                raise refused(
+                    path, f"its format version is {found}, this FastMem reads {FORMAT_VERSION}", "upgrade fastmem"
+                )
+            yield MemoryFile(str(path), *_described(path, reader, metadata), reader)
+    except SafetensorError as error:
+        raise refused(path, f"it is not a safetensors file, or a damaged one ({error})", _REMEDY) from error
     except OSError as error:
-        raise _refusal(
-            path, f"it cannot be read ({error.strerror})", "give the path of a file made by save"
+        if isinstance(error, MemoryFileError):
+            raise
+        raise refused(
+            path, f"it cannot be read ({error.strerror or error})", "give the path of a saved memory"
         ) from error
 
 
-def _layout(file: BufferedReader, path: str) -> _Layout:
-    """The header, with every claim in it checked. Errors: `MemoryFileError`."""
-    size = os.fstat(file.fileno()).st_size
-    length = int.from_bytes(file.read(8), "little")
-    if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-        raise _refusal(path, f"{size} bytes and a header of {length} are no safetensors file, or a cut one", _REMEDY)
-    try:
-        header = json.loads(file.read(length).decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-        metadata = header.pop("__metadata__")
-        if metadata["format"] != FORMAT:
-            raise ValueError("another format")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _refusal(path, "it is no FastMem memory, or its header is damaged", _REMEDY) from error
-    version = metadata.get("format_version")
-    if version != str(FORMAT_VERSION):
-        found = version if isinstance(version, str) and version.isdecimal() and len(version) < 9 else "unreadable"
-        raise _refusal(path, f"its format version is {found}, this FastMem reads {FORMAT_VERSION}", "upgrade fastmem")
-    try:
-        entries = _entries(header, size - 8 - length)
-        record, sha256 = metadata["memory"], metadata["sha256"]
-        memory = _memory(json.loads(record, object_pairs_hook=_unique, parse_constant=_no_constant), entries)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _refusal(path, f"its header is damaged ({_one_line(error)})", "memorize again") from error
-    return _Layout(entries, record, str(sha256), memory)
-
-
-_REMEDY = "give a file made by `fastmem memorize` or Memory.save"
-
-
-def _refusal(path: str | Path, reason: str, remedy: str) -> MemoryFileError:
+def refused(path: str | Path, reason: str, remedy: str) -> MemoryFileError:
+    """The error for a file that cannot be used."""
     return MemoryFileError(f"memory file {str(path)!r} is refused: {reason}; {remedy}.")
 
 
-def _entries(header: Mapping[str, Any], room: int) -> tuple[_Entry, ...]:
-    """The tensors, which must fill the `room` bytes without gap or overlap. Errors: `ValueError` and its like."""
-    entries = []
-    for name, claim in header.items():
-        shape, (begin, end) = claim["shape"], claim["data_offsets"]
-        if not all(type(n) is int and 0 <= n <= room for n in (*shape, begin, end)):
-            raise ValueError(f"{name[:80]}: sizes beyond the file")
-        dtype = _TYPES[claim["dtype"]]
-        if len(shape) > 4 or math.prod(shape) * dtype.itemsize != end - begin:
-            raise ValueError(f"{name[:80]}: shape and bytes disagree")
-        entries.append(_Entry(name, dtype, tuple(shape), begin, end))
-    entries.sort(key=lambda entry: (entry.begin, entry.end))
-    ends = [0, *(entry.end for entry in entries)]
-    if [entry.begin for entry in entries] != ends[:-1] or ends[-1] != room:
-        raise ValueError("its tensors do not fill the file")
-    return tuple(entries)
-
-
-def _record(memory: Memory, details: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "recipe": asdict(memory.recipe),
-        "base": asdict(memory.base),
-        "trace": [[step.loss, step.cross_entropy, step.kl] for step in memory.trace],
-        "stopped": memory.stopped,
-        "details": dict(details),
-    }
-
-
-def _memory(record: dict[str, Any], entries: tuple[_Entry, ...]) -> Memory:
-    """Errors: `ValueError` and its like for anything that is not as `_record` makes it."""
-    stopped, details = record["stopped"], record["details"]
-    base = Base(**record["base"])
-    if not all(isinstance(text, str) for text in (base.name, base.family, base.digest)):
-        raise ValueError("base")
-    if not isinstance(details, dict) or not (stopped is None or isinstance(stopped, str)):
-        raise ValueError("details")
-    return Memory(
-        tensors=unquantized({e.name: torch.empty(e.shape, dtype=e.dtype, device="meta") for e in entries}),
-        recipe=Recipe(**record["recipe"]),
-        base=base,
-        trace=tuple(Step(i, *map(float, losses)) for i, losses in enumerate(record["trace"])),
-        stopped=stopped,
-        details=details,
-    )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice")
-    return found
+def _described(
+    path: str | Path, reader: Any, metadata: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, Tensor], str, str]:
+    """(record, shapes, the record's text, digest)."""
+    try:
+        record = json.loads(metadata["memory"], parse_constant=_no_constant)
+        if not isinstance(record, dict):
+            raise ValueError("the record is not an object")
+        slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 - not a mapping
+        shapes = {
+            name: torch.empty(part.get_shape(), dtype=_TYPES[part.get_dtype()], device="meta")
+            for name, part in slices.items()
+        }
+        return record, shapes, metadata["memory"], metadata["sha256"]
+    except (ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+        raise refused(path, f"its header is damaged ({one_line(error)})", "memorize again") from error
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The text of an error, short enough for a message."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
@@ -286,13 +157,10 @@ def _bytes(tensor: Tensor) -> memoryview:
     return cast(memoryview, tensor.view(-1).view(torch.uint8).numpy().data)
 
 
-def _described(name: str, dtype: torch.dtype, shape: tuple[int, ...], data: bytes) -> bytes:
-    return f"{name} {dtype} {list(shape)} ".encode() + data
-
-
-def _content_digest(record: str, tensors: Mapping[str, bytes]) -> str:
-    """SHA-256 over the record and, in the order of the names, what each tensor is called and holds."""
-    sha = hashlib.sha256(record.encode())
+def _content_digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the record and, in the order of the names, the name, type, shape and digest of every tensor."""
+    sha = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        sha.update(tensors[name])
+        tensor = tensors[name]
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode() + hashlib.sha256(_bytes(tensor)).digest())
     return sha.hexdigest()

@@ -1,4 +1,4 @@
-"""The server, put together: routes, who may use them, what they answer when something goes wrong."""
+"""The ASGI application: the service, its routes, and who may use them."""
 
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -11,12 +11,13 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 import fastmem
 from fastmem.model import FastMem
-from fastmem.serve import answers, memories
-from fastmem.serve.compose import Limits
-from fastmem.serve.door import Door, answer_errors
+from fastmem.serve import completion_routes, memory_routes
 from fastmem.serve.engine import Engine, EngineLimits
+from fastmem.serve.http_errors import install_error_handlers
+from fastmem.serve.limits import Limits
 from fastmem.serve.metrics import Metrics, StoreCollector
-from fastmem.serve.replies import model_object
+from fastmem.serve.middleware import RequestMiddleware
+from fastmem.serve.responses import model_object
 from fastmem.serve.schemas import Template
 from fastmem.serve.service import Service, service_of
 from fastmem.serve.store import Budget, Store
@@ -35,10 +36,10 @@ def create_app(
     template: Template = "context",
     name: str | None = None,
 ) -> FastAPI:
-    """The ASGI application around a loaded model; its worker starts at once and ends with the application's lifespan.
+    """The application for a loaded model; its worker starts at once and ends with the application's lifespan.
 
-    folder: where memories are kept over restarts. name: what clients call the base. Errors: `InputError` for a budget
-    that holds not even one memory.
+    folder: where memories are stored across restarts. name: the model name for clients. Errors: `InputError` for a
+    budget that is too small for one memory.
     """
     metrics = Metrics()
     store = Store(llm, budget, folder)
@@ -65,15 +66,15 @@ def create_app(
     app = FastAPI(title="FastMem", version=fastmem.__version__, lifespan=lifespan, openapi_url=None)
     app.state.service = service
     guarded = [Depends(_authorized)]
-    app.include_router(answers.router, dependencies=guarded)
-    app.include_router(memories.router, dependencies=guarded)
+    app.include_router(completion_routes.router, dependencies=guarded)
+    app.include_router(memory_routes.router, dependencies=guarded)
     app.add_api_route("/v1/models", _models, dependencies=guarded)
     app.add_api_route("/v1/models/{model:path}", _model, dependencies=guarded)
     app.add_api_route("/health", _health, response_model=None)
     app.add_api_route("/version", _version)
     app.add_api_route("/metrics", _metrics, response_model=None)
     app.add_api_route("/", _page, response_model=None)
-    answer_errors(app)
+    install_error_handlers(app)
     routes = {"/", "/health", "/version", "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/memories"}
 
     def on_response(method: str, path: str, status: int) -> None:
@@ -81,7 +82,7 @@ def create_app(
         known = known or ("/v1/memories/..." if path.startswith("/v1/memories/") else "other")
         metrics.responses.labels(f"{method if known != 'other' else ''} {known}".strip(), status).inc()
 
-    app.add_middleware(Door, body_bytes=limits.body_bytes, on_response=on_response)
+    app.add_middleware(RequestMiddleware, body_bytes=limits.body_bytes, on_response=on_response)
     return app
 
 
@@ -90,7 +91,7 @@ async def _authorized(request: Request) -> None:
 
 
 async def _models(request: Request, cache_salt: str | None = None) -> dict[str, Any]:
-    """The base and the memories of who asks."""
+    """The base model and the caller's memories."""
     service = service_of(request)
     mine = service.store.of(service.tenant(request, cache_salt))
     data = [model_object(service.name, service.started)] + [_memory_model(service, e.record) for e in mine]
@@ -123,7 +124,7 @@ async def _metrics(request: Request) -> Response:
 
 
 async def _page() -> Response:
-    """One file without scripts, styles or fonts from elsewhere, and told to the browser to be so."""
+    """The page for people, one file; its policy keeps the browser from loading anything from elsewhere."""
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
     )

@@ -2,25 +2,29 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from fastmem.core.decode import Request as DecodeRequest
-from fastmem.core.memory import Memory
-from fastmem.model import FastMem
-from fastmem.prompts import Tokens
-from fastmem.serve import compose
-from fastmem.serve.door import Refusal, failure
-from fastmem.serve.jobs import Event, Failed, Finished, Piece
-from fastmem.serve.replies import Answer, Heading, chunk, event, last_chunk, usage_chunk, whole
+from fastmem.answer.contrast import method_named
+from fastmem.answer.request import Request as DecodeRequest
+from fastmem.answer.running_batch import Piece
+from fastmem.serve.document_prompts import DocumentPrompt, chat_prompt, completion_prompt, requested_method
+from fastmem.serve.http_errors import HttpRefusal, failure
+from fastmem.serve.jobs import Event, Failed, Finished, Job
+from fastmem.serve.mailbox import Mailbox
+from fastmem.serve.memory_source import MemorySource, requested_recipe, source_of
+from fastmem.serve.responses import Heading, chunk, event, last_chunk, usage_chunk, whole
 from fastmem.serve.schemas import ChatRequest, CompletionRequest
-from fastmem.serve.service import Mailbox, Service, service_of
+from fastmem.serve.service import Service, service_of
+from fastmem.serve.store import Entry
 
 router = APIRouter(prefix="/v1")
+Body = ChatRequest | CompletionRequest
 
 
 @router.post("/chat/completions")
@@ -29,58 +33,54 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     service = service_of(request)
     _check_count(service, body, 1)
     if body.top_logprobs and not body.logprobs:
-        raise Refusal(400, "top_logprobs needs logprobs=true.", "top_logprobs", "invalid_value")
-    template = body.fastmem.template or service.template
-    composed = compose.chat(service.llm, [m.plain() for m in body.messages], body.documents, template)
+        raise HttpRefusal(400, "top_logprobs needs logprobs=true.", "top_logprobs", "invalid_value")
+    entry, method = _memory_and_method(service, request, body)
+    messages, template = [m.plain() for m in body.messages], body.fastmem.template or service.template
+    prompt = chat_prompt(service.llm, messages, body.documents, template, method, service.limits)
     max_tokens = body.max_completion_tokens or body.max_tokens
-    return await _answer(service, request, body, [composed], max_tokens, body.top_logprobs if body.logprobs else None)
+    top_logprobs = body.top_logprobs if body.logprobs else None
+    return await _answer(service, request, body, entry, method, [prompt], max_tokens, top_logprobs)
 
 
 @router.post("/completions")
 async def completions(body: CompletionRequest, request: Request) -> Response:
-    """Go on from prompts."""
+    """Continue prompts."""
     service, texts = service_of(request), body.prompts()
     _check_count(service, body, len(texts))
-    composed = [compose.completion(service.llm, text, body.documents) for text in texts]
-    return await _answer(service, request, body, composed, body.max_tokens, body.logprobs)
+    entry, method = _memory_and_method(service, request, body)
+    prompts = [completion_prompt(service.llm, text, body.documents, method, service.limits) for text in texts]
+    return await _answer(service, request, body, entry, method, prompts, body.max_tokens, body.logprobs)
+
+
+def _memory_and_method(service: Service, request: Request, body: Body) -> tuple[Entry | None, str]:
+    """(the memory that `model` names, the method). Errors: `HttpRefusal`, `InputError`."""
+    entry = service.chosen(service.tenant(request, body.cache_salt), body.model)
+    return entry, requested_method(body.fastmem, entry is not None, bool(body.documents))
 
 
 async def _answer(
     service: Service,
     request: Request,
-    body: ChatRequest | CompletionRequest,
-    composed: Sequence[compose.Composed],
+    body: Body,
+    entry: Entry | None,
+    method: str,
+    prompts: Sequence[DocumentPrompt],
     max_tokens: int | None,
     top_logprobs: int | None,
 ) -> Response:
     """`body.n` answers to each prompt, in the order of the prompts."""
+    # 1. The jobs: everything is checked before one is submitted.
     tenant = service.tenant(request, body.cache_salt)
-    entry = service.chosen(tenant, body.model)
-    method = compose.method_of(body.fastmem, entry is not None, bool(body.documents))
-    wish = None
-    if compose.method_named(method).memorized:
-        if entry is not None:
-            if body.fastmem.recipe:
-                text = f"{body.model!r} is a memory with a recipe of its own: leave the recipe out."
-                raise Refusal(400, text, "fastmem.recipe", "invalid_value")
-            wish = replace(entry.wish, tokens=None)
-        else:
-            recipe = compose.recipe_of(service.llm, body.fastmem, service.limits)
-            wish = compose.wish_for(service.llm, body.documents, recipe, tenant, service.limits)
-    options: dict[str, Any] = body.sampling() | {
-        "top_logprobs": top_logprobs,
-        "alpha": body.fastmem.alpha,
-        "relative_top": body.fastmem.relative_top,
-        "final_norm": body.fastmem.final_norm,
-    }
-    job = {"tenant": tenant, "wish": wish, "stop": body.stops()}
+    source = _source(service, body, entry, tenant) if method_named(method).memorized else None
     jobs = []
-    for one in composed:
-        options["max_new_tokens"] = _max_tokens(service, len(one.prompt), max_tokens)
-        for k in range(body.n):  # a seed that is given is the first answer's
+    for prompt in prompts:
+        prepared = _prepared(service, body, method, prompt, max_tokens, top_logprobs)
+        prepared = replace(prepared, shared_tokens=prompt.shared_tokens, salt=tenant)
+        for k in range(body.n):  # a given seed is the first answer's
             seed = None if body.seed is None else body.seed + k
-            build = _checked(service.llm, one, method, options | {"seed": seed})
-            jobs.append(job | {"build": build, "shared_tokens": one.shared_tokens})
+            one = replace(prepared, sampling=replace(prepared.sampling, seed=seed))
+            jobs.append(partial(Job, source=source, request=one))
+    # 2. The answers, all at once or as a stream.
     chat = isinstance(body, ChatRequest)
     name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
     heading = Heading(name, int(time.time()), body.model, method, chat, body.n, top_logprobs is not None)
@@ -101,34 +101,50 @@ async def _answer(
             box.close()
 
 
-def _checked(
-    llm: FastMem, composed: compose.Composed, method: str, options: dict[str, Any]
-) -> Callable[[Memory | None], DecodeRequest]:
-    """How to build the request once its memory is there. Errors: `InputError` for all that can be known before."""
-    prompt = Tokens(composed.prompt)
-    without = None if composed.without is None else Tokens(composed.without)
-    llm.request(prompt, None, "base", **options)
-    compose.method_named(method).contrast(options["alpha"], options["relative_top"], options["final_norm"])
-    return lambda memory: llm.request(prompt, memory, method, **options, without_context=without)
+def _source(service: Service, body: Body, entry: Entry | None, tenant: str) -> MemorySource:
+    """The memory that is needed: the named one, or that of the documents. Errors: `HttpRefusal`, `InputError`."""
+    if entry is None:
+        recipe = requested_recipe(service.llm, body.fastmem, service.limits)
+        return source_of(service.llm, body.documents, recipe, tenant, service.limits)
+    if body.fastmem.recipe:
+        text = f"{body.model!r} is a memory with its own recipe: leave the recipe out."
+        raise HttpRefusal(400, text, "fastmem.recipe", "invalid_value")
+    return replace(entry.source, tokens=None)
+
+
+def _prepared(
+    service: Service, body: Body, method: str, prompt: DocumentPrompt, max_tokens: int | None, top_logprobs: int | None
+) -> DecodeRequest:
+    """The request for a prompt, without its memory. Errors: `InputError`, `HttpRefusal`."""
+    options: dict[str, Any] = body.sampling() | {
+        "stop": body.stops(),
+        "top_logprobs": top_logprobs,
+        "alpha": body.fastmem.alpha,
+        "relative_top": body.fastmem.relative_top,
+        "final_norm": body.fastmem.final_norm,
+        "max_new_tokens": _max_tokens(service, len(prompt.prompt), max_tokens),
+        "without_context": prompt.without,
+    }
+    return service.llm.prepare(prompt.prompt, method, **options)
 
 
 async def _collected(
     service: Service, request: Request, box: Mailbox, heading: Heading, first: tuple[int, Event], count: int
 ) -> Response:
-    """The whole answers at once."""
-    answers = [Answer() for _ in range(count)]
+    """All answers in one response."""
+    ends: dict[int, Finished] = {}
+    pieces: list[list[Piece]] = [[] for _ in range(count)]
     number, now = first
     while True:
         if isinstance(now, Failed):
             raise now.error
         if isinstance(now, Piece):
-            answers[number].texts.append(now.text)
-            if now.logprob is not None:
-                answers[number].logprobs.append(now.logprob)
+            pieces[number].append(now)
         elif isinstance(now, Finished):
             service.metrics.answered(heading.method, now)
-            answers[number].end = now
-            if all(one.end is not None for one in answers):
+            ends[number] = now
+            if len(ends) == count:
+                answers = [(ends[i], pieces[i]) for i in range(count)]
                 return JSONResponse(whole(heading, answers, service.llm.tokenizer))
         number, now = await box.next_or_gone(request)
 
@@ -142,7 +158,7 @@ async def _stream(
     include_usage: bool,
     request_id: str,
 ) -> AsyncIterator[bytes]:
-    """Server-sent events: pieces, the ends with their reasons, `[DONE]`. A late error is an event too."""
+    """Server-sent events: pieces, the ends with their reasons, `[DONE]`. A late error is an event, too."""
     ends: dict[int, Finished] = {}
     opened: set[int] = set()
     try:
@@ -168,26 +184,26 @@ async def _stream(
         box.close()
 
 
-def _check_count(service: Service, body: ChatRequest | CompletionRequest, prompts: int) -> None:
-    """Errors: `Refusal` for more answers than one request may ask for, or for several that would be the same."""
+def _check_count(service: Service, body: Body, prompts: int) -> None:
+    """Errors: `HttpRefusal` for more answers than one request may ask for, or for several identical ones."""
     count, most = body.n * prompts, service.limits.answers
     if count > most:
         text = f"n times the number of prompts is {count}: this server gives at most {most} answers to a request."
-        raise Refusal(400, text, "n" if body.n > 1 else "prompt", "invalid_value")
+        raise HttpRefusal(400, text, "n" if body.n > 1 else "prompt", "invalid_value")
     if body.n > 1 and body.temperature == 0:
         text = (
             f"n is {body.n} at temperature 0 (the default here), where all answers are the same: give a temperature."
         )
-        raise Refusal(400, text, "n", "invalid_value")
+        raise HttpRefusal(400, text, "n", "invalid_value")
 
 
-def _max_tokens(service: Service, prompt_tokens: int, asked: int | None) -> int:
-    """How long the answer may become. Errors: `Refusal` above the server's limit."""
-    limits, positions = service.limits, service.llm.trunk.max_positions
-    if asked is not None:
-        if asked > limits.max_tokens:
-            text = f"max_tokens is {asked}: this server writes at most {limits.max_tokens}."
-            raise Refusal(400, text, "max_tokens", "invalid_value")
-        return asked
+def _max_tokens(service: Service, prompt_tokens: int, requested: int | None) -> int:
+    """The longest answer. Errors: `HttpRefusal` above the server's limit."""
+    limits, positions = service.limits, service.llm.split_model.max_positions
+    if requested is not None:
+        if requested > limits.max_tokens:
+            text = f"max_tokens is {requested}: this server writes at most {limits.max_tokens}."
+            raise HttpRefusal(400, text, "max_tokens", "invalid_value")
+        return requested
     room = limits.default_tokens if positions is None else positions - prompt_tokens
     return max(min(limits.default_tokens, room), 1)

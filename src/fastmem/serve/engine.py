@@ -1,8 +1,8 @@
-"""One model, one thread that owns it: memories are made, rows join, all step, rows leave.
+"""The engine: one thread that owns the model. It makes memories, lets rows join, steps them, and lets them leave.
 
-Between two tokens of the running rows at most one update of one memory is made, so that a long memorization costs
-the others the time of one update per token, never all of it at once. Files are read and written in a second thread,
-which never touches the model. Everybody else talks to the engine by messages: `submit`, `cancel`, `drain`, `close`.
+Between two tokens of the running rows it makes at most one update of one memory, so a long memorization slows the
+others by one update per token and never blocks them. Files are read and written by a second thread, which never uses
+the model. All others talk to the engine by messages: `submit`, `cancel`, `drain`, `close`.
 """
 
 import copy
@@ -13,36 +13,38 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fastmem.core.cache import PrefixCache
+from fastmem.answer.cache import PrefixCache
+from fastmem.answer.running_batch import RunningBatch
+from fastmem.device_memory import explained_out_of_memory
 from fastmem.errors import FastMemError, MemoryFileError
-from fastmem.model import FastMem, explained_out_of_memory
+from fastmem.model import FastMem
+from fastmem.serve.isolated_batch import IsolatedBatch
 from fastmem.serve.jobs import Done, DrainingError, Event, Failed, Job, OverloadedError
-from fastmem.serve.making import Makings
-from fastmem.serve.records import Wish
-from fastmem.serve.rows import Rows
+from fastmem.serve.memorize_queue import MemorizeQueue
+from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.store import Entry, Store
-from fastmem.streaming import Detokenizer
 
 log = logging.getLogger("fastmem")
 
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """rows: answers decoded side by side. waiting: jobs that may wait. wait_seconds: for how long. prefix_bytes: keys
-    and values of documents kept to be reused."""
+    """rows: answers decoded at the same time. waiting: jobs that may wait, for wait_seconds at most. prefix_bytes:
+    keys
+    and values of documents that are kept for reuse."""
 
     rows: int = 16
     waiting: int = 64
     wait_seconds: float = 120.0
     prefix_bytes: int = 256 * 2**20
     overtaking: int = 16
-    """How many later jobs may begin to use what is in the store while one waits for room in it."""
+    """How many later jobs may start to use stored memories while an earlier job waits for room in the store."""
 
 
 class Engine:
-    """The worker and its queue. on_event: called in the worker's thread with what happened, for the metrics."""
+    """The worker and its queue. on_event: called in the worker's thread with the name and seconds of events."""
 
     def __init__(
         self,
@@ -53,13 +55,13 @@ class Engine:
     ):
         self.llm, self.store, self.limits, self._on_event = llm, store, limits or EngineLimits(), on_event
         self.prefixes = PrefixCache(self.limits.prefix_bytes)
-        self.rows = Rows(llm.trunk, self.prefixes)
-        self.draining = False
-        # Fast tokenizers refuse two threads at once when one of them changes their settings.
+        # Fast tokenizers fail in two threads at once if one of them changes their settings.
         self._tokenizer = copy.deepcopy(llm.tokenizer)
+        self.rows = self._new_rows()
+        self.draining = False
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: list[Job] = []
-        self._makings = Makings(llm)
+        self._memorize_queue = MemorizeQueue(llm)
         self._loading: set[str] = set()
         self._open: set[Job] = set()
         self._lock = threading.Lock()
@@ -67,7 +69,7 @@ class Engine:
         self._last_end = time.perf_counter()
         self._files = ThreadPoolExecutor(1, "fastmem-files")
         self._closing = False
-        self._stirred = False  # something has changed that those who wait may have waited for
+        self._changed = False  # something that waiting jobs may have waited for
         self._thread = threading.Thread(target=self._work, name="fastmem-worker", daemon=True)
         self._thread.start()
 
@@ -96,11 +98,11 @@ class Engine:
         self._inbox.put(lambda: self._waiting.extend(jobs))
 
     def cancel(self, job: Job) -> None:
-        """Its client has left: free what it holds. Nothing for a job that is over."""
+        """Its client has left: free what it holds. Does nothing for a job that is over."""
         self._inbox.put(lambda: self._end(job, None))
 
     def drain(self) -> None:
-        """Finish what has begun, refuse what waits, take nothing new. Returns at once."""
+        """Finish running jobs, refuse waiting ones, accept no new ones. Returns at once."""
         self.draining = True
         self._inbox.put(self._refuse_waiting)
 
@@ -113,23 +115,23 @@ class Engine:
         self._files.shutdown()
 
     def _work(self) -> None:
-        while not (self._closing and not self._open and not self._makings):
+        while not (self._closing and not self._open and not self._memorize_queue):
             try:
                 self._receive()
                 self._admit()
                 self._memorize()
                 self._decode()
-            except Exception as error:  # a bug of ours; the next request must still find a server
+            except Exception as error:  # a bug; the next request must still find a server
                 log.exception("the worker met an unexpected error; all open requests fail")
-                self._makings = Makings(self.llm)
-                self.rows = Rows(self.llm.trunk, self.prefixes)
+                self._memorize_queue = MemorizeQueue(self.llm)
+                self.rows = self._new_rows()
                 for job in list(self._open):
                     self._end(job, Failed(error))
 
     def _receive(self) -> None:
-        """Take all messages; wait for one where there is nothing else to do."""
-        idle = not self._makings and not len(self.rows) and not self._stirred
-        self._stirred = False
+        """Process all messages; wait for one if there is nothing else to do."""
+        idle = not self._memorize_queue and not len(self.rows) and not self._changed
+        self._changed = False
         try:
             while True:
                 self._inbox.get(block=idle, timeout=1.0)()
@@ -143,13 +145,15 @@ class Engine:
         blocked: Job | None = None
         now = time.perf_counter()
         for job in list(self._waiting):
-            begun = job.entry is not None and not job.entry.made  # its memory is in the making: not the queue's fault
+            begun = (
+                job.entry is not None and not job.entry.made
+            )  # its memory is being made, so it does not wait for the queue
             if now - job.submitted > self.limits.wait_seconds and not begun:
-                late = f"no answer could be begun within {self.limits.wait_seconds:g} s: ask again later."
+                late = f"no answer could be started within {self.limits.wait_seconds:g} s: ask again later."
                 self._end(job, Failed(OverloadedError(late, self._retry_after())))
                 continue
             try:
-                if job.wish is not None and job.entry is None and not self._held(job, job.wish, blocked):
+                if job.source is not None and job.entry is None and not self._held(job, job.source, blocked):
                     blocked = blocked or job
                     continue
                 if not self._has_memory(job):
@@ -157,7 +161,7 @@ class Engine:
                 if job.act is not None:
                     self._act(job)
                 elif len(self.rows) + len(joining) < self.limits.rows and not self.rows.aside:
-                    self._prepare(job)
+                    self._add_memory(job)
                     joining.append(job)
             except Exception as error:
                 self._end(job, Failed(error))
@@ -166,41 +170,40 @@ class Engine:
         if joining:
             self.rows.join(joining)
 
-    def _held(self, job: Job, wish: Wish, blocked: Job | None) -> bool:
-        """Hold the memory a job wants; False where there is no room for it now.
+    def _held(self, job: Job, source: MemorySource, blocked: Job | None) -> bool:
+        """Hold the memory that a job needs; False if there is no room for it now.
 
-        blocked: an earlier job without room. Whoever comes after it may only share a memory that is held already, and
-        `overtaking` of them at most; who holds one goes on in any case, since that is what makes room.
+        blocked: an earlier job without room. Later jobs may only share a memory that is held already, and at most
+        `overtaking` of them. Jobs that hold one always go on, since only their end makes room.
         """
         if blocked is not None:
-            if blocked.passed_by >= self.limits.overtaking or not self.store.is_held(wish.key):
+            if blocked.overtaken >= self.limits.overtaking or not self.store.is_held(source.key):
                 return False
-            blocked.passed_by += 1
-        job.entry = self.store.hold(wish)
+            blocked.overtaken += 1
+        job.entry = self.store.hold(source)
         return job.entry is not None
 
     def _has_memory(self, job: Job) -> bool:
-        """Whether the job's memory, if it wants one, is in RAM; else what is needed for that is under way."""
+        """Whether the job's memory, if it needs one, is in RAM; if not, start making or loading it."""
         entry = job.entry
-        if job.wish is None or entry is None:
+        if job.source is None or entry is None:
             return True
         if not entry.made:
-            job.made = self._makings.begin(entry, job.wish) or job.made
+            job.made = self._memorize_queue.add(entry, job.source) or job.made
             return False
-        if entry.loading and entry.wish.key not in self._loading:
-            self._loading.add(entry.wish.key)
+        if entry.loading and entry.source.key not in self._loading:
+            self._loading.add(entry.source.key)
             self._files.submit(self._load, entry)
         return entry.memory is not None and not (job.durable and entry.unsaved)
 
-    def _prepare(self, job: Job) -> None:
-        """Build the request, with the memory's weights on the device."""
-        assert job.build is not None
+    def _add_memory(self, job: Job) -> None:
+        """Complete the request with the memory's weights on the device."""
+        assert job.request is not None
+        if job.entry is None:
+            return
         with explained_out_of_memory():
-            memory = self.store.ready(job.entry) if job.entry is not None else None
-            job.request = job.build(memory)
-        job.text = Detokenizer(self._tokenizer, job.stop)
-        if job.memory_there == 0.0 and memory is not None:
-            job.memory_there = time.perf_counter()
+            job.request = self.llm.with_memory(job.request, self.store.ready(job.entry))
+        job.memory_available = job.memory_available or time.perf_counter()
 
     def _act(self, job: Job) -> None:
         assert job.act is not None
@@ -213,13 +216,13 @@ class Engine:
 
     def _memorize(self) -> None:
         """One update of the oldest memory under way."""
-        made = self._makings.step()
+        made = self._memorize_queue.step()
         if made is None:
             return
         if made.memory is not None:
             self._on_event("memorized", made.seconds)
             self.store.put(made.entry, made.memory)
-            self._stirred = True
+            self._changed = True
             if self.store.folder is not None:
                 self._files.submit(self._save, made.entry)
             return
@@ -231,18 +234,23 @@ class Engine:
         if not len(self.rows):
             return
         started = time.perf_counter()
-        done, failed = self.rows.step()
+        pieces, failed = self.rows.step()
         self._on_event("stepped", time.perf_counter() - started)
-        for job in done:
-            now = time.perf_counter()
-            self._seconds_per_job += 0.1 * (now - self._last_end - self._seconds_per_job)
-            self._last_end = now
-            self._end(job, job.finished())
+        for job, piece in pieces:
+            job.first_token = job.first_token or time.perf_counter()
+            if piece.text or piece.logprob is not None:
+                job.emit(replace(piece, answer=None))
+            if piece.answer is not None:
+                now = time.perf_counter()
+                self._seconds_per_job += 0.1 * (now - self._last_end - self._seconds_per_job)
+                self._last_end = now
+                self._end(job, job.finished(piece.answer))
         for job, error in failed:
             self._end(job, Failed(error))
 
     def _load(self, entry: Entry) -> None:
-        """In the files' thread. A file that is damaged is forgotten, and made again by who has the documents."""
+        """In the thread for files. A damaged file is forgotten; jobs that bring the documents make the memory
+        again."""
         try:
             self.store.load(entry)
         except (FastMemError, OSError) as error:
@@ -253,17 +261,17 @@ class Engine:
             self._inbox.put(lambda: self._loaded(entry, None))
 
     def _loaded(self, entry: Entry, error: Exception | None) -> None:
-        self._loading.discard(entry.wish.key)
+        self._loading.discard(entry.source.key)
         self._on_event("loaded" if error is None else "load_failed", 0.0)
         for job in [job for job in self._waiting if job.entry is entry and error is not None]:
-            if job.wish is not None and job.wish.tokens is not None:
+            if job.source is not None and job.source.tokens is not None:
                 self.store.release(entry)
                 job.entry = None
             else:
                 self._end(job, Failed(error or FastMemError()))
 
     def _save(self, entry: Entry) -> None:
-        """In the files' thread. What cannot be written stays in RAM until it is evicted."""
+        """In the thread for files. A memory that cannot be written stays in RAM until it is evicted."""
         try:
             self.store.save(entry)
         except Exception as error:
@@ -277,10 +285,10 @@ class Engine:
             self._end(job, Failed(refusal))
 
     def _end(self, job: Job, event: Event | None) -> None:
-        """The job is over: its row and its hold on a memory are free, its maker is told."""
+        """End a job: free its row and its hold on a memory, and tell its owner."""
         if job.over:
             return
-        job.over = self._stirred = True
+        job.over = self._changed = True
         if job in self._waiting:
             self._waiting.remove(job)
         self.rows.leave(job)
@@ -290,8 +298,11 @@ class Engine:
             self._open.discard(job)
         if event is not None:
             job.emit(event)
-        job.let_go()
+        job.release()
+
+    def _new_rows(self) -> IsolatedBatch:
+        return IsolatedBatch(RunningBatch(self.llm.split_model, self._tokenizer, self.prefixes))
 
     def _retry_after(self) -> int:
-        """Seconds until about half of the queue will have been served."""
+        """Seconds until about half of the queue will have been answered."""
         return int(min(max(math.ceil(self._seconds_per_job * self.waiting / 2), 1), 60))

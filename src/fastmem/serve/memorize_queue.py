@@ -1,69 +1,58 @@
-"""Memories under way: the oldest gets one update at a time, and only as long as somebody waits for it."""
+"""The queue of memories to be made: the oldest gets one update at a time, as long as somebody waits for it."""
 
 import time
-from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from fastmem.core.memorize import read, stepwise
-from fastmem.core.memory import Memory, Step
-from fastmem.model import FastMem, explained_out_of_memory
-from fastmem.serve.records import Wish
+from fastmem.learn.memorize import Run
+from fastmem.memory.memory import Memory
+from fastmem.model import FastMem
+from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.store import Entry
 
 
 @dataclass(eq=False)
-class Making:
-    """One memory under way. seconds: of work on it, without what was done in between. memory: there when complete."""
+class Memorization:
+    """A memory being made. seconds: work on it, without what was done in between. memory, error: how it ended."""
 
     entry: Entry
-    steps: Generator[Step | None, None, Memory]
+    run: Run
     seconds: float = 0.0
     memory: Memory | None = None
     error: Exception | None = None
 
 
-class Makings:
-    """A line of memories to be made. Lives in the worker's thread."""
+class MemorizeQueue:
+    """Used by the worker's thread only."""
 
     def __init__(self, llm: FastMem):
         self.llm = llm
-        self._line: list[Making] = []
+        self._queue: list[Memorization] = []
 
     def __len__(self) -> int:
-        return len(self._line)
+        return len(self._queue)
 
-    def begin(self, entry: Entry, wish: Wish) -> bool:
-        """Line up a memory; False where it is in line already."""
-        if any(making.entry is entry for making in self._line):
+    def add(self, entry: Entry, source: MemorySource) -> bool:
+        """Put a memory into the queue; False if it is there already."""
+        if any(one.entry is entry for one in self._queue):
             return False
-        self._line.append(Making(entry, self._steps(wish)))
+        assert source.tokens is not None
+        self._queue.append(Memorization(entry, self.llm.memorizing(source.tokens, source.recipe, watch=False)))
         return True
 
-    def step(self) -> Making | None:
-        """One update of the oldest; what it has become, once complete or failed."""
-        self._line = [making for making in self._line if making.entry.holders]
-        if not self._line:
+    def step(self) -> Memorization | None:
+        """One update of the oldest memory. It is returned when it is complete or has failed."""
+        self._queue = [one for one in self._queue if one.entry.holders]
+        if not self._queue:
             return None
-        making, started = self._line[0], time.perf_counter()
+        oldest, started = self._queue[0], time.perf_counter()
         try:
-            next(making.steps)
+            next(oldest.run)
         except StopIteration as end:
-            making.memory = end.value
-        except Exception as error:  # reported to who waits for it, and to nobody else
-            making.error = error
-        making.seconds += time.perf_counter() - started
-        if making.memory is None and making.error is None:
+            (oldest.memory,) = end.value
+        except Exception as error:  # reported to those who wait for it
+            oldest.error = error
+        oldest.seconds += time.perf_counter() - started
+        if oldest.memory is None and oldest.error is None:
             return None
-        del self._line[0]
-        return making
-
-    def _steps(self, wish: Wish) -> Generator[Step | None, None, Memory]:
-        """The trunk pass, then one update at a time."""
-        assert wish.tokens is not None
-        trunk, layers = self.llm.trunk, self.llm.trunk.indices(wish.recipe.layers)
-        with explained_out_of_memory():
-            reading = read(trunk, wish.tokens.ids, wish.tokens.scored, layers)
-            yield None
-            steps = (wish.recipe.steps,)
-            (memory,) = yield from stepwise(trunk, reading, wish.recipe, self.llm.base(layers), steps)
-        return replace(memory, details=self.llm.provenance(wish.tokens))
+        del self._queue[0]
+        return oldest

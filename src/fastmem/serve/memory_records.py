@@ -1,67 +1,51 @@
-"""What is known about a memory without reading it: the JSON file beside its safetensors file.
+"""The record of a stored memory: a JSON file beside its safetensors file, which tells what it is without reading it.
 
-Both are written to a temporary file, flushed and renamed, the memory first: a memory without a record was not finished
-and is not found again.
+Both files replace older ones all at once, the memory first. A memory without a record was not finished and is ignored.
 """
 
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastmem.core.files import replacing
-from fastmem.core.memory import Memory, Recipe
-from fastmem.prompts import Tokens
+from fastmem.atomic_write import replacing
+from fastmem.memory.memory import Memory
+from fastmem.memory.recipe import Recipe
+from fastmem.serve.memory_source import MemorySource
 
 RECORD_VERSION = 2
 
 
-@dataclass(frozen=True)
-class Wish:
-    """A memory that is wanted: found if it exists, made from `tokens` otherwise.
-
-    key: its id, in which the tenant, the base, the recipe and the tokens are hashed. name: what its maker calls it.
-    about: what else its record says. tokens: None where only one that exists will do.
-    """
-
-    key: str
-    tenant: str
-    recipe: Recipe
-    tokens: Tokens | None = None
-    name: str | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-
-def record_of(wish: Wish, memory: Memory) -> dict[str, Any]:
+def record_of(source: MemorySource, memory: Memory) -> dict[str, Any]:
     """The record of a memory that was just made."""
     return {
         "version": RECORD_VERSION,
-        "id": wish.key,
-        "tenant": wish.tenant,
-        "name": wish.name,
+        "id": source.key,
+        "tenant": source.tenant,
+        "name": source.name,
         "created": int(time.time()),
         "base": memory.base.digest,
         "tokenizer": memory.details.get("tokenizer_sha256"),
         "bytes": memory.size_bytes,
-        "recipe": asdict(wish.recipe) | {"layers": list(wish.recipe.layers)},
+        "recipe": asdict(source.recipe) | {"layers": list(source.recipe.layers)},
         "trace": [asdict(step) for step in memory.trace],
         "stopped": memory.stopped,
-        "about": dict(wish.about),
+        "about": dict(source.about),
     }
 
 
 def write_record(record: Mapping[str, Any], memory_path: Path) -> None:
-    """The record of the memory at `memory_path`, beside it. A kill at any instant leaves the old or the new one."""
+    """Write the record of the memory at `memory_path` beside it. Errors: `OSError`."""
     with replacing(memory_path.with_suffix(".json")) as temporary:
         temporary.write(json.dumps(record).encode())
 
 
-def stored(folder: Path) -> Iterator[tuple[Wish, dict[str, Any], Path]]:
-    """(wish without tokens, record, memory file) of all that was finished in `folder`, in the order it was made.
+def stored(folder: Path) -> Iterator[tuple[MemorySource, dict[str, Any], Path]]:
+    """(source without tokens, record, memory file) of every finished memory in `folder`, the oldest first.
 
-    Records of another version, damaged ones and those without a memory are passed over.
+    Records of another version, damaged ones and those without a memory are ignored.
     """
     found = []
     for path in folder.glob("mem-*.json"):
@@ -71,9 +55,9 @@ def stored(folder: Path) -> Iterator[tuple[Wish, dict[str, Any], Path]]:
             if record["version"] != RECORD_VERSION or record["id"] != path.stem or not memory_path.is_file():
                 continue
             recipe = Recipe(**record["recipe"])
-            wish = Wish(record["id"], record["tenant"], recipe, name=record["name"], about=record["about"])
-            found.append((record["created"], wish.key, wish, record, memory_path))
+            source = MemorySource(record["id"], record["tenant"], recipe, name=record["name"], about=record["about"])
+            found.append((record["created"], source.key, source, record, memory_path))
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    for _, _, wish, record, memory_path in sorted(found, key=lambda one: one[:2]):
-        yield wish, record, memory_path
+    for _, _, source, record, memory_path in sorted(found, key=lambda one: one[:2]):
+        yield source, record, memory_path

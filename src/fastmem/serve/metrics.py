@@ -1,4 +1,4 @@
-"""What `/metrics` tells Prometheus. Nothing of a tenant, a document or an answer is in it."""
+"""Metrics for Prometheus, at `/metrics`. They contain nothing of a tenant, a document or an answer."""
 
 from collections.abc import Iterator
 
@@ -36,7 +36,7 @@ class Metrics:
         )
 
     def engine_event(self, name: str, seconds: float) -> None:
-        """What the engine reports."""
+        """Count an event that the engine reports."""
         if name == "stepped":
             self.step.observe(seconds)
             return
@@ -45,26 +45,26 @@ class Metrics:
             self.memorizing.observe(seconds)
 
     def answered(self, method: str, end: Finished) -> None:
-        """A complete answer."""
-        self.answers.labels(method, end.reason).inc()
-        self.tokens.labels("prompt").inc(end.prompt_tokens)
-        self.tokens.labels("cached").inc(end.cached_tokens)
-        self.tokens.labels("generated").inc(len(end.token_ids))
+        """Count a complete answer."""
+        self.answers.labels(method, end.answer.reason).inc()
+        self.tokens.labels("prompt").inc(end.answer.prompt_tokens)
+        self.tokens.labels("cached").inc(end.answer.cached_tokens)
+        self.tokens.labels("generated").inc(len(end.answer.token_ids))
         self.first_token.observe(end.first_seconds)
 
     def text(self) -> bytes:
-        """As Prometheus reads it."""
+        """The metrics in the format of Prometheus."""
         return generate_latest(self.registry)
 
 
 class StoreCollector(Collector):
-    """Sizes that are asked for when they are read."""
+    """Sizes that are read when Prometheus asks."""
 
     def __init__(self, engine: Engine, store: Store):
         self.engine, self.store = engine, store
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        """One sample per place, and how much is running and waiting."""
+        """One sample per place, and what is running and waiting."""
         memories = GaugeMetricFamily("fastmem_memories", "Memories by place.", labels=["place"])
         sizes = GaugeMetricFamily("fastmem_memory_bytes", "Bytes of memories by place.", labels=["place"])
         for place, (count, size_bytes) in self.store.totals().items():

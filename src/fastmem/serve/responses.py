@@ -1,17 +1,19 @@
-"""What is answered, as the OpenAI interface writes it. Pure functions from the engine's events to JSON objects."""
+"""Responses in the form of the OpenAI interface: pure functions from the engine's events to JSON objects."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from fastmem.serve.jobs import Finished, Piece, TokenLogprob
+from fastmem.answer.running_batch import Piece
+from fastmem.serve.jobs import Finished
 
 
 @dataclass(frozen=True)
 class Heading:
-    """What every object of one request's answers shares. chat: of `/v1/chat/completions`, else `/v1/completions`.
-    n: answers to each prompt. logprobs: whether they are shown."""
+    """What all objects of one request have in common. chat: of `/v1/chat/completions`, else `/v1/completions`. n:
+    answers
+    to each prompt. logprobs: whether they are reported."""
 
     id: str
     created: int
@@ -22,50 +24,40 @@ class Heading:
     logprobs: bool
 
 
-@dataclass
-class Answer:
-    """One answer of a request while it grows. end: there once it is complete."""
-
-    texts: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    end: Finished | None = None
-
-
-def whole(heading: Heading, answers: Sequence[Answer], tokenizer: Any) -> dict:
-    """All answers of a request, complete."""
+def whole(heading: Heading, answers: Sequence[tuple[Finished, Sequence[Piece]]], tokenizer: Any) -> dict[str, Any]:
+    """All answers of a request, complete. answers: each with the pieces it came in."""
     choices = []
-    for index, one in enumerate(answers):
-        assert one.end is not None
-        choice: dict[str, Any] = {"index": index, "finish_reason": one.end.reason}
-        text, logprobs = "".join(one.texts), one.logprobs if heading.logprobs else None
+    for index, (end, pieces) in enumerate(answers):
+        choice: dict[str, Any] = {"index": index, "finish_reason": end.answer.reason}
+        text = end.answer.text
         if heading.chat:
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-            choice["logprobs"] = chat_logprobs(logprobs, tokenizer)
+            choice["logprobs"] = chat_logprobs(pieces, tokenizer) if heading.logprobs else None
         else:
             choice["text"] = text
-            choice["logprobs"] = completion_logprobs(logprobs, tokenizer)
+            choice["logprobs"] = completion_logprobs(pieces, tokenizer) if heading.logprobs else None
         choices.append(choice)
-    ends = [one.end for one in answers if one.end is not None]
+    ends = [end for end, _ in answers]
     kind = "chat.completion" if heading.chat else "text_completion"
     return _object(heading, kind, choices) | {"usage": usage(heading, ends), "fastmem": costs(heading, ends)}
 
 
-def chunk(heading: Heading, index: int, piece: Piece, tokenizer: Any, first: bool = False) -> dict:
+def chunk(heading: Heading, index: int, piece: Piece, tokenizer: Any, first: bool = False) -> dict[str, Any]:
     """A piece of a streamed answer. first: it opens the assistant's turn."""
     choice: dict[str, Any] = {"index": index, "finish_reason": None}
-    text, found = piece.text, None if piece.logprob is None else [piece.logprob]
+    text, shown = piece.text, piece.logprob is not None
     if heading.chat:
         choice["delta"] = {"role": "assistant", "content": text} if first else {"content": text}
-        choice["logprobs"] = chat_logprobs(found, tokenizer)
+        choice["logprobs"] = chat_logprobs([piece], tokenizer) if shown else None
     else:
         choice["text"] = text
-        choice["logprobs"] = completion_logprobs(found, tokenizer)
+        choice["logprobs"] = completion_logprobs([piece], tokenizer) if shown else None
     return _chunk_object(heading, [choice])
 
 
-def last_chunk(heading: Heading, index: int, end: Finished) -> dict:
-    """The reason why an answer ended, and what it cost."""
-    choice: dict[str, Any] = {"index": index, "finish_reason": end.reason, "logprobs": None}
+def last_chunk(heading: Heading, index: int, end: Finished) -> dict[str, Any]:
+    """Why an answer ended, and what it cost."""
+    choice: dict[str, Any] = {"index": index, "finish_reason": end.answer.reason, "logprobs": None}
     if heading.chat:
         choice["delta"] = {}
     else:
@@ -73,25 +65,25 @@ def last_chunk(heading: Heading, index: int, end: Finished) -> dict:
     return _chunk_object(heading, [choice]) | {"fastmem": costs(heading, [end])}
 
 
-def usage_chunk(heading: Heading, ends: Sequence[Finished]) -> dict:
+def usage_chunk(heading: Heading, ends: Sequence[Finished]) -> dict[str, Any]:
     """The usage of all answers, after the last of them."""
     return _chunk_object(heading, []) | {"usage": usage(heading, ends)}
 
 
 def usage(heading: Heading, ends: Sequence[Finished]) -> dict[str, Any]:
-    """Tokens of the prompts, of the answers, and how many of the prompts' needed no reading. A prompt counts once."""
-    prompt_tokens = sum(end.prompt_tokens for end in ends[:: heading.n])
-    completion_tokens = sum(len(end.token_ids) for end in ends)
+    """Tokens of the prompts and of the answers; cached tokens of the prompts. A prompt counts once."""
+    prompt_tokens = sum(end.answer.prompt_tokens for end in ends[:: heading.n])
+    completion_tokens = sum(len(end.answer.token_ids) for end in ends)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(end.cached_tokens for end in ends[:: heading.n])},
+        "prompt_tokens_details": {"cached_tokens": sum(end.answer.cached_tokens for end in ends[:: heading.n])},
     }
 
 
 def costs(heading: Heading, ends: Sequence[Finished]) -> dict[str, Any]:
-    """The `fastmem` object of answers: what was used, whether the memory was made for them, and seconds."""
+    """The `fastmem` object: method, memory, whether it was made for these answers, and seconds."""
     memory = ends[0].memory
     return {
         "method": heading.method,
@@ -105,7 +97,7 @@ def costs(heading: Heading, ends: Sequence[Finished]) -> dict[str, Any]:
 
 
 def memory_object(record: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """A memory as `/v1/memories` shows it; who it belongs to is not part of it."""
+    """A memory as `/v1/memories` shows it, without its tenant."""
     about = record["about"]
     return {
         "id": record["id"],
@@ -123,7 +115,7 @@ def memory_object(record: Mapping[str, Any], model: str) -> dict[str, Any]:
 
 
 def model_object(name: str, created: int, parent: str | None = None, root: str | None = None) -> dict[str, Any]:
-    """A model, or a memory under its base."""
+    """A model, or a memory with its base as parent."""
     return {
         "id": name,
         "object": "model",
@@ -145,34 +137,35 @@ def event(data: Mapping[str, Any] | str) -> bytes:
     return f"data: {text}\n\n".encode()
 
 
-def chat_logprobs(found: Sequence[TokenLogprob] | None, tokenizer: Any) -> dict[str, Any] | None:
-    """Of a chat answer; None where none were asked for."""
-    if found is None:
-        return None
+def chat_logprobs(pieces: Sequence[Piece], tokenizer: Any) -> dict[str, Any]:
+    """The log-probabilities of a chat answer."""
 
     def named(token: int, logprob: float) -> dict[str, Any]:
         text = tokenizer.decode([token])
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
 
     content = [
-        named(one.token, one.logprob) | {"top_logprobs": [named(token, value) for token, value in one.top]}
-        for one in found
+        named(token, logprob) | {"top_logprobs": [named(other, value) for other, value in top]}
+        for token, logprob, top in _reported(pieces)
     ]
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(found: Sequence[TokenLogprob] | None, tokenizer: Any) -> dict[str, Any] | None:
-    """Of a plain completion; None where none were asked for."""
-    if found is None:
-        return None
-    tokens = [tokenizer.decode([one.token]) for one in found]
-    offsets = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
+def completion_logprobs(pieces: Sequence[Piece], tokenizer: Any) -> dict[str, Any]:
+    """The log-probabilities of a plain completion."""
+    found = _reported(pieces)
+    tokens = [tokenizer.decode([token]) for token, _, _ in found]
     return {
         "tokens": tokens,
-        "token_logprobs": [max(one.logprob, -9999.0) for one in found],
-        "top_logprobs": [{tokenizer.decode([t]): max(v, -9999.0) for t, v in one.top} for one in found],
-        "text_offset": offsets,
+        "token_logprobs": [max(logprob, -9999.0) for _, logprob, _ in found],
+        "top_logprobs": [{tokenizer.decode([t]): max(v, -9999.0) for t, v in top} for _, _, top in found],
+        "text_offset": [sum(map(len, tokens[:i])) for i in range(len(tokens))],
     }
+
+
+def _reported(pieces: Sequence[Piece]) -> list[tuple[int, float, list[tuple[int, float]]]]:
+    """(token, its log-probability, the most likely tokens with theirs), for every token that has text."""
+    return [(piece.token, *piece.logprob) for piece in pieces if piece.logprob is not None]
 
 
 def _chunk_object(heading: Heading, choices: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""Many memories under byte budgets: on the device, in RAM, on disk; the least recently used make room first.
+"""Many memories within byte budgets: on the device, in RAM and on disk. The least recently used are evicted first.
 
-An `Entry` is one memory of one tenant. What is on the device (weights ready to use) is in RAM too (the float32
-difference), and what is in RAM is written to disk soon after it was made, so that leaving RAM loses nothing and coming
-back is bit-identical. Without a folder, leaving RAM is the end of a memory. Who uses an entry *holds* it; an entry
-that is held is never evicted. The budgets count what is held too, so `hold` may have to say: no room now.
+An `Entry` is one memory of one tenant. A memory on the device (weights ready to use) is also in RAM (the float32
+difference), and a memory in RAM is written to disk soon after it was made, so evicting it from RAM loses nothing and
+loading it again is bit-identical. Without a folder, a memory evicted from RAM is lost. Entries in use are held, and
+held entries are never evicted; since the budgets count them too, `hold` can fail for lack of room.
 
-Threads: every method takes the one lock; files are written and read outside of it, by whoever calls `save` and `load`.
+Threads: every method takes the same lock; files are written and read outside of it, by the callers of `save` and
+`load`.
 """
 
 import threading
@@ -13,15 +14,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fastmem.core.memory import Memory, Recipe
 from fastmem.errors import FastMemError, InputError, MemoryFileError
+from fastmem.memory.memory import Memory
+from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
-from fastmem.serve.records import Wish, record_of, stored, write_record
+from fastmem.serve.memory_records import record_of, stored, write_record
+from fastmem.serve.memory_source import MemorySource
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much each place may hold, in bytes. None: no limit."""
+    """The most bytes in each place. None: no limit."""
 
     device_bytes: int | None = None
     ram_bytes: int | None = None
@@ -33,10 +36,10 @@ class Entry:
     """One memory and where it is. holders: how many use it or wait for it. used: a counter, larger is more recent.
 
     made: it exists, in RAM or on disk. unsaved: still to be written. loading: still to be read. record: see
-    `records.py`.
+    `memory_records.py`.
     """
 
-    wish: Wish
+    source: MemorySource
     ram_bytes: int
     device_bytes: int
     memory: Memory | None = None
@@ -52,14 +55,14 @@ class Entry:
 
     @property
     def in_ram(self) -> bool:
-        """Whether its bytes count: it is there, being read or being made."""
+        """Whether its bytes count as RAM: it is there, being read or being made."""
         return self.memory is not None or self.loading or not self.made
 
 
 class Store:
-    """The memories of all tenants on one model. folder: the disk's; None keeps nothing beyond RAM.
+    """The memories of all tenants of one model. folder: where they are stored; None keeps them in RAM only.
 
-    Errors: `InputError` where a budget is less than one memory of the default recipe.
+    Errors: `InputError` if a budget is smaller than one memory of the default recipe.
     """
 
     def __init__(self, llm: FastMem, budget: Budget | None = None, folder: Path | None = None):
@@ -73,49 +76,49 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             self._find_stored(folder)
 
-    def hold(self, wish: Wish) -> Entry | None:
-        """The entry, kept from eviction until `release`; None where all room is taken by others that are held.
+    def hold(self, source: MemorySource) -> Entry | None:
+        """The entry, which is not evicted until `release`; None if other held entries take all the room.
 
-        It may have to be made or loaded yet. Errors: `InputError` where it is larger than the whole budget, or gone
-        and there is nothing to make it from.
+        It may still have to be made or loaded. Errors: `InputError` if it is larger than the whole budget, or no
+        longer exists and there is nothing to make it from.
         """
         with self._lock:
-            entry = self._entries.get(wish.key)
+            entry = self._entries.get(source.key)
             if entry is None:
-                if wish.tokens is None:
-                    raise InputError(f"memory {wish.name or wish.key!r} does not exist any more: make it again.")
-                self._check_budget(wish.recipe)
-                entry = Entry(wish, *self._sizes(wish.recipe))
+                if source.tokens is None:
+                    raise InputError(f"memory {source.name or source.key!r} does not exist any more: make it again.")
+                self._check_budget(source.recipe)
+                entry = Entry(source, *self._sizes(source.recipe))
             if not entry.holders and not self._make_room(entry):
                 return None
-            self._entries[wish.key] = entry
+            self._entries[source.key] = entry
             entry.loading = entry.made and entry.memory is None
             entry.holders += 1
             self._touch(entry)
             return entry
 
     def is_held(self, key: str) -> bool:
-        """Whether somebody holds this memory already, so that holding it once more takes no room."""
+        """Whether this memory is held already, so that holding it once more takes no room."""
         entry = self._entries.get(key)
         return entry is not None and entry.holders > 0
 
     def release(self, entry: Entry) -> None:
-        """One user less. An entry that nobody waits for any more and that was never made is forgotten."""
+        """End one hold. An entry that nobody holds and that was never made is forgotten."""
         with self._lock:
             entry.holders -= 1
             if not entry.holders and not entry.made:
                 self._forget(entry)
 
     def put(self, entry: Entry, memory: Memory) -> None:
-        """The memory of a held entry has been made."""
+        """Store the memory that was made for a held entry."""
         with self._lock:
             entry.memory = _in_ram(memory)
-            entry.record = record_of(entry.wish, memory)
+            entry.record = record_of(entry.source, memory)
             entry.ram_bytes = memory.size_bytes
             entry.made, entry.unsaved = True, self.folder is not None
 
     def ready(self, entry: Entry) -> Memory:
-        """The memory of a held entry that is in RAM, its weights on the device from now on. For the worker."""
+        """The memory of a held entry in RAM; its weights are on the device from now on. For the worker's thread."""
         assert entry.memory is not None
         self.llm.ffn(entry.memory)
         entry.on_device = True
@@ -124,24 +127,25 @@ class Store:
     def save(self, entry: Entry) -> None:
         """Write a made entry to disk: the memory first, then its record. Errors: `OSError`."""
         assert self.folder is not None
-        memory, path = entry.memory, self.folder / f"{entry.wish.key}.safetensors"
+        memory, path = entry.memory, self.folder / f"{entry.source.key}.safetensors"
         try:
-            if memory is not None and self._entries.get(entry.wish.key) is entry:
+            if memory is not None and self._entries.get(entry.source.key) is entry:
                 memory.save(path)
                 with self._lock:
                     write_record(entry.record, path)
                     entry.path, entry.disk_bytes = path, path.stat().st_size
-                    if self._entries.get(entry.wish.key) is not entry:  # deleted meanwhile
+                    if self._entries.get(entry.source.key) is not entry:  # deleted meanwhile
                         self._unlink(entry)
                     self._shrink_disk()
         finally:
             entry.unsaved = False
 
     def load(self, entry: Entry) -> None:
-        """Read a held entry from disk. Errors: `FastMemError` for a file that is damaged or gone; it is forgotten."""
+        """Read a held entry from disk. Errors: `FastMemError` for a damaged or missing file, which is then
+        forgotten."""
         try:
             if entry.path is None:
-                raise MemoryFileError(f"memory {entry.wish.key} was deleted while it was waited for: make it again.")
+                raise MemoryFileError(f"memory {entry.source.key} was deleted while it was waited for: make it again.")
             entry.memory = _in_ram(Memory.load(entry.path, model=self.llm))
         except (FastMemError, OSError):
             with self._lock:
@@ -152,26 +156,28 @@ class Store:
 
     def find(self, tenant: str, reference: str) -> Entry | None:
         """A made memory of this tenant by id or name."""
-        return next((e for e in self.of(tenant) if reference in (e.wish.key, e.record["name"])), None)
+        return next((e for e in self.of(tenant) if reference in (e.source.key, e.record["name"])), None)
 
     def of(self, tenant: str) -> list[Entry]:
         """The made memories of this tenant, oldest first."""
         with self._lock:
-            mine = [e for e in self._entries.values() if e.made and e.wish.tenant == tenant]
-        return sorted(mine, key=lambda e: (e.record["created"], e.wish.key))
+            mine = [e for e in self._entries.values() if e.made and e.source.tenant == tenant]
+        return sorted(mine, key=lambda e: (e.record["created"], e.source.key))
 
     def rename(self, entry: Entry, name: str) -> None:
-        """Give a made memory a name, on disk too. Errors: `InputError` where another of the tenant has it."""
+        """Give a made memory a name, also on disk. Errors: `InputError` if another memory of the tenant has it."""
         with self._lock:
-            other = self.find(entry.wish.tenant, name)
+            other = self.find(entry.source.tenant, name)
             if other is not None and other is not entry:
-                raise InputError(f"the name {name!r} belongs to memory {other.wish.key}: delete it or choose another.")
+                raise InputError(
+                    f"the name {name!r} belongs to memory {other.source.key}: delete it or choose another."
+                )
             entry.record = entry.record | {"name": name}
             if entry.path is not None:
                 write_record(entry.record, entry.path)
 
     def delete(self, entry: Entry) -> None:
-        """Nobody finds it from now on; who holds it keeps it until release."""
+        """Remove it. Those who hold it keep it until they release it."""
         with self._lock:
             self._forget(entry)
 
@@ -192,7 +198,7 @@ class Store:
 
     def _sizes(self, recipe: Recipe) -> tuple[int, int]:
         """(RAM, device) bytes of a memory with this recipe, before it is made: float32 difference, model's type."""
-        own = list(self.llm.trunk.parameters(recipe.layers).values())
+        own = list(self.llm.split_model.parameters(recipe.layers).values())
         numbers = sum(t.numel() for t in own)
         if recipe.parametrization == "lora":
             sides = [(t.numel() // (t.shape[-1] * t.shape[-2]), t.shape[-2], t.shape[-1]) for t in own if t.ndim >= 2]
@@ -201,24 +207,25 @@ class Store:
 
     def _check_budget(self, recipe: Recipe) -> None:
         ram_bytes, device_bytes = self._sizes(recipe)
-        for name, need, given in (
-            ("ram", ram_bytes, self.budget.ram_bytes),
-            ("device", device_bytes, self.budget.device_bytes),
+        for name, place, need, given in (
+            ("ram", "RAM", ram_bytes, self.budget.ram_bytes),
+            ("device", "device memory", device_bytes, self.budget.device_bytes),
         ):
             if given is not None and need > given:
                 raise InputError(
-                    f"a memory of this recipe takes {need:,} bytes, the store may hold {given:,} (--{name}-bytes): "
-                    "raise it, or tune fewer layers."
+                    f"a memory of this recipe takes {need:,} bytes, the store may hold {given:,} in {place}: raise "
+                    "that limit, or tune fewer layers.",
+                    field=f"{name}_bytes",
                 )
 
     def _make_room(self, entry: Entry) -> bool:
-        """Evict until `entry` fits on the device and in RAM; False, and nothing evicted, where it cannot."""
+        """Evict until `entry` fits on the device and in RAM; False, with nothing evicted, if it cannot."""
         others = sorted((e for e in self._entries.values() if e is not entry), key=lambda e: e.used)
-        loose = [e for e in others if not e.holders and not e.unsaved]
+        evictable = [e for e in others if not e.holders and not e.unsaved]
         leaving: list[tuple[str, Entry]] = []
         if (limit := self.budget.ram_bytes) is not None:
             over = entry.ram_bytes + sum(e.ram_bytes for e in others if e.in_ram) - limit
-            for other in (e for e in loose if e.in_ram):
+            for other in (e for e in evictable if e.in_ram):
                 if over > 0:
                     leaving.append(("ram", other))
                     over -= other.ram_bytes
@@ -228,7 +235,7 @@ class Store:
             gone = {id(e) for _, e in leaving}
             there = [e for e in others if (e.on_device or e.holders) and id(e) not in gone]
             over = entry.device_bytes + sum(e.device_bytes for e in there) - limit
-            for other in (e for e in loose if e.on_device and id(e) not in gone):
+            for other in (e for e in evictable if e.on_device and id(e) not in gone):
                 if over > 0:
                     leaving.append(("device", other))
                     over -= other.device_bytes
@@ -239,7 +246,7 @@ class Store:
         return True
 
     def _evict(self, entry: Entry, place: str) -> None:
-        """Out of the device, or out of RAM and so out of the device."""
+        """Evict from the device, or from RAM and thereby from the device."""
         self.evictions[place] += 1
         if entry.on_device and entry.memory is not None:
             self.llm.release(entry.memory)
@@ -263,8 +270,8 @@ class Store:
                     self._forget(entry)
 
     def _forget(self, entry: Entry) -> None:
-        if self._entries.get(entry.wish.key) is entry:
-            del self._entries[entry.wish.key]
+        if self._entries.get(entry.source.key) is entry:
+            del self._entries[entry.source.key]
         self._unlink(entry)
 
     def _unlink(self, entry: Entry) -> None:
@@ -274,15 +281,15 @@ class Store:
         entry.path, entry.disk_bytes = None, 0
 
     def _find_stored(self, folder: Path) -> None:
-        """What an earlier server left in the folder; memories of other bases and tokenizers are left alone."""
-        for wish, record, path in stored(folder):
-            mine = (self.llm.base(wish.recipe.layers).digest, self.llm.reader.get("tokenizer_sha256"))
+        """Find what an earlier server stored; memories of other bases and tokenizers are ignored."""
+        for source, record, path in stored(folder):
+            mine = (self.llm.base(source.recipe.layers).digest, self.llm.reader.get("tokenizer_sha256"))
             if (record["base"], record["tokenizer"]) == mine:
-                ram_bytes, device_bytes = self._sizes(wish.recipe)
-                entry = Entry(wish, ram_bytes, device_bytes, path=path, disk_bytes=path.stat().st_size, made=True)
+                ram_bytes, device_bytes = self._sizes(source.recipe)
+                entry = Entry(source, ram_bytes, device_bytes, path=path, disk_bytes=path.stat().st_size, made=True)
                 entry.record = record
                 self._touch(entry)
-                self._entries[wish.key] = entry
+                self._entries[source.key] = entry
         self._shrink_disk()
 
 

@@ -1,4 +1,4 @@
-"""uvicorn around the application: SIGTERM lets what runs end and refuses the rest."""
+"""uvicorn with a graceful end: after SIGTERM running requests are finished and waiting ones refused."""
 
 import signal
 from types import FrameType
@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 
 class Server(uvicorn.Server):
-    """A server whose engine hears of the signal before the connections close."""
+    """A server that tells its engine of the signal before the connections close."""
 
     def __init__(self, app: FastAPI, host: str, port: int):
         config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, lifespan="on")

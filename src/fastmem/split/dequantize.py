@@ -1,23 +1,23 @@
-"""A float copy of a quantized feed-forward network, found by what its parts do.
+"""A float copy of a quantized feed-forward network.
 
-A quantized model stays as it is, except that what is tuned has to be a float: the FFN of the last layer. Whatever a
-linear keeps (int8 with scales, packed 4 bits, codes of a table), the identity matrix sent through it comes out as its
-weight, rounded once to the type of the states.
+A quantized model stays quantized, but the FFN that is tuned needs float weights. Whatever format a linear uses (int8
+with scales, packed 4 bits, a codebook), passing the identity matrix through it yields its weight, rounded once to the
+type of the hidden states. So no format needs code of its own.
 """
 
 import torch
 from torch import Tensor, nn
 
-from fastmem.core.anatomy import shared_copy
+from fastmem.split.structure import weight_sharing_copy
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether any of its matrices, parameter or buffer, is stored in something else than floats."""
-    return any(_is_code(tensor) for tensor in (*module.parameters(), *module.buffers()))
+    """Whether any of its matrices, parameter or buffer, is stored as integers."""
+    return any(_is_integer_matrix(tensor) for tensor in (*module.parameters(), *module.buffers()))
 
 
-def floating(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The module itself if its matrices are floats; else a copy whose quantized linears are float ones."""
+def dequantized(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module itself if its matrices are floats; otherwise a copy with float linears."""
     if not is_quantized(module):
         return module
     linears = {
@@ -25,12 +25,12 @@ def floating(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         for part in module.modules()
         if not list(part.children()) and is_quantized(part) and hasattr(part, "in_features")
     }
-    return shared_copy(module, linears)
+    return weight_sharing_copy(module, linears)
 
 
 @torch.no_grad()
 def _linear(part: nn.Module, dtype: torch.dtype) -> nn.Linear:
-    device = next(t for t in (*part.parameters(), *part.buffers()) if _is_code(t)).device
+    device = next(t for t in (*part.parameters(), *part.buffers()) if _is_integer_matrix(t)).device
     width = int(part.in_features)  # type: ignore[arg-type]
     bias = part(torch.zeros(1, width, dtype=dtype, device=device))[0]
     weight = (part(torch.eye(width, dtype=dtype, device=device)) - bias).T.contiguous()
@@ -41,5 +41,5 @@ def _linear(part: nn.Module, dtype: torch.dtype) -> nn.Linear:
     return linear
 
 
-def _is_code(tensor: Tensor) -> bool:
+def _is_integer_matrix(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() and tensor.ndim >= 2

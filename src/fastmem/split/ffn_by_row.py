@@ -1,40 +1,40 @@
-"""Weights of its own for every row of a batch: one forward pass, many memories."""
+"""Different FFN weights for every row of a batch, in one forward pass."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from fastmem.core.anatomy import first
-from fastmem.core.replay import FFN
+from fastmem.split.hooks import FFN
+from fastmem.split.structure import hidden_states
 
 
-def ffn_by_row(wanted: Sequence[FFN | None], own: Mapping[str, Callable[..., Any]]) -> FFN:
-    """FFN modules for a batch whose row i uses `wanted[i]`, None being the base.
-
-    own: the base's modules by name. Each distinct set of weights runs once, on its rows.
-    """
+def ffn_by_row(
+    wanted: Sequence[FFN | None],  # one per row of the batch; None is the base
+    own: Mapping[str, Callable[..., Any]],  # the base's modules by name
+) -> FFN:
+    """FFN modules for a batch whose row i uses `wanted[i]`. Each distinct set of weights runs once, on its rows."""
     distinct = {id(ffn): ffn for ffn in wanted}
     if len(distinct) == 1:
         return wanted[0] or {}
     rows = {key: [i for i, ffn in enumerate(wanted) if id(ffn) == key] for key in distinct}
 
-    def of(name: str) -> Callable[..., Any]:
+    def dispatched(name: str) -> Callable[..., Any]:
         parts = [(rows[key], (ffn or {}).get(name, own[name])) for key, ffn in distinct.items()]
-        return lambda *args, **kwargs: _by_rows(parts, len(wanted), args, kwargs)
+        return lambda *args, **kwargs: _call_by_rows(parts, len(wanted), args, kwargs)
 
-    return {name: of(name) for ffn in distinct.values() if ffn for name in ffn}
+    return {name: dispatched(name) for ffn in distinct.values() if ffn for name in ffn}
 
 
-def _by_rows(
+def _call_by_rows(
     parts: list[tuple[list[int], Callable[..., Any]]], count: int, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Call each part's module on the part's rows, and put the hidden states together again.
+    """Call each module on its rows and reassemble the hidden states.
 
     Inputs are [B, T, D], or [B * T, D] where a layer flattens them (OPT).
     """
 
-    def pick(value: Any, rows: list[int]) -> Any:
+    def select(value: Any, rows: list[int]) -> Any:
         if not isinstance(value, Tensor):
             return value
         return value.reshape(count, -1, *value.shape[1:])[rows].reshape(-1, *value.shape[1:])
@@ -42,8 +42,8 @@ def _by_rows(
     out: Tensor | None = None
     extras: list[None] = []
     for rows, module in parts:
-        result = module(*(pick(a, rows) for a in args), **{k: pick(v, rows) for k, v in kwargs.items()})
-        found = first(result)
+        result = module(*(select(a, rows) for a in args), **{k: select(v, rows) for k, v in kwargs.items()})
+        found = hidden_states(result)
         if out is None:
             out = found.new_empty(count, found.shape[0] // len(rows), *found.shape[1:])
             extras = [None] * (len(result) - 1) if isinstance(result, tuple) else []

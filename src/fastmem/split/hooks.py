@@ -1,8 +1,8 @@
-"""What a running call uses, keeps and replays: the part of splitting a model that its own `forward` cannot be told.
+"""Per-call hooks: which FFN weights to use, which activations to record, which mixer outputs to replay.
 
-A structural copy of a model (`anatomy.shared_copy`) is wired so that every FFN asks which weights this call uses,
-every mixer runs or replays, and every layer keeps its input where asked (`wire`). What "this call" means is
-context-local: each thread, and each nested call, sees its own.
+`install_hooks` prepares a weight-sharing copy of a model: every FFN looks up the weights of the running call, every
+mixer runs or returns a recorded output, and every layer records its input where asked. The arguments of the running
+call are held in a context variable, so each thread and each nested call has its own.
 """
 
 import functools
@@ -14,19 +14,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastmem.core.anatomy import Anatomy, Layer, first
+from fastmem.split.structure import Layer, Structure, hidden_states
 
-# The modules an FFN is made of, by name, each with what is called instead of it.
+# The modules that make up FFNs, by name -> what is called in their place.
 FFN = Mapping[str, Callable[..., Any]]
 
 
 @dataclass
 class Recording:
-    """What `forward` is asked to keep: copies of the inputs of `layers` and of the outputs of their mixers.
+    """What a forward pass should keep: the inputs of `layers` and the outputs of their mixers, as copies.
 
-    layers: indices from 0. select: which positions of a [B, T, D] tensor to keep; by default all.
-    inputs: layer index -> hidden states. mixed: what a layer's `recorded` names -> its value. calls: layer index ->
-    other arguments.
+    layers: indices from 0. select: reduces a [B, T, D] tensor to the positions to keep; by default all of them.
+    inputs: layer index -> hidden states. mixed: name in a layer's `recorded` -> its value. calls: layer index -> the
+    other arguments of the layer.
     """
 
     layers: frozenset[int]
@@ -38,12 +38,12 @@ class Recording:
 
 @dataclass(frozen=True)
 class Activations:
-    """All that the layers from the lowest tuned one upwards need to be run again.
+    """Everything needed to run the layers from the lowest tuned one upwards again.
 
-    layer: that layer's index. hidden: its input, [N, D] at the wanted positions if it is the last layer, else
-    [1, S, D]. mixed: what its mixers gave and its side inputs, likewise. calls: the other arguments of the layers
-    above, whose attention has to run again (empty for the last layer). positions: [N], which of the S are wanted in
-    the end (None: all N).
+    layer: index of that layer. hidden: its input, [N, D] at the wanted positions if it is the last layer, else
+    [1, S, D]. mixed: the outputs of its mixers and its side inputs, in the same shape. calls: the other arguments of
+    the layers above, whose attention has to run again (empty for the last layer). positions: [N], which of the S
+    positions are wanted in the end (None: all N).
     """
 
     layer: int
@@ -53,69 +53,73 @@ class Activations:
     positions: Tensor | None = None
 
     def split(self, size: int) -> Iterator["Activations"]:
-        """Pieces of at most `size` positions; one piece where layers above attend to all of them."""
+        """Parts of at most `size` positions; a single part if layers above attend to all positions."""
         if self.calls:
             yield self
             return
         for start in range(0, len(self.hidden), size):
-            part = slice(start, start + size)
-            yield replace(self, hidden=self.hidden[part], mixed={k: v[part] for k, v in self.mixed.items()})
+            yield self.rows(slice(start, start + size))
+
+    def rows(self, index: slice | list[int]) -> "Activations":
+        """The activations at some of the positions."""
+        return replace(self, hidden=self.hidden[index], mixed={k: v[index] for k, v in self.mixed.items()})
 
 
 @dataclass(frozen=True)
-class _Now:
-    """The arguments of the running call that the model's own `forward`s cannot be handed."""
+class _CallArguments:
+    """The arguments of the running call that cannot be passed through the model's own `forward`."""
 
     ffn: FFN = field(default_factory=dict)
     replay: Mapping[str, Tensor] | None = None
     record: Recording | None = None
 
 
-_NOW: ContextVar[_Now] = ContextVar("fastmem_now", default=_Now())  # noqa: B039 - frozen
+_CALL: ContextVar[_CallArguments] = ContextVar("fastmem_call", default=_CallArguments())  # noqa: B039 - frozen
 
 
 @contextmanager
-def running(**arguments: Any) -> Iterator[None]:
-    token = _NOW.set(_Now(**arguments))
+def call_arguments(**arguments: Any) -> Iterator[None]:
+    """Within the block, the hooks use these arguments: the fields of `_CallArguments`."""
+    token = _CALL.set(_CallArguments(**arguments))
     try:
         yield
     finally:
-        _NOW.reset(token)
+        _CALL.reset(token)
 
 
-def wire(twin: nn.Module, anatomy: Anatomy) -> None:
-    """Put the switches into a structural copy; what is not asked otherwise runs as before."""
-    for index, layer in enumerate(anatomy.layers):
-        keep = functools.partial(_keep_input, index, layer)
-        twin.get_submodule(layer.path).register_forward_pre_hook(keep, with_kwargs=True)
+def install_hooks(model_copy: nn.Module, structure: Structure) -> None:
+    """Install the hooks in a weight-sharing copy. A call without arguments runs as the model itself does."""
+    for index, layer in enumerate(structure.layers):
+        keep = functools.partial(_record_input, index, layer)
+        model_copy.get_submodule(layer.path).register_forward_pre_hook(keep, with_kwargs=True)
         for name in layer.ffn:
-            part = twin.get_submodule(name)
-            part.forward = functools.partial(_switch_ffn, name, part.forward)
+            part = model_copy.get_submodule(name)
+            part.forward = functools.partial(_call_ffn, name, part.forward)
         for name, returns in layer.mixers.items():
-            part = twin.get_submodule(name)
-            part.forward = functools.partial(_switch_mixer, index, name, returns, part.forward)
+            part = model_copy.get_submodule(name)
+            part.forward = functools.partial(_call_mixer, index, name, returns, part.forward)
 
 
-def _keep_input(index: int, layer: Layer, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    record = _NOW.get().record
+def _record_input(index: int, layer: Layer, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    record = _CALL.get().record
     if record is not None and index in record.layers:
-        for name, at in layer.sides.items():
-            side = args[1 + at] if isinstance(at, int) else kwargs[at]
-            record.mixed[name] = record.select(side).clone()
+        for name, at in layer.side_inputs.items():
+            side_input = args[1 + at] if isinstance(at, int) else kwargs[at]
+            record.mixed[name] = record.select(side_input).clone()
         record.inputs[index] = record.select(args[0] if args else kwargs["hidden_states"]).clone()
         others = {k: v for k, v in kwargs.items() if k not in ("hidden_states", "past_key_values", "use_cache")}
         record.calls[index] = (args[1:], others)
 
 
-def _switch_ffn(name: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return _NOW.get().ffn.get(name, own)(*args, **kwargs)
+def _call_ffn(name: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return _CALL.get().ffn.get(name, own)(*args, **kwargs)
 
 
-def _switch_mixer(index: int, name: str, returns: int, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    now = _NOW.get()
-    if now.replay is not None and name in now.replay:
-        return (now.replay[name], *[None] * (returns - 1)) if returns else now.replay[name]
+def _call_mixer(index: int, name: str, returns: int, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    call = _CALL.get()
+    if call.replay is not None and name in call.replay:
+        return (call.replay[name], *[None] * (returns - 1)) if returns else call.replay[name]
     out = own(*args, **kwargs)
-    if now.record is not None and index in now.record.layers:
-        now.record.mixed[name] = now.record.select(first(out)).clone()
+    if call.record is not None and index in call.record.layers:
+        call.record.mixed[name] = call.record.select(hidden_states(out)).clone()
     return out

@@ -1,15 +1,15 @@
-"""A model, split at its FFNs: run the trunk once, rebuild what follows as often as needed with other weights.
+"""A model split at its FFNs: run the trunk once, then compute what follows as often as needed with other weights.
 
-Nothing after the last FFN feeds attention, so for the same tokens everything below it, keys and values included, is
-the same with and without a memory. `Trunk` turns that into three calls:
+Nothing after the last FFN feeds attention. So for the same tokens everything below it, keys and values included, is
+the same with and without a memory. `SplitModel` offers that as three calls:
 
-    hidden = trunk.forward(ids, ffn=..., record=...)      [B, T] -> [B, T, D], the last hidden state
-    hidden = trunk.tail(activations, ffn=...)             the same from what `record` kept, without the trunk
-    logits = trunk.head(hidden)                           [N, D] -> [N, V], soft caps and scales included
+    hidden = split_model.forward(ids, ffn=..., record=...)   [B, T] -> [B, T, D], the last hidden state
+    hidden = split_model.tail(activations, ffn=...)          the same from recorded activations, without the trunk
+    logits = split_model.head(hidden)                        [N, D] -> [N, V], soft caps and scales included
 
-`ffn` says which weights an FFN uses in this call and no other. Every module called is the model's own code on
-`shared_copy`s of it; the model itself is never written to, and a `Trunk` keeps no state between calls, so threads may
-share one. A probe on construction compares rebuilt logits with the model's own and refuses where they differ.
+`ffn` selects the FFN weights of this call only. All modules that run are the model's own code on weight-sharing
+copies; the model is never written to. A `SplitModel` keeps no state between calls, so threads may share it. On
+construction, rebuilt logits are compared with the model's own, and a model for which they differ is refused.
 """
 
 import functools
@@ -22,19 +22,26 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmem.core.anatomy import dissect, first, input_device, shared_copy, unsupported, vocabulary
-from fastmem.core.floating import floating, is_quantized
-from fastmem.core.replay import FFN, Activations, Recording, running, wire
 from fastmem.errors import InputError
+from fastmem.split.dequantize import dequantized, is_quantized
+from fastmem.split.hooks import FFN, Activations, Recording, call_arguments, install_hooks
+from fastmem.split.structure import (
+    find_structure,
+    hidden_states,
+    input_device,
+    unsupported,
+    vocabulary_size,
+    weight_sharing_copy,
+)
 
 
-class _Passed(nn.Module):
-    """Stands where the body was: hands on what it is given as the last hidden state."""
+class _PassThroughBody(nn.Module):
+    """Takes the place of the body and returns its input as the last hidden state."""
 
     def __init__(self, output_type: type, body: nn.Module):
         super().__init__()
         self.output_type = output_type
-        self.__dict__["body"] = body  # not a submodule: only asked for what a head reads from it (Falcon-H1's scale)
+        self.__dict__["body"] = body  # not a submodule: some heads read attributes of the body (Falcon-H1's scale)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["body"], name)
@@ -43,50 +50,52 @@ class _Passed(nn.Module):
         return self.output_type(last_hidden_state=inputs_embeds)
 
 
-class Trunk:
-    """`model`, a transformers causal language model, taken apart once.
+class SplitModel:
+    """A transformers causal language model, split once.
 
-    Errors: `UnsupportedModelError` where the parts are not found or the rebuilt logits are not the model's own.
+    Errors: `UnsupportedModelError` if a part is not found or the rebuilt logits differ from the model's own.
     """
 
     def __init__(self, model: Any):
         self.model = model
         self.family: str = model.config.model_type
-        self.anatomy = dissect(model)
-        twin = shared_copy(model)
-        wire(twin, self.anatomy)
-        self._body = twin.get_submodule(self.anatomy.body)
-        self._head = self._around()
-        self._layers = [twin.get_submodule(layer.path) for layer in self.anatomy.layers]
-        self._closing = [twin.get_submodule(name) for name in self.anatomy.closing]
-        # Alibi models take none (BLOOM, MPT).
+        self.structure = find_structure(model)
+        model_copy = weight_sharing_copy(model)
+        install_hooks(model_copy, self.structure)
+        self._body = model_copy.get_submodule(self.structure.body)
+        self._head = self._head_alone()
+        self._layers = [model_copy.get_submodule(layer.path) for layer in self.structure.layers]
+        self._closing = [model_copy.get_submodule(name) for name in self.structure.closing]
+        # Models with ALiBi take no positions (BLOOM, MPT).
         self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
-        # The base's own FFN modules, outside the switches: for rows of a batch that use them beside others.
-        self.own_ffn = {n: shared_copy(model.get_submodule(n)) for layer in self.anatomy.layers for n in layer.ffn}
-        self.vocabulary = vocabulary(model)
+        # The base's own FFN modules, without hooks: for rows of a batch in which other rows have weights of their own.
+        self.own_ffn = {
+            n: weight_sharing_copy(model.get_submodule(n)) for layer in self.structure.layers for n in layer.ffn
+        }
+        self.vocabulary_size = vocabulary_size(model)
         self.input_device = input_device(model)
-        last = model.get_submodule(self.anatomy.layers[-1].ffn[0])
+        last = model.get_submodule(self.structure.layers[-1].ffn[0])
         self.dtype = model.dtype if is_quantized(last) else next(last.parameters()).dtype
         self.device = next(itertools.chain(last.parameters(), last.buffers())).device
-        self._floating: dict[str, nn.Module] = {}
-        self.parameters((-1,))  # refuses what is offloaded
+        self._dequantized: dict[str, nn.Module] = {}
+        self.parameters((-1,))  # refuses offloaded weights
         try:
-            _probe(self)
+            _check_rebuilt_logits(self)
         except (AttributeError, RuntimeError, TypeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise unsupported(
-                self.family, f"its parts do not run on their own ({error})", "report the family"
+                self.family, f"its parts cannot be run separately ({error})", "report the family"
             ) from error
 
     @property
     def depth(self) -> int:
         """Number of decoder layers."""
-        return len(self.anatomy.layers)
+        return len(self.structure.layers)
 
     @property
     def max_positions(self) -> int | None:
-        """The longest sequence the model has positions for; None where its configuration names none."""
+        """The longest sequence the model accepts; None if its configuration states no limit."""
         config = self.model.config
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         return getattr(text, "max_position_embeddings", None)
@@ -96,75 +105,77 @@ class Trunk:
         found = set()
         for layer in layers:
             if not -self.depth <= layer < self.depth:
-                raise InputError(f"layer {layer} does not exist: accepted are {-self.depth} to {self.depth - 1}.")
-            if not self.anatomy.layers[layer].ffn:
-                raise InputError(f"layer {layer} has no feed-forward network to tune: choose another.")
+                raise InputError(f"layer {layer} does not exist: give {-self.depth} to {self.depth - 1}.")
+            if not self.structure.layers[layer].ffn:
+                raise InputError(f"layer {layer} has no feed-forward network to tune: choose another layer.")
             found.add(layer % self.depth)
         return tuple(sorted(found))
 
     def parameters(self, layers: Sequence[int]) -> dict[str, Tensor]:
-        """The model's own FFN weights of `layers`, by their full names. Not copies: not to be written to.
+        """The model's own FFN weights of `layers`, by full name. They are not copies and must not be written to.
 
-        Errors: `UnsupportedModelError` where they are offloaded, to host or disk, and only there during a call.
+        Errors: `UnsupportedModelError` if they are offloaded to host or disk and present only during a call.
         """
         found = {}
         for index in self.indices(layers):
-            for module in self.anatomy.layers[index].ffn:
-                for name, parameter in self.floating_ffn(module).named_parameters():
+            for module in self.structure.layers[index].ffn:
+                for name, parameter in self.dequantized_ffn(module).named_parameters():
                     found[f"{module}.{name}"] = parameter.detach()
                     if parameter.device.type == "meta":
                         reason = f"the weights of layer {index} are offloaded (on the meta device between calls)"
                         raise unsupported(self.family, reason, "keep that layer on a device: device_map or max_memory")
         return found
 
-    def floating_ffn(self, name: str) -> nn.Module:
-        """The base's FFN module of that name with float weights: its own, or a copy of a quantized one."""
-        if name not in self._floating:
-            self._floating[name] = floating(self.own_ffn[name], self.dtype)
-        return self._floating[name]
+    def dequantized_ffn(self, name: str) -> nn.Module:
+        """The base's FFN module of that name with float weights: its own, or a copy if it is quantized."""
+        if name not in self._dequantized:
+            self._dequantized[name] = dequantized(self.own_ffn[name], self.dtype)
+        return self._dequantized[name]
 
     def ffn(self, weights: Mapping[str, Tensor]) -> FFN:
-        """FFN modules that use `weights` (full parameter name -> tensor), ready for `forward` and `tail`.
+        """FFN modules that use `weights` (full parameter name -> tensor), for `forward` and `tail`.
 
-        Weights in another type than the model's are cast, differentiably, in every call.
+        Weights in another type than the model's are cast in every call; gradients flow through the cast.
         """
         modules: dict[str, Callable[..., Any]] = {}
-        for module in {name for layer in self.anatomy.layers for name in layer.ffn}:
+        for module in {name for layer in self.structure.layers for name in layer.ffn}:
             own = {k.removeprefix(f"{module}."): v for k, v in weights.items() if k.startswith(f"{module}.")}
             if own:
-                modules[module] = functools.partial(_with_weights, shared_copy(self.floating_ffn(module)), own)
+                modules[module] = functools.partial(
+                    _with_weights, weight_sharing_copy(self.dequantized_ffn(module)), own
+                )
         return modules
 
     def forward(
         self,
-        ids: Tensor,
+        ids: Tensor,  # [B, T]
         *,
-        mask: Tensor | None = None,
-        positions: Tensor | None = None,
+        mask: Tensor | None = None,  # [B, past + T]
+        positions: Tensor | None = None,  # [B, T]
         cache: Any = None,
         ffn: FFN | None = None,
         record: Recording | None = None,
     ) -> Tensor:
         """The last hidden state [B, T, D] (after the final norm) for ids [B, T].
 
-        mask: [B, past + T], 0 where a position is padding. positions: [B, T] position numbers. cache: a transformers
-        cache, extended in place. ffn: weights for this call. record: filled on the way.
+        mask: [B, past + T], 0 at padding. positions: [B, T], position numbers. cache: a transformers cache, extended
+        in place. ffn: FFN weights of this call. record: filled during the pass.
         """
         kwargs: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None, "past_key_values": cache}
         if positions is not None and self._takes_positions:
             kwargs["position_ids"] = positions.to(self.input_device)
-        with running(ffn=ffn or {}, record=record):
+        with call_arguments(ffn=ffn or {}, record=record):
             return self._body(input_ids=ids.to(self.input_device), **kwargs).last_hidden_state
 
     def activations(self, recording: Recording, positions: Tensor | None = None) -> Activations:
-        """What `recording` kept, as the input of `tail`; its lowest layer is where the tail begins."""
+        """A recording as the input of `tail`, which begins at its lowest layer."""
         layer = min(recording.layers)
-        mixed = {name: recording.mixed[name] for name in self.anatomy.layers[layer].recorded}
+        mixed = {name: recording.mixed[name] for name in self.structure.layers[layer].recorded}
         above = tuple(recording.calls[i] for i in range(layer + 1, self.depth))
         return Activations(layer, recording.inputs[layer], mixed, above, positions)
 
     def read(self, ids: Tensor, positions: Tensor, layers: Sequence[int] = (-1,), cache: Any = None) -> Activations:
-        """One forward pass over ids [S]; the activations at positions [N] that tuning `layers` needs. No gradient."""
+        """The activations at positions [N] that tuning `layers` needs, from one pass over ids [S]. No gradient."""
         lowest = min(self.indices(layers))
         fast = lowest == self.depth - 1
         where = positions.to(self.device)
@@ -176,32 +187,32 @@ class Trunk:
         return self.activations(recording, None if fast else where)
 
     def tail(self, activations: Activations, ffn: FFN | None = None) -> Tensor:
-        """The last hidden state [N, D] from the activations, with gradients to whatever `ffn` was made of."""
+        """The last hidden state [N, D] from the activations; differentiable with respect to the weights in `ffn`."""
         at, hidden = activations.layer, activations.hidden
         leading = hidden.shape[:-1]
         replay = {k: v.reshape(1, -1, v.shape[-1]) for k, v in activations.mixed.items()}
-        args, kwargs = self.anatomy.layers[at].call
-        sides = {where: replay[name] for name, where in self.anatomy.layers[at].sides.items()}
-        args = tuple(sides.get(i, value) for i, value in enumerate(args))
-        kwargs = {k: sides.get(k, value) for k, value in kwargs.items()}
-        with running(ffn=ffn or {}, replay=replay):
-            hidden = first(self._layers[at](hidden.reshape(1, -1, hidden.shape[-1]), *args, **kwargs))
-        with running(ffn=ffn or {}):
+        args, kwargs = self.structure.layers[at].call
+        side_inputs = {where: replay[name] for name, where in self.structure.layers[at].side_inputs.items()}
+        args = tuple(side_inputs.get(i, value) for i, value in enumerate(args))
+        kwargs = {k: side_inputs.get(k, value) for k, value in kwargs.items()}
+        with call_arguments(ffn=ffn or {}, replay=replay):
+            hidden = hidden_states(self._layers[at](hidden.reshape(1, -1, hidden.shape[-1]), *args, **kwargs))
+        with call_arguments(ffn=ffn or {}):
             for layer, (args, kwargs) in zip(self._layers[at + 1 :], activations.calls, strict=True):
-                hidden = first(layer(hidden, *args, **kwargs))
+                hidden = hidden_states(layer(hidden, *args, **kwargs))
             hidden = self.close(hidden)
         if activations.positions is not None:
             return hidden[0, activations.positions]
         return hidden.reshape(*leading, -1)
 
     def close(self, hidden: Tensor, norms: bool = True) -> Tensor:
-        """What follows the last layer and precedes the head: the final norm, and a projection where there is one.
+        """Apply the modules between the last layer and the head: the final norm, and a projection if there is one.
 
-        norms: False leaves out what has no matrix, as published DoLa does with early states.
+        norms: False skips modules without matrices, as published DoLa does with early states.
         """
         for module in self._closing:
             if norms or any(p.ndim >= 2 for p in module.parameters()):
-                hidden = first(module(hidden))
+                hidden = hidden_states(module(hidden))
         return hidden
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -209,30 +220,32 @@ class Trunk:
         return _logits(self._head, hidden)
 
     def head_over(self, tokens: Tensor) -> Callable[[Tensor], Tensor]:
-        """`head` for these tokens [K] alone: hidden states [..., D] to logits [..., K], from gathered rows.
+        """`head` for these tokens [K] only: hidden states [..., D] to logits [..., K], from gathered rows.
 
-        Right where a logit depends on no other row of the output embedding than its own: who calls this compares.
-        Errors: `InputError` where that embedding has no rows of floats.
+        It is correct if every logit depends on its own row of the output embedding alone; the caller must check that.
+        Errors: `InputError` if the output embedding has no float rows.
         """
         whole = self.model.get_output_embeddings()
         weight, bias = getattr(whole, "weight", None), getattr(whole, "bias", None)
         if weight is None or not weight.is_floating_point() or weight.device.type == "meta":
             offloaded = " that is offloaded" if weight is not None and weight.device.type == "meta" else ""
             raise InputError(
-                f"recipe shortlist (--shortlist) needs an output embedding with rows of floats, {self.family!r} has "
-                f"{type(whole).__name__}{offloaded}. Leave it out; the objective then uses the whole vocabulary."
+                f"recipe shortlist needs an output embedding with float rows; {self.family!r} has "
+                f"{type(whole).__name__}{offloaded}. Leave it out to use the whole vocabulary."
             )
         rows = nn.Linear(weight.shape[1], len(tokens), bias=bias is not None, device="meta")
         for name, values in {"weight": weight, "bias": bias}.items():
             if values is not None:
                 gathered = values.detach()[tokens.to(values.device)].to(self.device)
                 setattr(rows, name, nn.Parameter(gathered, requires_grad=False))
-        return functools.partial(_logits, self._around({id(whole): rows}))
+        return functools.partial(_logits, self._head_alone({id(whole): rows}))
 
-    def _around(self, replace: dict[int, Any] | None = None) -> nn.Module:
+    def _head_alone(self, replace: dict[int, Any] | None = None) -> nn.Module:
         """The model with its body taken out: what is left is the head. replace: as for `shared_copy`."""
-        body = self.model.get_submodule(self.anatomy.body)
-        return shared_copy(self.model, {id(body): _Passed(self.anatomy.output_type, body)} | (replace or {}))
+        body = self.model.get_submodule(self.structure.body)
+        return weight_sharing_copy(
+            self.model, {id(body): _PassThroughBody(self.structure.output_type, body)} | (replace or {})
+        )
 
 
 def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
@@ -245,38 +258,38 @@ def _with_weights(module: nn.Module, weights: Mapping[str, Tensor], *args: Any, 
     return functional_call(module, {k: w.to(dtypes[k]) for k, w in weights.items()}, args, kwargs)
 
 
-def _probe(trunk: Trunk) -> None:
-    """Compare rebuilt logits with the model's own, as it is and with the FFN's output scaled; refuse a difference."""
-    ids = (torch.arange(10) * 5 + 1) % trunk.vocabulary
-    module = trunk.anatomy.layers[-1].ffn[-1]
+def _check_rebuilt_logits(split_model: SplitModel) -> None:
+    """Compare rebuilt logits with the model's own, unchanged and with the FFN's output scaled; refuse a difference."""
+    ids = (torch.arange(10) * 5 + 1) % split_model.vocabulary_size
+    module = split_model.structure.layers[-1].ffn[-1]
 
     def scaled(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         out = own(*args, **kwargs)
         return (out[0] * 1.5, *out[1:]) if isinstance(out, tuple) else out * 1.5
 
-    whole = shared_copy(trunk.model)
+    whole = weight_sharing_copy(split_model.model)
     part = whole.get_submodule(module)
-    activations = trunk.read(ids, torch.arange(10))
+    activations = split_model.read(ids, torch.arange(10))
     with torch.no_grad():
-        own = whole(input_ids=ids[None].to(trunk.input_device), use_cache=False).logits[0].float()
-        prefix = whole(input_ids=ids[None, :6].to(trunk.input_device), use_cache=False).logits[0].float()
-        rebuilt = trunk.head(trunk.tail(activations)).float()
-        other = {module: functools.partial(scaled, shared_copy(trunk.model.get_submodule(module)))}
-        rebuilt_scaled = trunk.head(trunk.tail(activations, other)).float()
+        own = whole(input_ids=ids[None].to(split_model.input_device), use_cache=False).logits[0].float()
+        prefix = whole(input_ids=ids[None, :6].to(split_model.input_device), use_cache=False).logits[0].float()
+        rebuilt = split_model.head(split_model.tail(activations)).float()
+        other = {module: functools.partial(scaled, weight_sharing_copy(split_model.model.get_submodule(module)))}
+        rebuilt_scaled = split_model.head(split_model.tail(activations, other)).float()
         part.forward = functools.partial(scaled, part.forward)
-        own_scaled = whole(input_ids=ids[None].to(trunk.input_device), use_cache=False).logits[0].float()
-    # In units in the last place of the largest logit. Six positions run through other kernels than ten in every layer;
-    # what is rebuilt runs through the same ones, so that in a short type 8 (6 % in bfloat16) are plenty.
-    unit = torch.finfo(trunk.dtype).eps * own.abs().max().item()
-    allowed = unit * (64 if trunk.dtype.itemsize > 2 else 8)
+        own_scaled = whole(input_ids=ids[None].to(split_model.input_device), use_cache=False).logits[0].float()
+    # Tolerances in units in the last place of the largest logit. Six positions run through other kernels than ten in
+    # every layer; the rebuilt logits come from the same kernels, so in a short type 8 units (6 % in bfloat16) suffice.
+    unit = torch.finfo(split_model.dtype).eps * own.abs().max().item()
+    allowed = unit * (64 if split_model.dtype.itemsize > 2 else 8)
     if not (ahead := (own[:6] - prefix).abs().max().item()) <= 64 * unit:
         raise unsupported(
-            trunk.family, f"it reads ahead (logits move by {ahead:.2g} with later tokens)", "give a causal model"
+            split_model.family, f"it reads ahead (logits move by {ahead:.2g} with later tokens)", "give a causal model"
         )
     for label, a, b in (("rebuilt", rebuilt, own), ("rebuilt with another FFN", rebuilt_scaled, own_scaled)):
         if not (apart := (a - b).abs().max().item()) <= allowed:
             raise unsupported(
-                trunk.family,
+                split_model.family,
                 f"{label} logits differ from its own by {apart:.2g}, {allowed:.2g} allowed",
                 "report the family, or answer with method 'base' or 'cad' through transformers",
             )

@@ -1,15 +1,15 @@
-"""Find the parts of a decoder-only model by what they do, never by their names.
+"""Find the parts of a decoder-only model by what they do, not by their names.
 
-One short forward pass through a structural copy of the model is watched. From who called whom with what:
+One short forward pass through a weight-sharing copy of the model is observed. The calls and their inputs and outputs
+identify the parts:
 
 - the *body* is the module that returns `last_hidden_state`;
-- its *layers* are the module list that was walked through;
-- in a layer, the *feed-forward network* (FFN) is what has matrices and treats every position alone;
-- the *mixers* (attention, convolutions) are what has matrices and does not;
-- the *closing* modules (the final norm, a projection) are those that took the last layer's output onwards.
+- its *layers* are the module list whose members were called;
+- in a layer, the *feed-forward network* (FFN) is the part that has matrices and treats every position independently;
+- the *mixers* (attention, convolutions) have matrices and do not;
+- the *closing* modules (the final norm, a projection) map the last layer's output to the last hidden state.
 
-So a model family that is new tomorrow needs no entry here. Whether the findings are right is for the probe of
-`trunk.py` to say.
+A new model family therefore needs no entry anywhere. The check in `split_model.py` verifies the result.
 """
 
 import copy
@@ -25,37 +25,37 @@ from fastmem.errors import UnsupportedModelError
 
 log = logging.getLogger("fastmem")
 
-# Length of the watched sequence: odd and unlike usual sizes, so that a dimension of this length is the positions.
+# Length of the observed sequence: odd and unlike usual sizes, so that a dimension of this length counts positions.
 PROBE_TOKENS = 11
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer, by the names of its parts relative to the whole model.
+    """One decoder layer. All names are relative to the whole model.
 
-    path: the layer.
-    ffn: the FFN's modules; usually one, two where a layer holds bare linears (OPT) or a shared expert beside.
+    path: the layer itself.
+    ffn: the FFN's modules; usually one, two where a layer holds bare linears (OPT) or has a separate shared expert.
     mixers: name of each token mixer -> how many values its forward returns (0: a bare tensor, not a tuple).
-    call: the watched positional and keyword arguments behind the first, the hidden states; what a replay passes on.
-    sides: arguments among these that belong to the positions, as hidden states do (Gemma 4's per-layer inputs): a name
-    to record them by -> index behind the hidden states, or keyword.
+    call: the observed positional and keyword arguments after the hidden states; a replay passes them again.
+    side_inputs: those of these arguments that have one row per position, like the hidden states (Gemma 4's per-layer
+        inputs): a name to record them under -> position after the hidden states, or keyword.
     """
 
     path: str
     ffn: tuple[str, ...]
     mixers: dict[str, int]
     call: tuple[tuple[Any, ...], dict[str, Any]]
-    sides: dict[str, int | str]
+    side_inputs: dict[str, int | str]
 
     @property
     def recorded(self) -> tuple[str, ...]:
-        """Names of all that a replay of this layer needs beside its hidden states."""
-        return (*self.mixers, *self.sides)
+        """Names of everything a replay of this layer needs in addition to its hidden states."""
+        return (*self.mixers, *self.side_inputs)
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """Where everything is in one model. All names are relative to the whole model."""
+class Structure:
+    """Where the parts of one model are. All names are relative to the whole model."""
 
     body: str
     layers: tuple[Layer, ...]
@@ -72,11 +72,11 @@ class _Call:
     snapshot: Tensor | None  # of the hidden states in `out`, since some layers add to them in place (Falcon)
 
 
-def shared_copy(module: nn.Module, replace: dict[int, Any] | None = None) -> nn.Module:
-    """The same modules once more, in evaluation mode, around the same storage: no weight is copied.
+def weight_sharing_copy(module: nn.Module, replace: dict[int, Any] | None = None) -> nn.Module:
+    """A copy of the modules, in evaluation mode, that shares the original's parameters and buffers.
 
-    The copy is ours to hook and re-wire; the original is never written to. Its parameters are frozen, so gradients
-    exist only where a caller puts a tensor of its own. `replace` maps `id(part)` to what stands in its place.
+    The copy can be hooked and changed; the original is never written to. The copy's parameters are frozen, so
+    gradients exist only for tensors that a caller substitutes. replace: `id(part)` -> the object to use instead.
     """
     memo: dict[int, Any] = {}
     for part in module.modules():
@@ -87,59 +87,60 @@ def shared_copy(module: nn.Module, replace: dict[int, Any] | None = None) -> nn.
         for config in ("config", "generation_config"):
             if config in vars(part):
                 memo[id(vars(part)[config])] = vars(part)[config]
-    twin = copy.deepcopy(module, memo | (replace or {}))
-    return twin.eval()
+    return copy.deepcopy(module, memo | (replace or {})).eval()
 
 
-def first(output: Any) -> Tensor:
-    """The hidden states of a module that returns them alone or in front of other things."""
+def hidden_states(output: Any) -> Tensor:
+    """The hidden states in a module's output: the output itself, or the first element of a tuple."""
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def dissect(model: nn.Module) -> Anatomy:
-    """Watch one forward pass of `PROBE_TOKENS` tokens and name the parts.
+def find_structure(model: nn.Module) -> Structure:
+    """Observe one forward pass of `PROBE_TOKENS` tokens and name the parts.
 
-    Errors: `UnsupportedModelError` with the family and the part that could not be found.
+    Errors: `UnsupportedModelError`, with the family and the part that was not found.
     """
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise unsupported(family, "it is an encoder-decoder", "give a decoder-only causal language model")
-    twin = shared_copy(model)
-    calls = _watch(twin, family)
+    model_copy = weight_sharing_copy(model)
+    calls = _watch(model_copy, family)
     bodies = [call for call in calls if call.name and getattr(call.out, "last_hidden_state", None) is not None]
     if not bodies:
-        raise unsupported(family, "no part of it returns a last hidden state", "give a transformers causal model")
+        raise unsupported(
+            family, "none of its modules returns a last hidden state", "give a transformers causal model"
+        )
     body = min(bodies, key=lambda call: call.name.count("."))
     called = {call.name: call for call in calls}
-    paths = _layer_paths(twin, body.name, called)
+    paths = _layer_paths(model_copy, body.name, called)
     if not paths:
         raise unsupported(family, "it has no list of decoder layers", "give a decoder-only transformer")
-    layers = tuple(_layer(twin, path, called) for path in paths)
+    layers = tuple(_layer(model_copy, path, called) for path in paths)
     if not layers[-1].ffn:
-        raise unsupported(family, "its last layer holds no feed-forward network", "give a transformer that has one")
-    closing = _closing(first(called[paths[-1]].out), paths[-1], calls, body.out.last_hidden_state)
+        raise unsupported(family, "its last layer has no feed-forward network", "give a transformer that has one")
+    closing = _closing(hidden_states(called[paths[-1]].out), paths[-1], calls, body.out.last_hidden_state)
     if closing is None:
-        raise unsupported(family, "what follows its last layer cannot be followed", "report the family")
-    return Anatomy(body.name, layers, closing, type(body.out))
+        raise unsupported(family, "cannot trace from the last layer to `last_hidden_state`", "report the family")
+    return Structure(body.name, layers, closing, type(body.out))
 
 
 def unsupported(family: str, reason: str, remedy: str) -> UnsupportedModelError:
-    """The one wording of a refusal: family, reason, what can be done."""
+    """The error for a model that cannot be used: family, reason, what can be done."""
     return UnsupportedModelError(f"{family!r} cannot be split at its last feed-forward network: {reason}; {remedy}.")
 
 
-def _watch(twin: nn.Module, family: str) -> list[_Call]:
+def _watch(model_copy: nn.Module, family: str) -> list[_Call]:
     """Every call of every module in one forward pass, in the order in which they returned."""
     calls: list[_Call] = []
 
     def hook(name: str) -> Callable[..., None]:
         return lambda _, args, kwargs, out: calls.append(_Call(name, args, kwargs, out, _snapshot(out)))
 
-    handles = [m.register_forward_hook(hook(name), with_kwargs=True) for name, m in twin.named_modules()]
-    ids = (torch.arange(PROBE_TOKENS) * 7 % vocabulary(twin))[None].to(input_device(twin))
+    handles = [m.register_forward_hook(hook(name), with_kwargs=True) for name, m in model_copy.named_modules()]
+    ids = (torch.arange(PROBE_TOKENS) * 7 % vocabulary_size(model_copy))[None].to(input_device(model_copy))
     try:
         with torch.no_grad():
-            twin(input_ids=ids, use_cache=False)
+            model_copy(input_ids=ids, use_cache=False)
     except (TypeError, ValueError) as error:  # not a causal language model of transformers
         raise unsupported(
             family, f"a plain forward pass failed ({error})", "give a transformers causal model"
@@ -151,35 +152,35 @@ def _watch(twin: nn.Module, family: str) -> list[_Call]:
 
 
 def _snapshot(out: Any) -> Tensor | None:
-    states = first(out)
+    states = hidden_states(out)
     return states.clone() if isinstance(states, Tensor) else None
 
 
-def vocabulary(model: Any) -> int:
-    """How many token ids the embedding knows."""
+def vocabulary_size(model: Any) -> int:
+    """Number of token ids in the input embedding."""
     return int(model.get_input_embeddings().weight.shape[0])
 
 
 def input_device(model: Any) -> torch.device:
-    """Where token ids go; the embedding may lie on another device than the last layer."""
+    """The device of the input embedding, which may differ from that of the last layer."""
     device = model.get_input_embeddings().weight.device
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def _layer_paths(twin: nn.Module, body: str, called: dict[str, _Call]) -> list[str]:
-    """The layers: the outermost module list of the body whose members were called, the longest if several."""
+def _layer_paths(model_copy: nn.Module, body: str, called: dict[str, _Call]) -> list[str]:
+    """The outermost module list of the body whose members were called; the longest if there are several."""
     lists = [
         (name.count("."), -len(m), [f"{name}.{i}" for i in range(len(m)) if f"{name}.{i}" in called])
-        for name, m in twin.named_modules()
+        for name, m in model_copy.named_modules()
         if isinstance(m, nn.ModuleList) and (name.startswith(f"{body}.") or not body)
     ]
     lists = [entry for entry in lists if entry[2]]
     return min(lists, key=lambda entry: entry[:2])[2] if lists else []
 
 
-def _layer(twin: nn.Module, path: str, called: dict[str, _Call]) -> Layer:
+def _layer(model_copy: nn.Module, path: str, called: dict[str, _Call]) -> Layer:
     ffn, mixers = [], {}
-    for child, module in twin.get_submodule(path).named_children():
+    for child, module in model_copy.get_submodule(path).named_children():
         call = called.get(f"{path}.{child}")
         if call is None or not _has_matrices(module):
             continue
@@ -187,27 +188,27 @@ def _layer(twin: nn.Module, path: str, called: dict[str, _Call]) -> Layer:
             ffn.append(call.name)
         else:
             mixers[call.name] = len(call.out) if isinstance(call.out, tuple) else 0
-    # A layer with a whole FFN module may hold bare linears beside it (Gemma 3n's gates): they are no FFN.
-    whole = [name for name in ffn if next(twin.get_submodule(name).children(), None) is not None]
+    # A layer with a whole FFN module may also have bare linears (Gemma 3n's gates), which do not belong to the FFN.
+    whole = [name for name in ffn if next(model_copy.get_submodule(name).children(), None) is not None]
     call = called[path]
     kwargs = {k: v for k, v in call.kwargs.items() if k != "hidden_states"}
-    others = [*enumerate(call.args[1:]), *kwargs.items()]
-    sides = {f"{path}:{at}": at for at, value in others if _beside_hidden_states(value)}
-    return Layer(path, tuple(whole or ffn), mixers, (call.args[1:], kwargs), sides)
+    others: list[tuple[int | str, Any]] = [*enumerate(call.args[1:]), *kwargs.items()]
+    side_inputs = {f"{path}:{at}": at for at, value in others if _has_a_row_per_position(value)}
+    return Layer(path, tuple(whole or ffn), mixers, (call.args[1:], kwargs), side_inputs)
 
 
-def _beside_hidden_states(value: Any) -> bool:
+def _has_a_row_per_position(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 3 and tuple(value.shape[:2]) == (1, PROBE_TOKENS)
 
 
 def _has_matrices(module: nn.Module) -> bool:
-    """Weights of two dimensions: parameters, or a quantized linear's codes in a buffer."""
+    """Whether it has two-dimensional weights: parameters, or a quantized linear's codes in a buffer."""
     codes = (buffer for buffer in module.buffers() if not buffer.is_floating_point())
     return any(tensor.ndim >= 2 for tensor in (*module.parameters(), *codes))
 
 
 def _position_wise(module: nn.Module, call: _Call) -> bool:
-    """Does the module, called on the last position alone, give what it gave for it among the others?"""
+    """Whether the module, called on the last position alone, returns what it returned for it in the sequence."""
     tensors = [*call.args, *call.kwargs.values()]
     if call.snapshot is None or not tensors:
         return False
@@ -215,7 +216,7 @@ def _position_wise(module: nn.Module, call: _Call) -> bool:
         return False
     with torch.no_grad():
         args = [_last(t) for t in call.args]
-        alone = first(module(*args, **{k: _last(t) for k, t in call.kwargs.items()})).float()
+        alone = hidden_states(module(*args, **{k: _last(t) for k, t in call.kwargs.items()})).float()
     among = _last(call.snapshot).float()
     # Kernels differ with the shape: a few units in the last place of the working type, relative to the largest value.
     tolerance = 64 * torch.finfo(call.snapshot.dtype).eps
@@ -240,10 +241,10 @@ def _closing(state: Tensor, path: str, calls: list[_Call], target: Tensor) -> tu
         if not takers or takers[0].name in chain:
             return None
         chain.append(takers[0].name)
-        state = first(takers[0].out)
+        state = hidden_states(takers[0].out)
     return tuple(chain)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """One tensor, or a view of all of it (GPT-2 reshapes what its final norm returns)."""
+    """The same tensor, or a view of all of it (GPT-2 reshapes what its final norm returns)."""
     return a is b or (a.data_ptr() == b.data_ptr() and a.numel() == b.numel())

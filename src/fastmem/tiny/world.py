@@ -24,15 +24,7 @@ from random import Random
 from typing import Literal
 
 from fastmem.errors import InputError, one_of
-from fastmem.tiny.phrases import (
-    FILLERS,
-    NAME_SHAPES,
-    QUESTION_FRAMES,
-    RELATIONS,
-    STATEMENT_FRAMES,
-    WORDS,
-    Relation,
-)
+from fastmem.tiny.phrases import FILLERS, NAME_SHAPES, QUESTION_FRAMES, RELATIONS, STATEMENT_FRAMES, WORDS, Relation
 
 SEED = 2406
 SUBJECTS = {"person": 120, "town": 64, "firm": 44, "book": 44, "ship": 32}

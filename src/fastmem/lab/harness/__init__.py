@@ -2,8 +2,8 @@
 
     fastmem lm-eval --model fastmem --model_args pretrained=ID,method=fastmem --tasks fastmem_nq_swap --limit 50
 
-Everything after `lm-eval` is the harness's own. Importing `fastmem.lab.harness.model` registers the model "fastmem";
-`TASKS` is the folder for `--include_path` (both done by `run`).
+Everything after `lm-eval` is the harness's own. Importing `fastmem.lab.harness.lm_eval_model` registers the model
+"fastmem"; `TASKS` is the folder for `--include_path` (both done by `run`).
 """
 
 import importlib
@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> None:
         raise InputError(
             f"lm-evaluation-harness is not installed ({error}): pip install 'fastmem[lm-eval]'."
         ) from error
-    importlib.import_module("fastmem.lab.harness.model")  # registers "fastmem"
+    importlib.import_module("fastmem.lab.harness.lm_eval_model")  # registers "fastmem"
     given = sys.argv
     sys.argv = ["lm-eval", *with_our_tasks(arguments)]
     try:

@@ -14,10 +14,10 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from fastmem.core.contrast import contrast, method_named
-from fastmem.core.memory import Memory, Recipe
+from fastmem.answer.contrast import contrast, method_named
 from fastmem.errors import InputError
-from fastmem.lab.experiment import read_recipe
+from fastmem.memory.memory import Memory
+from fastmem.memory.recipe import Recipe, changed_recipe, read_recipe
 from fastmem.model import FastMem
 from fastmem.prompts import Tokens
 
@@ -56,7 +56,8 @@ class FastMemLM(HFLM):
         self._llm = FastMem.from_pretrained(pretrained, dtype=dtype, device=device)
         given = {"learning_rate": learning_rate, "steps": steps, "kl_weight": kl_weight}
         values = {name: value for name, value in given.items() if value is not None}
-        self._recipe: Recipe = read_recipe(Path(recipe) if recipe else None, self._llm.recipe, values)
+        written = read_recipe(Path(recipe)) if recipe else {}
+        self._recipe: Recipe = changed_recipe(self._llm.recipe, written | values)
         self._memory: Memory | None = None
         super().__init__(pretrained=self._llm.model, tokenizer=self._llm.tokenizer, **options)
 
@@ -135,12 +136,12 @@ class FastMemLM(HFLM):
         """Logits [B, T, V] under the memory in force. Rows are padded on the right, which a causal model ignores."""
         if self._memory is None:
             return super()._model_call(inps, attn_mask, labels)
-        trunk = self._llm.trunk
+        split_model = self._llm.split_model
         with torch.no_grad():
-            now = trunk.head(trunk.forward(inps, ffn=self._llm.ffn(self._memory)))
+            now = split_model.head(split_model.forward(inps, ffn=self._llm.ffn(self._memory)))
             if self._method.kind != "cd" or self._method.adaptive:
                 return now
-            return contrast(now, trunk.head(trunk.forward(inps)), self._alpha)
+            return contrast(now, split_model.head(split_model.forward(inps)), self._alpha)
 
 
 def _options(request: Instance) -> tuple[tuple[str, ...], int]:

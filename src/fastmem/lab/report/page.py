@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from fastmem.lab import grading
-from fastmem.lab.report import charts
-from fastmem.lab.report.published import SOURCE, published
+from fastmem.lab.report import svg_charts
+from fastmem.lab.report.disagreements import disagreements
+from fastmem.lab.report.paper_figures import SOURCE, published
 from fastmem.lab.report.results import BASE, Results, ordered
-from fastmem.lab.report.rows import disagreements
 from fastmem.lab.report.table import contrast_strength, mean_text
+from fastmem.lab.scores import grading
 
 _STYLE = Path(__file__).with_name("page.css")
 OUTCOMES = ("right", "remembered answer", "another span", "no answer in the asked format", "error")
@@ -87,13 +87,13 @@ def _means(r: Results, score: str) -> str:
             note += f"  {found.difference.value:+.3f}"
             low, high = found.difference.low, found.difference.high
             note += " *" if low is not None and high is not None and (low > 0 or high < 0) else ""
-        points.append(charts.Point(method, mean.value, mean.low, mean.high, note, "fastmem" in method))
+        points.append(svg_charts.Point(method, mean.value, mean.low, mean.high, note, "fastmem" in method))
     if not points:
         return "<p>No value: see the notes below.</p>"
     theirs = [(m, published(r.model, r.task, m, score)) for m in ordered(list(r.rows))]
     said = ", ".join(f"{m} {v:.3f}" for m, v in theirs if v is not None)
     note = f"<p class=small>{SOURCE} publishes: {said}.</p>" if said else ""
-    return charts.intervals(points, reference, f"{score} by method") + note
+    return svg_charts.intervals(points, reference, f"{score} by method") + note
 
 
 def _outcomes(r: Results) -> str:
@@ -103,8 +103,8 @@ def _outcomes(r: Results) -> str:
         for row in r.rows[method]:
             counts[_outcome(row)] += 1
         right = counts[0] / len(r.rows[method])
-        lines.append(charts.Bar(method, tuple(map(float, counts)), f"{right:.0%} right"))
-    return charts.bars(lines, OUTCOMES, "outcomes by method", "rows")
+        lines.append(svg_charts.Bar(method, tuple(map(float, counts)), f"{right:.0%} right"))
+    return svg_charts.bars(lines, OUTCOMES, "outcomes by method", "rows")
 
 
 def _outcome(row: grading.Record) -> int:
@@ -141,9 +141,9 @@ def _time(r: Results) -> str:
         seconds = r.seconds(method)
         parts = (seconds["trunk"], seconds["steps"], seconds["decode"])
         peak = r.peak_bytes(method) / 2**20
-        lines.append(charts.Bar(method, parts, f"{sum(parts):.3g} s, {peak:,.0f} MiB"))
+        lines.append(svg_charts.Bar(method, parts, f"{sum(parts):.3g} s, {peak:,.0f} MiB"))
     legend = ("reading the document", "steps", "decoding (share of its batch)")
-    return charts.bars(lines, legend, "seconds per example by method", "s")
+    return svg_charts.bars(lines, legend, "seconds per example by method", "s")
 
 
 def _curves(r: Results) -> str:
@@ -155,19 +155,19 @@ def _curves(r: Results) -> str:
     if length < 2:
         return ""
 
-    def curve(name: str, column: int) -> charts.Curve:
+    def curve(name: str, column: int) -> svg_charts.Curve:
         by_step = [sorted(trace[i][column] for trace in traces if len(trace) > i) for i in range(length)]
         mean = tuple(sum(values) / len(values) for values in by_step)
         low = tuple(values[int(0.1 * (len(values) - 1))] for values in by_step)
         high = tuple(values[round(0.9 * (len(values) - 1))] for values in by_step)
-        return charts.Curve(name, mean, low, high)
+        return svg_charts.Curve(name, mean, low, high)
 
     panels = [
         ("cross entropy of the document, nats per token", curve("cross entropy", 1)),
         ("KL to the untouched model, nats per token", curve("KL", 2)),
     ]
     note = f"<p class=small>Mean over {len(traces)} documents before each step; the band holds 80 % of them.</p>"
-    return charts.curves(panels, "loss and KL by step") + note
+    return svg_charts.curves(panels, "loss and KL by step") + note
 
 
 def _notes(r: Results) -> str:

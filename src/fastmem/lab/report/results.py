@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fastmem.errors import RunError
-from fastmem.lab import grading, records, statistics
+from fastmem.lab.run import run_files
+from fastmem.lab.scores import grading, statistics
 from fastmem.lab.tasks.example import Example, Kind
 
 Record = dict[str, Any]
@@ -83,11 +84,11 @@ class Results:
 
 def load_results(folder: Path) -> Results:
     """The run in `folder`, regraded from its raw texts. Errors: `RunError`."""
-    about = records.read_json(folder / records.RUN)
-    examples = records.read_examples(folder)
+    about = run_files.read_json(folder / run_files.RUN)
+    examples = run_files.read_examples(folder)
     by_id = {example.id: example for example in examples}
     rows: dict[str, list[Record]] = {}
-    for row in records.read_rows(folder):
+    for row in run_files.read_rows(folder):
         if row["id"] not in by_id:
             raise RunError(f"{folder}: a row answers {row['id']!r}, which is no example of the run: run it anew.")
         rows.setdefault(row["method"], []).append(grading.regraded(row, by_id[row["id"]]))
@@ -96,8 +97,8 @@ def load_results(folder: Path) -> Results:
     place = {example.id: i for i, example in enumerate(examples)}
     for found in rows.values():
         found.sort(key=lambda row: place[row["id"]])
-    summary_path = folder / records.SUMMARY
-    summary = records.read_json(summary_path) if summary_path.exists() else {}
+    summary_path = folder / run_files.SUMMARY
+    summary = run_files.read_json(summary_path) if summary_path.exists() else {}
     task = about["identity"]["task"]
     return Results(folder.name, task, about["kind"], about["model"]["name"], examples, rows, about, summary)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from fastmem.errors import RunError
-from fastmem.lab import records
-from fastmem.lab.report import charts
+from fastmem.lab.report import svg_charts
+from fastmem.lab.run import run_files
 
 SEARCH = "search.json"
 _MOST_LINES = 12
@@ -79,7 +79,7 @@ def _grid(
     title = f"{steps} steps{where}" + (f", alpha {alpha:g}" if alpha else ", no contrast")
     best = place(winner) if _slice(winner) == key else (-1, -1)
     columns, rows = [f"KL {kl:g}" for kl in kls], [f"rate {rate:g}" for rate in rates]
-    drawn = charts.grid(columns, rows, cells, best, title, scale)
+    drawn = svg_charts.grid(columns, rows, cells, best, title, scale)
     return f"<figure><figcaption>{escape(title)}</figcaption>{drawn}</figure>"
 
 
@@ -88,10 +88,10 @@ def _curve(points: list[Point]) -> str:
     scores = tuple(float(point["score"]) for point in points)
     best = tuple(max(scores[: i + 1]) for i in range(len(scores)))
     panels = [
-        ("score of each point", charts.Curve("score", scores, scores, scores)),
-        ("best so far", charts.Curve("best", best, best, best)),
+        ("score of each point", svg_charts.Curve("score", scores, scores, scores)),
+        ("best so far", svg_charts.Curve("best", best, best, best)),
     ]
-    return charts.curves(panels, "score by point", "point")
+    return svg_charts.curves(panels, "score by point", "point")
 
 
 def _interval(point: Point) -> str:
@@ -101,7 +101,7 @@ def _interval(point: Point) -> str:
 
 
 def _load(folder: Path) -> dict[str, Any]:
-    found = records.read_json(folder / SEARCH)
+    found = run_files.read_json(folder / SEARCH)
     if not found.get("points"):
         raise RunError(f"the search in {folder} has not finished: start the same `fastmem search` again.")
     return found

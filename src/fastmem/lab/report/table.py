@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fastmem.lab import grading
-from fastmem.lab.report.published import SOURCE, paper_model, published
+from fastmem.lab.report.paper_figures import SOURCE, paper_model, published
 from fastmem.lab.report.results import BASE, Results, ordered
-from fastmem.lab.statistics import Mean
+from fastmem.lab.scores import grading
+from fastmem.lab.scores.statistics import Mean
 
 # The order of the paper's tables.
 TASKS = ("nq_swap", "memotrap", "nq", "hotpotqa", "cnndm", "xsum", "wikihow")

@@ -2,18 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastmem.core.contrast import METHODS, Contrast, Method
-from fastmem.core.memory import Recipe
+from fastmem.answer.contrast import METHODS, Contrast, Method
 from fastmem.errors import InputError, RunError, one_of
-from fastmem.lab import records
-from fastmem.lab.metrics import Scorers
+from fastmem.lab.run import run_files
+from fastmem.lab.scores.summary import Scorers
 from fastmem.lab.tasks import TASKS, Data
 from fastmem.lab.tasks.example import Example
+from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
 
 FORMAT = 1
@@ -53,7 +53,7 @@ class Experiment:
         for name in ("batch_size", "max_new_tokens", "max_context_tokens"):
             given = getattr(self, name)
             if given is not None and given < 1:
-                raise InputError(f"{name} (--{name.replace('_', '-')}) is {given}: give 1 or more.")
+                raise InputError(f"{name} is {given}: give 1 or more.", field=name)
         if self.task == "world_open" and (needing := [n for n in self.methods if needs_context(n)]):
             raise InputError(
                 f"the task 'world_open' asks without a context, which {needing[0]!r} needs: use base or dola."
@@ -110,30 +110,31 @@ def identity(experiment: Experiment, data: Data, examples: Sequence[Example], ll
 def identity_of_model(llm: FastMem) -> dict[str, str]:
     """Family, weights and type; its name or folder may change."""
     base = llm.base()
-    return {"family": base.family, "digest": base.digest[:16], "dtype": str(llm.trunk.dtype)}
+    return {"family": base.family, "digest": base.digest[:16], "dtype": str(llm.split_model.dtype)}
 
 
 def claim(folder: Path, identity: dict[str, Any], llm: FastMem, examples: Sequence[Example]) -> None:
     """Make `folder` the folder of this run, or find that it is already. Errors: `RunError` where it is another's."""
-    path = folder / records.RUN
+    path = folder / run_files.RUN
     if path.exists():
-        found = records.read_json(path).get("identity", {})
+        found = run_files.read_json(path).get("identity", {})
         for name, was, now in _differences(found, identity):
             raise RunError(
-                f"{folder} holds another run: {name} was {was!r}, now {now!r}. Give another --output, or what it was."
+                f"{folder} holds another run: {name} was {was!r}, now {now!r}. Give another folder, or the old value.",
+                field="output",
             )
         return
     if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file: give a folder for --output.")
-    if (folder / records.ROWS).exists():
-        raise RunError(f"{folder} holds rows but no {records.RUN}: give another --output.")
+        raise RunError(f"{folder} is a file: give a folder.", field="output")
+    if (folder / run_files.ROWS).exists():
+        raise RunError(f"{folder} holds rows but no {run_files.RUN}: give another folder.", field="output")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{folder} cannot be made ({error.strerror}): give another --output.") from error
-    records.write_examples(folder / records.EXAMPLES, examples)
+        raise RunError(f"{folder} cannot be made ({error.strerror}): give another folder.", field="output") from error
+    run_files.write_examples(folder / run_files.EXAMPLES, examples)
     model = {"name": model_name(llm), "revision": llm.revision}
-    records.write_json(path, {"identity": identity, "model": model, "kind": TASKS[identity["task"]].kind})
+    run_files.write_json(path, {"identity": identity, "model": model, "kind": TASKS[identity["task"]].kind})
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
@@ -163,18 +164,3 @@ def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> 
         elif before != after:
             found.append((prefix + name, before, after))
     return found
-
-
-def read_recipe(path: Path | None, default: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """`default`, changed by a recipe file (its fields as JSON) and then by single values. Errors: `InputError`."""
-    found: Any = {}
-    if path is not None:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"recipe file {path} cannot be read ({error}): give JSON as search writes it.") from error
-        if not isinstance(found, dict):
-            raise InputError(f"recipe file {path} holds no JSON object: give one as search writes it.")
-    for name in found:
-        one_of(name, [f.name for f in fields(Recipe)], f"recipe field in {path}")
-    return replace(default, **(found | dict(values)))

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastmem.core.memory import Recipe
 from fastmem.errors import TaskError
-from fastmem.lab.experiment import Experiment
-from fastmem.lab.metrics import Scorers
-from fastmem.lab.runner import Progress, run
+from fastmem.lab.run.experiment import Experiment
+from fastmem.lab.run.runner import Progress, run
+from fastmem.lab.scores.summary import Scorers
 from fastmem.lab.tasks import Data, load
+from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
 
 MAX_CONTEXT_TOKENS = 7500  # IAAR-Shanghai/FastMem, `doc_token`

@@ -11,13 +11,13 @@ A line without its line break is what a killed process left behind: it is cut of
 import errno
 import fcntl
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TextIO
 
+from fastmem.atomic_write import replacing
 from fastmem.errors import RunError
 from fastmem.lab.tasks.example import Example
 
@@ -42,7 +42,7 @@ class Appender:
         except BlockingIOError as error:
             self._file.close()
             raise RunError(
-                f"another process is writing to {path.parent}: wait for it, or give another --output."
+                f"another process is writing to {path.parent}: wait for it, or give another folder.", field="output"
             ) from error
         whole, self.rows = _whole_rows(path)
         self._file.truncate(whole)
@@ -108,18 +108,9 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_json` of any text. Errors: `RunError` where it cannot be written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with _explained(path):
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+    """`write_json` of any text. Errors: `RunError` if it cannot be written."""
+    with _explained(path), replacing(path) as file:
+        file.write(text.encode())
 
 
 def _whole_rows(path: Path) -> tuple[int, list[Record]]:
@@ -149,5 +140,5 @@ def _explained(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(f"the disk of {path} is full: {kept}make room and start the same command again.") from error
         raise RunError(
-            f"{path} cannot be written ({error.strerror or error}): {kept}give an --output that can."
+            f"{path} cannot be written ({error.strerror or error}): {kept}give a folder that can be.", field="output"
         ) from error

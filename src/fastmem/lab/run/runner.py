@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastmem.lab import grading, records
-from fastmem.lab.answering import Answering, Record
-from fastmem.lab.environment import environment
-from fastmem.lab.experiment import Experiment, by_context, claim, identity, model_name, recipe_values
-from fastmem.lab.records import Appender
+from fastmem.environment import environment
+from fastmem.lab.run import run_files
+from fastmem.lab.run.evaluate_batch import BatchEvaluator, Record
+from fastmem.lab.run.experiment import Experiment, by_context, claim, identity, model_name, recipe_values
+from fastmem.lab.run.run_files import Appender
+from fastmem.lab.scores import grading
 from fastmem.lab.tasks import TASKS, Data, Example, cut
 from fastmem.model import FastMem
 
@@ -49,14 +50,14 @@ def run(
     if experiment.max_context_tokens is not None:
         examples = tuple(cut(e, experiment.max_context_tokens, llm.tokenizer) for e in examples)
     claim(folder, identity(experiment, data, examples, llm), llm, examples)
-    with Appender(folder / records.ROWS) as appender:
+    with Appender(folder / run_files.ROWS) as appender:
         loop = _Loop(llm, experiment, examples, appender, on_progress)
         try:
             loop.run()
         finally:
             kept = _methods_of(appender.rows, experiment.methods)
             summary = summarize(llm, replace(experiment, methods=kept), examples, appender.rows)
-            records.write_json(folder / records.SUMMARY, summary)
+            run_files.write_json(folder / run_files.SUMMARY, summary)
     return summary
 
 
@@ -71,7 +72,7 @@ class _Loop:
     ):
         self.experiment, self.examples, self.appender = experiment, examples, appender
         self.on_progress = on_progress or (lambda _: None)
-        self.answering = Answering(llm, experiment)
+        self.evaluator = BatchEvaluator(llm, experiment)
         self.seconds: Counter[str] = Counter()  # by method, of this process
         self.measured: Counter[str] = Counter()
         self.done = {(row["id"], row["method"]) for row in appender.rows}
@@ -89,7 +90,7 @@ class _Loop:
 
     def _answer(self, batch: Sequence[Example], method: str) -> None:
         started = time.perf_counter()
-        rows = self.answering.rows(batch, method, self.base_texts)
+        rows = self.evaluator.rows(batch, method, self.base_texts)
         for row in rows:
             if method == "base":
                 self.base_texts[row["id"]] = row["text"]
@@ -130,7 +131,7 @@ def summarize(llm: FastMem, experiment: Experiment, examples: Sequence[Example],
         "max_new_tokens": experiment.new_tokens,
         "scorers": asdict(experiment.scorers) if kind == "summary" else None,
         "seed": experiment.seed,
-        "environment": environment(str(llm.trunk.device)),
+        "environment": environment(str(llm.split_model.device)),
     }
 
 

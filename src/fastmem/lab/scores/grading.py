@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fastmem.lab import metrics, scoring, statistics
+from fastmem.lab.scores import qa, statistics, summary
 from fastmem.lab.tasks.example import Example, Kind
 
 Record = dict[str, Any]
@@ -39,23 +39,23 @@ def columns(kind: Kind) -> dict[str, str]:
 
 def graded(reply: str, example: Example) -> Record:
     """The scores of an answer to a question or a choice: both forms."""
-    return asdict(scoring.grade(reply, example))
+    return asdict(qa.grade(reply, example))
 
 
 def failed(example: Example) -> Record:
     """The scores of an example whose answer ended in an error."""
     if example.kind == "summary":
-        return dict.fromkeys(metrics.NAMES, 0.0)
+        return dict.fromkeys(summary.NAMES, 0.0)
     known = False if example.original_answers else None
     return graded("", example) | {"paper_correct": False, "paper_failure": True, "remembered": known}
 
 
 def summarized(
-    replies: Sequence[str], examples: Sequence[Example], scorers: metrics.Scorers
+    replies: Sequence[str], examples: Sequence[Example], scorers: summary.Scorers
 ) -> list[tuple[Record, Record]]:
     """For every summary (scores by name, reasons by name of those that are missing)."""
     articles, references = [e.context for e in examples], [e.reference for e in examples]
-    found = metrics.score_summaries(replies, articles, references, scorers)
+    found = summary.score_summaries(replies, articles, references, scorers)
     return [
         ({k: s.value for k, s in row.items()}, {k: s.reason for k, s in row.items() if s.value is None})
         for row in found
@@ -68,9 +68,9 @@ def regraded(row: Record, example: Example) -> Record:
         return row | {"scores": failed(example)}
     if example.kind != "summary":
         return row | {"scores": graded(row["text"], example)}
-    again = {k: s[0].value for k, s in metrics.rouge([row["text"]], [example.reference]).items()}
+    again = {k: s[0].value for k, s in summary.rouge([row["text"]], [example.reference]).items()}
     if not row["text"].strip():
-        again = dict.fromkeys(metrics.ROUGE, 0.0)
+        again = dict.fromkeys(summary.ROUGE, 0.0)
     return row | {"scores": row["scores"] | again}
 
 

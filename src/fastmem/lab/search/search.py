@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastmem.errors import InputError, RunError
-from fastmem.lab import grading, metrics, records, statistics
-from fastmem.lab.experiment import identity_of_model, model_name, recipe_values
-from fastmem.lab.grid import Grid, Point, Space
+from fastmem.lab.run import run_files
+from fastmem.lab.run.experiment import identity_of_model, model_name, recipe_values
+from fastmem.lab.scores import grading, statistics, summary
+from fastmem.lab.search.grid import Grid, Point, Space
 from fastmem.lab.tasks import TASKS, Data, Example
 from fastmem.model import FastMem
 
@@ -52,7 +53,9 @@ def part_of(data: Data, part: Part) -> Data:
         return data
     kept = tuple(e for e in data.examples if is_searched(e.group or e.id) == (part == "searched"))
     if not kept:
-        raise InputError(f"none of the {len(data.examples)} rows is in the part {part!r}: raise --limit.")
+        raise InputError(
+            f"none of the {len(data.examples)} rows is in the part {part!r}: raise the limit.", field="limit"
+        )
     return replace(data, examples=kept)
 
 
@@ -62,7 +65,8 @@ def searchable(data: Data, on_test: bool) -> Data:
         return data
     if data.source == "embedded world":
         raise InputError(
-            "the embedded world's test split is what is reported: search --split dev, or insist with --on-test."
+            "the embedded world's test split is the one that is reported: search the split dev, or allow this one.",
+            options=("split", "on_test"),
         )
     return part_of(data, "searched")
 
@@ -70,7 +74,7 @@ def searchable(data: Data, on_test: bool) -> Data:
 def score_of(text: str, example: Example) -> float:
     """What is maximized: the paper's accuracy; for summaries ROUGE-L, the one score that needs no other model."""
     if example.kind == "summary":
-        return metrics.rouge([text], [example.reference])["rougeL"][0].value or 0.0
+        return summary.rouge([text], [example.reference])["rougeL"][0].value or 0.0
     return float(grading.graded(text, example)["paper_correct"])
 
 
@@ -184,7 +188,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise InputError("TPE needs Optuna: pip install 'fastmem[search]', or take --sampler grid.") from error
+        raise InputError("TPE needs Optuna: pip install 'fastmem[search]', or use the sampler grid.") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
@@ -225,20 +229,22 @@ def _claim(llm: FastMem, space: Space, data: Data, folder: Path, sampler: str, m
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SEARCH
     if path.exists():
-        found = records.read_json(path)
+        found = run_files.read_json(path)
         for name, now in about.items():
             if found.get(name) != now:
-                raise RunError(f"{folder} holds another search: its {name} differs. Give another --output.")
+                raise RunError(
+                    f"{folder} holds another search: its {name} differs. Give another folder.", field="output"
+                )
     else:
-        records.write_json(path, about | {"model_name": model_name(llm), "points": [], "best": None})
+        run_files.write_json(path, about | {"model_name": model_name(llm), "points": [], "best": None})
     return about | {"model_name": model_name(llm)}
 
 
 def _finish(folder: Path, about: dict[str, Any], points: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     winner = best(points)
     result = about | {"points": points, "best": winner, "seconds": round(seconds, 3)}
-    records.write_json(folder / SEARCH, result)
-    records.write_json(folder / RECIPE, winner["recipe"])
+    run_files.write_json(folder / SEARCH, result)
+    run_files.write_json(folder / RECIPE, winner["recipe"])
     return result
 
 

@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 
 from fastmem.errors import InputError, TaskError, one_of
-from fastmem.lab.tasks import cnndm, coconflictqa, hotpotqa, memotrap, nq_swap, one_shot, wikihow, world, xsum
+from fastmem.lab.tasks import cnndm, coconflictqa, embedded_world, hotpotqa, memotrap, nq_swap, one_shot, wikihow, xsum
 from fastmem.lab.tasks.example import Example, Kind, Shot, cut, messages
-from fastmem.lab.tasks.rows import Hub, digest, file_rows, files_of, hub_rows
-from fastmem.lab.tasks.schema import Schema, examples_of
+from fastmem.lab.tasks.readers import Hub, digest, file_rows, files_of, hub_rows
+from fastmem.lab.tasks.row_schema import Schema, examples_of
 
 __all__ = ["TASKS", "Data", "Example", "Kind", "Shot", "Task", "cut", "load", "messages"]
 
@@ -90,11 +90,11 @@ TASKS: dict[str, Task] = {
         None,
         obtain="wikihowAll.csv of mahnazkoupaee/WikiHow-Dataset, or JSONL rows of article and summary",
     ),
-    "world_open": Task("question", world.TASKS["world_open"], one_shot.QUESTION_ALONE),
-    "world": _question(world.TASKS["world"]),
-    "world_swap": _question(world.TASKS["world_swap"]),
-    "world_new": _question(world.TASKS["world_new"]),
-    "world_turned": _question(world.TASKS["world_turned"]),
+    "world_open": Task("question", embedded_world.TASKS["world_open"], one_shot.QUESTION_ALONE),
+    "world": _question(embedded_world.TASKS["world"]),
+    "world_swap": _question(embedded_world.TASKS["world_swap"]),
+    "world_new": _question(embedded_world.TASKS["world_new"]),
+    "world_turned": _question(embedded_world.TASKS["world_turned"]),
 }
 
 
@@ -129,13 +129,13 @@ def load(
 
 def _source(name: str, task: Task, data: str | Path | None, split: str | None) -> tuple[Iterator[Example], str, str]:
     """(examples, source, revision); the examples are read as they are taken."""
-    if name in world.TASKS:
+    if name in embedded_world.TASKS:
         if data is not None:
             raise InputError(
                 f"the task {name!r} is made by the embedded world and takes no data file; given {str(data)!r}."
             )
         part = split or "test"
-        return world.examples(name, part), "embedded world", part
+        return embedded_world.examples(name, part), "embedded world", part
     if data is not None:
         if split is not None:
             raise InputError(

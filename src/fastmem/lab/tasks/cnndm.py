@@ -6,8 +6,8 @@ answer all of them alike and shrink every interval, so each article counts once.
 """
 
 from fastmem.lab.tasks.example import Example
-from fastmem.lab.tasks.rows import Hub, Row
-from fastmem.lab.tasks.schema import Schema, text
+from fastmem.lab.tasks.readers import Hub, Row
+from fastmem.lab.tasks.row_schema import Schema, text
 from fastmem.lab.tasks.summaries import summary_schema
 
 # The parquet commit of 2024-01-18 that public projects pin; 11,490 test rows.

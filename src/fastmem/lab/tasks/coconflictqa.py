@@ -5,8 +5,8 @@ models were found to remember. Not on the hub in a form we know: give the file.
 """
 
 from fastmem.lab.tasks.example import Example
-from fastmem.lab.tasks.rows import Row
-from fastmem.lab.tasks.schema import Schema, text, texts
+from fastmem.lab.tasks.readers import Row
+from fastmem.lab.tasks.row_schema import Schema, text, texts
 
 
 def parse(row: Row) -> Example:

@@ -14,8 +14,8 @@ from typing import Any
 
 from fastmem.errors import TaskError
 from fastmem.lab.tasks.example import Example
-from fastmem.lab.tasks.rows import Hub, Row
-from fastmem.lab.tasks.schema import Schema, text, texts
+from fastmem.lab.tasks.readers import Hub, Row
+from fastmem.lab.tasks.row_schema import Schema, text, texts
 
 # The parquet commit that public projects pin; config distractor, 7,405 validation rows.
 HUB = Hub(

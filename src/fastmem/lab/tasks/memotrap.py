@@ -17,8 +17,8 @@ import string
 
 from fastmem.errors import TaskError
 from fastmem.lab.tasks.example import Example
-from fastmem.lab.tasks.rows import Hub, Row
-from fastmem.lab.tasks.schema import Schema, as_list, text
+from fastmem.lab.tasks.readers import Hub, Row
+from fastmem.lab.tasks.row_schema import Schema, as_list, text
 
 # The commit that added the `memo-trap` folder (the hub's commit page, 2023-12-13); its one split is called `data`.
 HUB = Hub(

@@ -9,8 +9,8 @@ the paper; `without_markup` takes it out on demand.
 import re
 
 from fastmem.lab.tasks.example import Example
-from fastmem.lab.tasks.rows import Hub, Row
-from fastmem.lab.tasks.schema import Schema, text, texts
+from fastmem.lab.tasks.readers import Hub, Row
+from fastmem.lab.tasks.row_schema import Schema, text, texts
 
 # The head of the hub's main branch (its commit page: three commits, the last of 2024-03-01).
 HUB = Hub("pminervini/NQ-Swap", split="dev", revision="3801dbf037c6f58b0e79246f2a8073ebe5656dad")

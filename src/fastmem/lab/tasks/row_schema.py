@@ -12,7 +12,7 @@ from typing import Any
 
 from fastmem.errors import TaskError
 from fastmem.lab.tasks.example import Example
-from fastmem.lab.tasks.rows import Row
+from fastmem.lab.tasks.readers import Row
 
 ID_COLUMNS = ("id", "_id", "input_index")
 

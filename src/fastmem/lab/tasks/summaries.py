@@ -1,8 +1,8 @@
 """What the three summary tasks share: an article, one reference, an instruction."""
 
 from fastmem.lab.tasks.example import Example
-from fastmem.lab.tasks.rows import Row
-from fastmem.lab.tasks.schema import Schema, text
+from fastmem.lab.tasks.readers import Row
+from fastmem.lab.tasks.row_schema import Schema, text
 
 
 def summary_schema(name: str, article: str, reference: str, instruction: str) -> Schema:

@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from fastmem.lab.tasks.example import Example
-from fastmem.lab.tasks.rows import Row
-from fastmem.lab.tasks.schema import Schema
+from fastmem.lab.tasks.readers import Row
+from fastmem.lab.tasks.row_schema import Schema
 from fastmem.lab.tasks.summaries import summary_schema
 
 INSTRUCTION = "Summarize the above article in few steps using concise verb-object phrases directly."

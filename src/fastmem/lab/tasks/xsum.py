@@ -1,6 +1,6 @@
 """XSum (arXiv 1808.08745): BBC articles with a one-sentence summary."""
 
-from fastmem.lab.tasks.rows import Hub
+from fastmem.lab.tasks.readers import Hub
 from fastmem.lab.tasks.summaries import summary_schema
 
 # A branch, not a commit: main was a loading script for years, which `datasets` no longer runs, and the hub's automatic

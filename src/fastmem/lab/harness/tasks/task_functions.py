@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from fastmem.lab import scoring
+from fastmem.lab.scores import qa
 from fastmem.lab.tasks import Example, load
-from fastmem.lab.tasks.rows import dataset
+from fastmem.lab.tasks.readers import dataset
 
 Doc = dict[str, Any]
 
@@ -36,7 +36,7 @@ def nq_results(doc: Doc, results: list[str]) -> dict[str, float]:
 
 
 def _scores(reply: str, example: Example) -> dict[str, float]:
-    grade = scoring.grade(reply, example)
+    grade = qa.grade(reply, example)
     return {
         "paper_accuracy": float(grade.paper_correct),
         "exact_match": float(grade.exact_match),
@@ -63,7 +63,7 @@ def wikihow(data: str = "", **_: Any) -> dict[str, Any]:
 
 def wikihow_results(doc: Doc, results: list[str]) -> dict[str, float]:
     """ROUGE F of the summary."""
-    from fastmem.lab.metrics import ROUGE, rouge
+    from fastmem.lab.scores.summary import ROUGE, rouge
 
     found = rouge([results[0]], [doc["summary"]])
     return {name: found[name][0].value or 0.0 for name in ROUGE}

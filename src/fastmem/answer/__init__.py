@@ -1,0 +1,1 @@
+"""From a prompt to an answer: requests, the batch they run in, contrasts, sampling, caches, and text."""

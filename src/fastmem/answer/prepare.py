@@ -1,0 +1,113 @@
+"""`Preparer`: prompts and documents become token ids and requests, tokenized and checked once."""
+
+import functools
+import logging
+from typing import Any
+
+from torch import Tensor
+
+from fastmem import prompts
+from fastmem.answer.contrast import method_named
+from fastmem.answer.request import Decoding, Request
+from fastmem.errors import InputError
+from fastmem.prompts import Prompt, Tokens
+from fastmem.split.split_model import SplitModel
+
+log = logging.getLogger("fastmem")
+
+
+class Preparer:
+    """For one model and its tokenizer, which is None if all input is `Tokens`."""
+
+    def __init__(self, split_model: SplitModel, tokenizer: Any):
+        self.split_model, self.tokenizer = split_model, tokenizer
+
+    @functools.cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: all that the generation config, the config and the tokenizer name."""
+        model = self.split_model.model
+        sources = (getattr(model, "generation_config", None), model.config, self.tokenizer)
+        named = [getattr(source, "eos_token_id", None) for source in sources]
+        lists = [ids if isinstance(ids, list | tuple) else [ids] for ids in named if ids is not None]
+        return frozenset(i for ids in lists for i in ids)
+
+    def ids(self, prompt: Prompt) -> Tensor:
+        """Token ids [S] of a prompt, up to where the answer begins. Errors: `InputError`."""
+        if isinstance(prompt, Tokens):
+            return prompt.ids
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise InputError("the prompt is empty: give a text, chat messages or Tokens.", field="prompt")
+            prompt = [{"role": "user", "content": prompt}]
+        return prompts.chat_ids(self.require_tokenizer(), prompt)
+
+    def request(self, prompt: Prompt, method: str, decoding: Decoding) -> Request:
+        """The request for a prompt, without a memory. Errors: `InputError` for anything that cannot be used."""
+        wanted = method_named(method)
+        if decoding.stop_strings() and self.tokenizer is None:
+            raise InputError("stop strings need a tokenizer: construct FastMem(model, tokenizer), or stop by token.")
+        without = decoding.without_context if wanted.kind == "cad" else None
+        if wanted.kind == "cad" and without is None:
+            raise InputError(f"method {method!r} needs the prompt without the document: give without_context=...")
+        ids = self.ids(prompt)
+        self.check_length(len(ids), decoding.max_new_tokens)
+        return Request(
+            prompt=ids,
+            method=method,
+            max_new_tokens=decoding.max_new_tokens,
+            contrast=wanted.contrast(decoding.alpha, decoding.relative_top, decoding.final_norm),
+            without=None if without is None else self.ids(without),
+            sampling=decoding.sampling(),
+            stop_ids=self.stop_ids,
+            stop=decoding.stop_strings(),
+            top_logprobs=decoding.top_logprobs,
+            prefix=decoding.prefix,
+        )
+
+    def document(self, context: str, placement: str, truncate: bool = False) -> Tokens:
+        """A document as it is memorized. truncate: cut it to the model's positions. Errors: `InputError`."""
+        context, limit = prompts.require_text(context), self.split_model.max_positions
+        tokens = prompts.memory_tokens(self.require_tokenizer(), context, placement)
+        while truncate and limit is not None and len(tokens) > limit:
+            context = prompts.truncated(self.tokenizer, context, len(tokens) - limit)
+            tokens = prompts.memory_tokens(self.tokenizer, context, placement)
+        self.check_length(len(tokens))
+        return tokens
+
+    def question(
+        self, question: str, context: str, max_new_tokens: int, truncate: bool = False, in_place: bool = False
+    ) -> tuple[str, Tokens]:
+        """(the context, the paper's prompt for a question about it).
+
+        truncate: cut the context, never the question, so that prompt and answer fit the model's positions. in_place:
+        mark the context in the prompt as scored, to be memorized there. Errors: `InputError`.
+        """
+        context, limit, cut = prompts.require_text(context), self.split_model.max_positions, 0
+        while True:
+            text = prompts.question_prompt(context, question)
+            tokenizer = self.require_tokenizer()
+            prompt = prompts.in_place(tokenizer, text, context) if in_place else Tokens(self.ids(text))
+            over = 0 if limit is None else len(prompt) + max_new_tokens - limit
+            if not truncate or over <= 0:
+                break
+            context, cut = prompts.truncated(tokenizer, context, over), cut + over
+        if cut:
+            log.info("the document was cut by its last %d tokens to fit the model's %d positions.", cut, limit)
+        return context, prompt
+
+    def check_length(self, tokens: int, max_new_tokens: int = 0) -> None:
+        """Errors: `InputError` if a prompt and its answer exceed the model's positions."""
+        limit = self.split_model.max_positions
+        if limit is not None and tokens + max_new_tokens > limit:
+            answer = f" and {max_new_tokens} for the answer" if max_new_tokens else ""
+            raise InputError(
+                f"{tokens} tokens{answer} are {tokens + max_new_tokens - limit} too many: the model has {limit} "
+                "positions. Shorten the context.",
+                options=("truncate",),
+            )
+
+    def require_tokenizer(self) -> Any:
+        """The tokenizer. Errors: `InputError` if there is none."""
+        if self.tokenizer is None:
+            raise InputError("there is no tokenizer to read text with: give Tokens, or FastMem(model, tokenizer).")
+        return self.tokenizer

@@ -1,0 +1,107 @@
+"""`Request`: one answer to be decoded, with everything about it checked and its prompt as token ids."""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from fastmem.answer.cache import Prefix
+from fastmem.answer.contrast import Contrast
+from fastmem.answer.sampling import Sampling
+from fastmem.errors import InputError, one_of
+from fastmem.memory.memory import Memory
+from fastmem.prompts import Prompt
+from fastmem.split.hooks import FFN
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The options of `generate`: everything about an answer except its prompt, memory and method."""
+
+    max_new_tokens: int = 100
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: str | tuple[str, ...] | list[str] = ()
+    """Strings that end the answer; they are not part of it."""
+    alpha: float = 0.5
+    """Strength of the contrast."""
+    relative_top: float | None = None
+    """Plausibility constraint of a contrast: only tokens with at least this fraction of the top probability. None: as
+    published, 0.1 for DoLa and none for the others."""
+    final_norm: bool = False
+    """DoLa: apply the final norm to early hidden states."""
+    without_context: Prompt | None = None
+    """CAD: the prompt without the document."""
+    top_logprobs: int | None = None
+    """Report the log-probability of every token, and of this many alternatives."""
+    batch_size: int = 16
+    """Prompts of a list that are decoded at the same time."""
+    prefix: Prefix | None = None
+    """Tokens that were read before."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            given = self.max_new_tokens
+            raise InputError(f"max_new_tokens is {given!r}: give a whole number, 1 or more.", field="max_new_tokens")
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> "Decoding":
+        """From keyword arguments. Errors: `InputError` that suggests the nearest name for an unknown one."""
+        for name in options:
+            one_of(name, [f.name for f in fields(cls)], "option")
+        return cls(**options)
+
+    def sampling(self) -> Sampling:
+        """The options that choose the next token."""
+        return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
+
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple, without empty strings."""
+        return tuple(text for text in ([self.stop] if isinstance(self.stop, str) else self.stop) if text)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One answer to be decoded.
+
+    prompt: [S] ids. method: its name, for the answer. without: [S'] ids, the prompt without the document, for CAD.
+    stop_ids, stop: tokens and strings that end the answer. top_logprobs: how many alternatives to report beside each
+    token's log-probability; None reports neither. memory, ffn: a memory and its FFN modules (`SplitModel.ffn`), None
+    for the base. shares_trunk: only the last layer is tuned, so keys and values are the base's. prefix: tokens of the
+    prompt that were read before. shared_tokens: how many tokens at the start of the prompt may be cached for other
+    requests; None allows all. salt: cached prefixes are shared only between requests with the same salt.
+    """
+
+    prompt: Tensor
+    method: str = "base"
+    max_new_tokens: int = 100
+    contrast: Contrast | None = None
+    without: Tensor | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_ids: frozenset[int] = frozenset()
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    memory: Memory | None = None
+    ffn: FFN | None = None
+    shares_trunk: bool = True
+    prefix: Prefix | None = None
+    shared_tokens: int | None = None
+    salt: str = ""
+
+    def with_memory(self, memory: Memory, ffn: FFN, shares_trunk: bool) -> "Request":
+        """The same request, answered with a memory."""
+        return replace(self, memory=memory, ffn=ffn, shares_trunk=shares_trunk)
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of contrast, or None."""
+        return self.contrast.kind if self.contrast else None
+
+    @property
+    def compares_tails(self) -> bool:
+        """Whether memorized and original weights of the last FFN are contrasted: a second tail, on the same trunk."""
+        return self.kind == "cd" and self.shares_trunk

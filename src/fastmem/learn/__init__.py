@@ -1,0 +1,1 @@
+"""From a document to a memory: the objective, its optimization, and the memory it needs on the device."""

@@ -1,0 +1,16 @@
+"""What one request may ask for."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """answers: `n` times the number of prompts. default_tokens: the length of an answer if the request names none."""
+
+    body_bytes: int = 4 * 2**20
+    documents: int = 32
+    document_tokens: int = 16_384
+    answers: int = 16
+    max_tokens: int = 1024
+    default_tokens: int = 256
+    recipe_steps: int = 100

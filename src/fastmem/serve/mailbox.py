@@ -1,0 +1,92 @@
+"""`Mailbox`: the events of a request's jobs, on their way from the worker's thread to the event loop."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from fastapi import Request
+
+from fastmem.memory.memory import Memory
+from fastmem.serve.http_errors import HttpRefusal
+from fastmem.serve.jobs import Done, Event, Failed, Finished, Job
+from fastmem.serve.memory_source import MemorySource
+from fastmem.serve.service import Service
+
+
+class Mailbox:
+    """The events of several jobs, each with the number of its job.
+
+    `close` cancels jobs that are not over, for instance because the client has left. The first job that fails also
+    cancels the others, since a request is answered completely or not at all.
+    """
+
+    def __init__(self, service: Service, jobs: Sequence[Callable[[Callable[[Event], None]], Job]]):
+        self._service, self._loop = service, asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._jobs = [job(partial(self._emit, i)) for i, job in enumerate(jobs)]
+        self._open: set[int] = set()
+
+    def submit(self) -> "Mailbox":
+        """All jobs or none. Errors: `OverloadedError`, `DrainingError`."""
+        self._service.engine.submit(*self._jobs)
+        self._open = set(range(len(self._jobs)))
+        return self
+
+    async def next(self) -> tuple[int, Event]:
+        """Wait for the next event of any job."""
+        number, event = await self._events.get()
+        if isinstance(event, Done | Failed | Finished):
+            self._open.discard(number)
+        if isinstance(event, Failed):
+            self._cancel()
+        return number, event
+
+    async def next_or_gone(self, request: Request) -> tuple[int, Event]:
+        """The next event. Errors: `HttpRefusal` if the client leaves before."""
+        if not self._events.empty():
+            return await self.next()
+        leaving = asyncio.ensure_future(_disconnected(request))
+        coming = asyncio.ensure_future(self.next())
+        try:
+            await asyncio.wait({leaving, coming}, return_when=asyncio.FIRST_COMPLETED)
+            if coming.done():
+                return coming.result()
+            raise HttpRefusal(499, "the client has left.")
+        finally:
+            leaving.cancel()
+            coming.cancel()
+
+    def close(self) -> None:
+        """Cancel the jobs that are not over."""
+        if self._open:
+            self._service.metrics.abandoned.inc()
+            self._cancel()
+
+    def _cancel(self) -> None:
+        for number in self._open:
+            self._service.engine.cancel(self._jobs[number])
+        self._open = set()
+
+    def _emit(self, number: int, event: Event) -> None:
+        with suppress(RuntimeError):  # the event loop has ended: server and client are gone
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
+
+
+async def with_memory(service: Service, request: Request, source: MemorySource, act: Callable[[Memory], Any]) -> Done:
+    """Apply `act` to a memory in the worker's thread, when it exists and is on disk. Errors: those of the job."""
+    box = Mailbox(service, [lambda emit: Job(emit, source, act=act, durable=True)]).submit()
+    try:
+        _, event = await box.next_or_gone(request)
+    finally:
+        box.close()
+    if isinstance(event, Failed):
+        raise event.error
+    assert isinstance(event, Done)
+    return event
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

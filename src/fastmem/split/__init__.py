@@ -1,0 +1,1 @@
+"""A model split at its feed-forward networks: find the parts, run the trunk once, run the rest with other weights."""
