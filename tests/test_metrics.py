@@ -1,4 +1,4 @@
-"""Scores of summaries, with tiny random scorer models made here; what cannot be computed says why."""
+"""Scores of summaries, with tiny random scorer models made here. Scores that cannot be computed have a reason."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=4,
         num_attention_heads=2,
         intermediate_size=32,
-        initializer_range=0.5,  # at 0.02 every pair scores alike
+        initializer_range=0.5,  # at 0.02 every pair gets the same score
     )
     torch.manual_seed(0)
     BertModel(config).save_pretrained(home / "encoder")
@@ -114,7 +114,7 @@ def test_every_score_of_every_summary(scorers):
 
 
 def test_batches_do_not_mix_rows(scorers):
-    """The sequences differ in length, and a scorer that sorts by length must put its values back."""
+    """The texts differ in length; a scorer that sorts by length must restore the order."""
     together = score_summaries(SUMMARIES, ARTICLES, REFERENCES, scorers)
     for i, row in enumerate(together):
         (alone,) = score_summaries([SUMMARIES[i]], [ARTICLES[i]], [REFERENCES[i]], scorers)
@@ -122,7 +122,7 @@ def test_batches_do_not_mix_rows(scorers):
 
 
 def test_bertscore_is_the_precision_of_the_summary_against_the_article(scorers, folder):
-    """Recomputed from the states of the named layer: for every summary token the nearest article token."""
+    """Computed here from the states of the chosen layer: for every summary token the nearest article token."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     model = BertModel.from_pretrained(folder / "encoder").eval()
 
@@ -156,7 +156,7 @@ def test_hhem_reads_the_article_first(scorers):
     assert score.value == pytest.approx(0.5)
 
 
-def test_an_empty_summary_scores_nothing_and_stays_in_the_count(scorers):
+def test_an_empty_summary_scores_0_and_stays_in_the_count(scorers):
     rows = score_summaries(["", SUMMARIES[1], " \n"], ARTICLES, REFERENCES, scorers)
     assert set(rows[0].values()) == set(rows[2].values()) == {Score(0.0)}
     (alone,) = score_summaries([SUMMARIES[1]], [ARTICLES[1]], [REFERENCES[1]], scorers)
@@ -180,20 +180,20 @@ def test_a_scorer_that_cannot_be_loaded_is_a_reason(scorers, folder, tmp_path):
         assert row["hhem"].reason == "hhem was left out: no model is named for it"
 
 
-def test_a_scorer_that_cannot_be_loaded_is_asked_for_once(tmp_path, monkeypatch):
+def test_a_scorer_that_cannot_be_loaded_is_tried_once(tmp_path, monkeypatch):
     import transformers
 
-    asked = []
-    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda name: asked.append(name) or 1 / 0)
+    attempts = []
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", lambda name: attempts.append(name) or 1 / 0)
     for _ in range(3):
         (score,) = summary.bertscore_precision(["a"], ["b"], Scorers(bertscore="nowhere"))
         assert score.reason == (
             "bertscore_precision is missing: nowhere cannot be used (ZeroDivisionError: division by zero)"
         )
-    assert asked == ["nowhere"]
+    assert attempts == ["nowhere"]
 
 
-def test_a_layer_that_is_not_there_is_a_reason(scorers, folder):
+def test_a_layer_that_does_not_exist_is_a_reason(scorers, folder):
     deep = Scorers(bertscore=str(folder / "encoder"), bertscore_layer=17)
     (score,) = summary.bertscore_precision(SUMMARIES[:1], ARTICLES[:1], deep)
     assert score.value is None
@@ -210,11 +210,11 @@ def test_a_missing_library_is_a_reason(scorers, monkeypatch):
     assert "pip install 'fastmem[eval]'" in row["bertscore_precision"].reason
 
 
-def test_a_value_that_is_no_number_is_a_reason():
-    scores = summary._guarded("factkb", "m", 2, lambda model: [0.5, float("nan")])
+def test_a_value_that_is_not_a_number_is_a_reason():
+    scores = summary._scores_or_reason("factkb", "m", 2, lambda model: [0.5, float("nan")])
     assert scores == [Score(0.5), Score(None, "factkb is missing: m gave nan")]
     assert (
-        summary._guarded("factkb", "m", 2, lambda model: [0.5])[0].reason
+        summary._scores_or_reason("factkb", "m", 2, lambda model: [0.5])[0].reason
         == "factkb is missing: m gave 1 values for 2 summaries"
     )
 

@@ -1,4 +1,4 @@
-"""Reports: raw texts graded anew without torch, the paper's figures where they belong, one page that needs nothing."""
+"""Reports: grading again from the raw texts without torch, the paper's figures, and a self-contained page."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from lab_runs import experiment, questions
 
 @pytest.fixture(scope="module")
 def folder(tokenizer, tmp_path_factory) -> Path:
-    """A finished run of which the report must not depend on anything but its files."""
+    """A finished run. A report must depend on nothing but its files."""
     from families import build
 
     place = tmp_path_factory.mktemp("report")
@@ -31,7 +31,7 @@ def folder(tokenizer, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def answered(folder, tmp_path) -> Path:
-    """A copy whose base is wrong and whose fastmem is right on every second row."""
+    """A copy in which the base is always wrong and fastmem is right on every second row."""
     target = tmp_path / "edited"
     target.mkdir()
     for name in (run_files.RUN, run_files.EXAMPLES, run_files.SUMMARY):
@@ -48,7 +48,7 @@ def answered(folder, tmp_path) -> Path:
     return target
 
 
-def test_rows_are_graded_anew_from_their_raw_text(answered):
+def test_rows_are_graded_again_from_their_raw_text(answered):
     results = load_results(answered)
     assert results.mean("base", "paper_correct").value == 0
     assert results.mean("fastmem", "paper_correct").value == 0.5
@@ -67,10 +67,11 @@ def test_an_error_stays_in_the_denominator(answered):
     assert f"- {method}: 1 errors, counted as wrong; the first: RuntimeError: broke" in tables([results])
 
 
-def test_an_unfinished_run_says_so(answered):
+def test_an_unfinished_run_is_reported_as_such(answered):
     rows = (answered / run_files.ROWS).read_text().splitlines(keepends=True)
     (answered / run_files.ROWS).write_text("".join(rows[:-2]))
-    assert "Not finished: 2 rows are missing; start the same `fastmem eval` again." in tables([load_results(answered)])
+    text = tables([load_results(answered)])
+    assert "Not finished: 2 rows are missing; run the same `fastmem eval` again to continue." in text
 
 
 def test_regrading_loads_no_model_and_no_torch(folder):
@@ -82,20 +83,20 @@ def test_regrading_loads_no_model_and_no_torch(folder):
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_the_page_needs_nothing_but_itself(answered):
+def test_the_page_is_self_contained(answered):
     text = page([load_results(answered)])
     assert not re.search(r'(?:src|href)="(?!#)', text)
     assert not re.search(r"https?://", text)
     assert "<script" not in text
-    assert "<b>nobody</b>" not in text  # what a model says is text, not markup
+    assert "<b>nobody</b>" not in text  # a model's answer is text, not markup
     assert "&lt;b&gt;nobody&lt;/b&gt;" in text
-    for said in ("repaired 3", "cross entropy of the document", "KL to the untouched model", "0.050 → 0.905"):
-        assert said in text, said
+    for expected in ("repaired 3", "cross entropy of the document", "KL to the untouched model", "0.050 → 0.905"):
+        assert expected in text, expected
     assert text.count("<svg") >= 4
     assert '<mark class="gold">' in text
 
 
-def test_the_papers_figures_stand_beside_its_models_only(answered):
+def test_the_papers_figures_are_shown_for_its_models_only(answered):
     assert paper_model("meta-llama/Meta-Llama-3-8B-Instruct") == "Llama-3-8B-Instruct"
     assert paper_model("Llama-3-8B-Instruct") == "Llama-3-8B-Instruct"
     assert paper_model("meta-llama/Llama-3.1-8B-Instruct") is None
@@ -121,5 +122,5 @@ def test_folders_that_hold_no_run(answered, tmp_path):
     with pytest.raises(RunError, match=r"run.json does not exist: give a folder that `fastmem eval` wrote"):
         load_results(tmp_path / "nowhere")
     (answered / run_files.ROWS).write_text("")
-    with pytest.raises(RunError, match=r"holds no finished row yet: start its `fastmem eval` again"):
+    with pytest.raises(RunError, match=r"has no finished rows yet: run the same `fastmem eval` again"):
         load_results(answered)

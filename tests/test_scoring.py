@@ -1,4 +1,4 @@
-"""Both forms of grading, case by case: every quirk of the paper's rule is pinned, and strict grading refuses each."""
+"""Both ways of grading, case by case: the paper's rule with all its quirks, and strict grading without them."""
 
 import pytest
 from hypothesis import given
@@ -28,27 +28,27 @@ def choice(gold: str, other: str) -> Example:
 # reply, answers, right by the paper's rule, exact match, why
 QUIRKS = [
     ("The answer is: 1948", ("1948",), True, True, "the plain case"),
-    ("the ANSWER is:1948.", ("1948",), True, True, "the marker in any case, without a blank"),
+    ("the ANSWER is:1948.", ("1948",), True, True, "the marker in any letter case, without a blank"),
     ("The answer is: 1977. No: the answer is: 1948", ("1948",), True, True, "the last marker counts"),
-    ("The answer is: 1948. The answer is: 1977", ("1948",), False, False, "and only the last"),
-    ("It was 1948.", ("1948",), False, False, "no marker: Unknown"),
-    ("The answer is 1948", ("1948",), False, False, "no colon is no marker"),
-    ("I cannot say.", ("no",), True, False, 'a missing marker counts as right where gold is "no": unkNOwn'),
+    ("The answer is: 1948. The answer is: 1977", ("1948",), False, False, "an earlier marker does not count"),
+    ("It was 1948.", ("1948",), False, False, "no marker counts as Unknown"),
+    ("The answer is 1948", ("1948",), False, False, "a marker needs its colon"),
+    ("I cannot say.", ("no",), True, False, 'without a marker, gold "no" is right: it is in "unknown"'),
     ("The answer is: nobody", ("no",), True, False, "a gold answer inside a word"),
     ("The answer is: 1948 or 1977", ("1948",), True, False, "an answer among others"),
     ("The answer is: 19480", ("1948",), True, False, "a number inside a number"),
     ("The answer is: 1977\nor perhaps 1948", ("1948",), True, False, "everything to the end of the reply counts"),
     ("The answer is: 1948\n(not 1977)", ("1948",), True, True, "strict reads the first line"),
     ("The answer is: whatever", ("The",), True, False, "a gold answer that normalizes to nothing is in everything"),
-    ("The answer is:", ("A",), True, False, "even in an empty answer"),
-    ("The answer is: 3,000", ("3 , 000",), False, False, "punctuation goes after blanks collapse: a double one stays"),
-    ("The answer is: 3 , 000", ("3 , 000",), True, True, "which the same spelling survives"),
-    ("The answer is: 1,200", ("1200",), True, True, "commas are punctuation before the thousands rule sees them"),
-    ("The answer is: 5", ("$5",), True, True, "symbols go as well"),
-    ("The answer is: a  b", ("a b",), True, True, "blanks collapse where no punctuation stands"),
-    ("The answer is: the Nile", ("Nile",), True, True, "articles go"),
+    ("The answer is:", ("A",), True, False, "it is even in an empty answer"),
+    ("The answer is: 3,000", ("3 , 000",), False, False, "a double blank stays where punctuation was removed"),
+    ("The answer is: 3 , 000", ("3 , 000",), True, True, "with the same spelling this does not matter"),
+    ("The answer is: 1,200", ("1200",), True, True, "commas are removed before the thousands rule applies"),
+    ("The answer is: 5", ("$5",), True, True, "symbols are removed too"),
+    ("The answer is: a  b", ("a b",), True, True, "double blanks collapse if there is no punctuation between them"),
+    ("The answer is: the Nile", ("Nile",), True, True, "articles are removed"),
     ("The answer is: Nile", ("Nil", "Nile"), True, True, "any of several answers"),
-    ("The answer is: \u201cNile\u201d", ("Nile",), True, False, "SQuAD's punctuation is ASCII alone"),
+    ("The answer is: \u201cNile\u201d", ("Nile",), True, False, "SQuAD removes only ASCII punctuation"),
     ("", ("1948",), False, False, "an empty reply"),
 ]
 
@@ -66,9 +66,9 @@ def test_quirks(reply, answers, paper, strict, why):
     [
         ("The answer is: 1948", False, False),
         ("It was 1948", True, True),
-        ("The answer is: Unknown", True, False),  # a genuine answer counts as a failure of the format
-        ("The answer is: unknown.", False, False),  # with a full stop it does not
-        ("The answer is:", False, True),  # nothing after the marker is no failure to the paper
+        ("The answer is: Unknown", True, False),  # a genuine answer that counts as a format failure
+        ("The answer is: unknown.", False, False),  # does not count with a full stop
+        ("The answer is:", False, True),  # to the paper, nothing after the marker is not a failure
         ('The answer is: "..."', False, True),
     ],
 )
@@ -78,7 +78,7 @@ def test_failures(reply, paper, strict):
     assert not (result.failure and (result.exact_match or result.f1))
 
 
-def test_failures_are_counted_for_nq_and_nq_swap_alone():
+def test_failures_are_counted_for_nq_and_nq_swap_only():
     from fastmem.lab.tasks import TASKS
 
     assert {name for name, task in TASKS.items() if task.counts_failures} == {"nq", "nq_swap"}
@@ -90,11 +90,11 @@ def test_failures_are_counted_for_nq_and_nq_swap_alone():
         ("The answer is: heavy", "heavy", "fonder", True, True),
         ('The answer is: "heavy".', "heavy", "fonder", True, True),
         ("The answer is: fonder", "heavy", "fonder", False, False),
-        ('The answer is: "heavy" or "fonder"', "heavy", "fonder", True, False),  # both echoed
+        ('The answer is: "heavy" or "fonder"', "heavy", "fonder", True, False),  # names both
         ("The answer is: Absence makes the heart grow heavy.", "heavy", "fonder", True, False),
-        ("The answer is: superstition", "it", "superstition", True, False),  # cannot be lost, in the paper's rule
+        ("The answer is: superstition", "it", "superstition", True, False),  # always right by the paper's rule
         ("The answer is: unclean", "clean", "unclean", True, False),
-        ("The answer is: god", "God", "god", True, False),  # letter case alone tells them apart
+        ("The answer is: god", "God", "god", True, False),  # the candidates differ only in letter case
         ("The answer is: God.", "God", "god", True, True),
     ],
 )
@@ -117,7 +117,7 @@ def test_remembered_answer():
     ("answer", "gold", "f1"),
     [
         ("Timothy Schmit", "Timothy B. Schmit", 0.8),
-        ("Timothy Timothy", "Timothy B. Schmit", 0.4),  # a word counts as often as gold has it
+        ("Timothy Timothy", "Timothy B. Schmit", 0.4),  # a word counts at most as often as in the gold answer
         ("the Nile", "Nile", 1.0),
         ("Nile", "Rhine", 0.0),
     ],
@@ -128,10 +128,10 @@ def test_f1(answer, gold, f1):
     assert token_f1(answer, []) == 0.0
 
 
-def test_normalizations_differ_where_the_paper_is_odd():
-    assert paper_normalize("The  Cat, a -- dog") == "cat  dog"  # what stood around the dashes stays
+def test_normalizations_differ_in_the_papers_quirks():
+    assert paper_normalize("The  Cat, a -- dog") == "cat  dog"  # the blanks around the dashes stay
     assert squad_normalize("The  Cat, a -- dog") == "cat dog"
-    assert squad_normalize("A") == "a"  # instead of nothing
+    assert squad_normalize("A") == "a"  # not empty
     assert paper_normalize("A") == ""
     assert paper_answer("nothing") == "Unknown"
     assert strict_answer("nothing") is None
@@ -151,11 +151,11 @@ def test_exact_match_is_reflexive(text):
     assert token_f1(text, [text]) == pytest.approx(1.0)
 
 
-def test_real_memotrap_rows_that_cannot_be_lost(shared):
+def test_real_memotrap_rows_that_are_always_right_by_the_papers_rule(shared):
     rows = load("memotrap", shared / "data/memotrap/memotrap_936.json").examples
-    lost = [e for e in rows if grade(f"The answer is: {e.original_answers[0]}", e).paper_correct]
-    assert len(lost) == 13
-    assert sum(e.choices[0].lower() == e.choices[1].lower() for e in lost) == 6
+    always_right = [e for e in rows if grade(f"The answer is: {e.original_answers[0]}", e).paper_correct]
+    assert len(always_right) == 13
+    assert sum(e.choices[0].lower() == e.choices[1].lower() for e in always_right) == 6
     assert not any(grade(f"The answer is: {e.original_answers[0]}", e).exact_match for e in rows)
     assert all(grade(f"The answer is: {e.answers[0]}", e).exact_match for e in rows)
 

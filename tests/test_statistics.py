@@ -1,4 +1,4 @@
-"""Means carry n and an interval, groups widen it, and two methods are compared on the same rows."""
+"""Means with n and an interval over groups, and comparisons of two methods on the same rows."""
 
 import numpy as np
 import pytest
@@ -13,13 +13,13 @@ def test_mean_and_interval():
     result = mean(values)
     assert result.value == pytest.approx(np.mean(values))
     assert (result.n, result.groups, result.missing, result.how) == (400, 400, 0, "bootstrap")
-    error = 1.96 * np.std(values) / 20  # the normal interval, which the bootstrap meets at this n
+    error = 1.96 * np.std(values) / 20  # the normal interval; the bootstrap is close to it at this n
     assert result.low == pytest.approx(result.value - error, abs=0.1 * error)
     assert result.high == pytest.approx(result.value + error, abs=0.1 * error)
     assert mean(values) == result  # seeded
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+def test_the_interval_covers_the_truth_about_as_often_as_it_should():
     random = np.random.default_rng(2)
     covered = 0
     for _ in range(60):
@@ -41,20 +41,20 @@ def test_rows_of_one_group_count_once():
     assert (grouped.n, grouped.groups) == (400, 100)
 
 
-def test_groups_of_different_size_weigh_by_their_rows():
+def test_groups_are_weighted_by_their_rows():
     assert mean([1.0, 1.0, 0.0], ["a", "a", "b"]).value == pytest.approx(2 / 3)
     values, groups = [], []
-    for question in range(80):  # one wrong row, or nine right ones
+    for question in range(80):  # a group is one wrong row or nine right ones
         rows = 9 if question % 2 else 1
         values += [rows == 9] * rows
         groups += [str(question)] * rows
     result = mean(values, groups)
-    drawn = stats.binom(80, 0.5).ppf([0.025, 0.975])  # large groups in a resample of 80
+    drawn = stats.binom(80, 0.5).ppf([0.025, 0.975])  # number of large groups in a resample of 80
     assert result.value == pytest.approx(0.9)
     assert (result.low, result.high) == pytest.approx(tuple(9 * drawn / (9 * drawn + 80 - drawn)), abs=0.01)
 
 
-def test_missing_values_are_told():
+def test_missing_values_are_counted():
     result = mean([1.0, None, 0.0, None])
     assert (result.value, result.n, result.missing) == (0.5, 2, 2)
     nothing = mean([None, None])
@@ -91,7 +91,7 @@ def test_paired_bootstrap():
     first = random.normal(0.0, 1.0, 200)
     better = compare(list(first), list(first + random.normal(0.05, 0.1, 200)))
     assert better.test == "paired bootstrap"
-    assert better.p_value < 0.001  # the rows vary by 1, the differences by 0.1: unpaired this would drown
+    assert better.p_value < 0.001  # the rows vary by 1, the differences by 0.1: an unpaired test would find nothing
     assert 0.0 < better.difference.low < better.difference.high < 0.1
     same = compare(list(first), list(first + random.normal(0.0, 0.1, 200)))
     assert same.p_value > 0.05
@@ -101,7 +101,7 @@ def test_paired_bootstrap():
     assert worse.p_value < 0.001
 
 
-def test_comparison_takes_rows_that_both_have():
+def test_comparison_uses_the_rows_that_both_have():
     result = compare([0.1, None, 0.3, 0.4], [0.2, 0.5, None, 0.3])
     assert (result.n, result.difference.missing, result.only_first, result.only_second) == (2, 2, 1, 1)
     assert compare([None], [True]).p_value is None

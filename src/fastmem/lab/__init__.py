@@ -1,1 +1,1 @@
-"""The experiments: tasks, scores, statistics, and what runs, searches and reports them."""
+"""Experiments: tasks, scores and statistics, and the code that runs, searches and reports them."""

@@ -1,4 +1,4 @@
-"""Reports: from the folders of runs to a Markdown table and one HTML page. Needs no model and no network."""
+"""Reports on finished runs: a Markdown table and one HTML page, made from the runs' folders without a model."""
 
 from fastmem.lab.report.page import page
 from fastmem.lab.report.results import Results, load_results

@@ -1,95 +1,83 @@
-"""Row by row, where a method and the base disagree: the document, the gold answer, the answers, which tokens moved."""
+"""The rows on which a method and the base disagree: document, gold answer, all answers, and the tokens that moved."""
 
 import math
 import re
-from html import escape
-from typing import Any
+from dataclasses import dataclass
 
-from fastmem.lab.report.results import BASE, Results, ordered
+from fastmem.lab.report.results import BASE, Results
+from fastmem.lab.scores.grading import Record
 from fastmem.lab.tasks.example import Example
 
-MOST_ROWS = 40  # of each list: a page of thousands of documents opens slowly and is read by nobody
+MOST_CARDS = 40  # per list, to keep a page of thousands of documents fast and readable
 _LONGEST_CONTEXT = 1500  # characters shown
+_FULL_COLOUR = 3  # nats, a factor of 20
 
 
-def disagreements(r: Results) -> str:
-    """A list of what each method repaired and one of what it broke; summaries: where they differ most in score."""
+@dataclass(frozen=True)
+class Card:
+    """One row. answers: every method's row for the example. context: pieces of text, each with the kind of its mark
+    ("gold", "known") or None. moved: (text, change as a share of full colour, tooltip) per token of the answer."""
+
+    method: str
+    example: Example
+    answers: list[Record]
+    context: list[tuple[str, str | None]]
+    moved: list[tuple[str, float, str]]
+
+
+@dataclass(frozen=True)
+class Disagreements:
+    """The answers of the base that a method "repaired" or "broke". cards: the first `MOST_CARDS` of `count` rows."""
+
+    method: str
+    verdict: str
+    count: int
+    cards: list[Card]
+
+
+def disagreements(r: Results) -> list[Disagreements]:
+    """For each method, what it repaired and what it broke. Empty for summaries, which are neither right nor wrong."""
     if BASE not in r.rows or r.kind == "summary":
-        return ""
-    base = {row["id"]: row for row in r.rows[BASE]}
+        return []
+    by_method = {method: {row["id"]: row for row in r.rows[method]} for method in r.methods}
     examples = {example.id: example for example in r.examples}
-    others = {m: {row["id"]: row for row in r.rows[m]} for m in ordered(list(r.rows))}
-    parts = ["<h3>Where methods disagree</h3>"]
-    for method in ordered(list(r.rows)):
-        if method == BASE:
-            continue
-        for right, title in ((True, "repaired"), (False, "broke")):
-            found = [
-                row
-                for row in r.rows[method]
-                if row["id"] in base
-                and bool(row["scores"]["paper_correct"]) is right
-                and bool(base[row["id"]]["scores"]["paper_correct"]) is not right
-            ]
-            if not found:
-                continue
-            more = f"<p class=small>{len(found) - MOST_ROWS} more are not shown.</p>" if len(found) > MOST_ROWS else ""
-            cards = "".join(_card(row, examples[row["id"]], others) for row in found[:MOST_ROWS])
-            parts.append(
-                f'<details class="{title}"><summary><b>{escape(method)}</b> {title} {len(found)} '
-                f"of the base's answers</summary>{cards}{more}</details>"
-            )
-    return "".join(parts) if len(parts) > 1 else ""
+    base = by_method[BASE]
 
-
-def _card(row: dict[str, Any], example: Example, others: dict[str, dict[str, dict[str, Any]]]) -> str:
-    answers = "".join(
-        _answer(method, rows[example.id], method == row["method"])
-        for method, rows in others.items()
-        if example.id in rows
-    )
-    known = f" <b>remembered</b> {escape(' / '.join(example.original_answers))}" if example.original_answers else ""
-    return (
-        f"<article><h4>{escape(example.question)}</h4><p class=context>{_context(example)}</p>"
-        f"<p class=gold><b>gold</b> {escape(' / '.join(example.answers))}{known}</p>"
-        f"<table class=answers>{answers}</table>{_moved(row)}</article>"
-    )
-
-
-def _answer(method: str, row: dict[str, Any], chosen: bool) -> str:
-    right = row["scores"]["paper_correct"]
-    said = row["error"] or row["text"]
-    mark = '<td class="right">✓</td>' if right else '<td class="wrong">✗</td>'
-    return f"<tr{' class=chosen' if chosen else ''}>{mark}<th>{escape(method)}</th><td>{escape(said)}</td></tr>"
-
-
-def _context(example: Example) -> str:
-    """The document with the gold and the remembered answers marked."""
-    text = example.context
-    cut = text if len(text) <= _LONGEST_CONTEXT else text[:_LONGEST_CONTEXT] + " …"
-    marks = [(a, "gold") for a in example.answers] + [(a, "known") for a in example.original_answers]
-    wanted = {a.lower(): kind for a, kind in reversed(marks) if a.strip()}
-    if not wanted:
-        return escape(cut)
-    pattern = "|".join(re.escape(a) for a in sorted(wanted, key=len, reverse=True))
-    out, last = [], 0
-    for match in re.finditer(pattern, cut, re.IGNORECASE):
-        kind = wanted.get(match.group().lower(), "gold")
-        out.append(f'{escape(cut[last : match.start()])}<mark class="{kind}">{escape(match.group())}</mark>')
-        last = match.end()
-    return "".join(out) + escape(cut[last:])
-
-
-def _moved(row: dict[str, Any]) -> str:
-    """The answer's tokens, coloured by how much likelier (or less likely) the memory made them."""
-    if not row.get("moved"):
-        return ""
-    spans = []
-    for text, base, now in row["moved"]:
-        strength = max(-1.0, min(1.0, (now - base) / 3))  # three nats, a factor of 20, is full colour
-        kind = "up" if strength >= 0 else "down"
-        said = f"{math.exp(base):.3f} → {math.exp(now):.3f}"
-        spans.append(
-            f'<span class="token {kind}" style="--strength:{abs(strength):.2f}" title="{said}">{escape(text)}</span>'
+    def card(row: Record) -> Card:
+        answers = [rows[row["id"]] for rows in by_method.values() if row["id"] in rows]
+        example = examples[row["id"]]
+        return Card(
+            row["method"], example, answers, _marked(example), [_moved(*token) for token in row.get("moved") or ()]
         )
-    return f"<p class=moved><b>moved by the memory</b> {''.join(spans)}</p>"
+
+    lists = []
+    for method in r.methods:
+        changed = [row for row in r.rows[method] if row["id"] in base and _right(row) is not _right(base[row["id"]])]
+        for verdict, right in (("repaired", True), ("broke", False)):
+            rows = [row for row in changed if _right(row) is right]
+            if rows:
+                lists.append(Disagreements(method, verdict, len(rows), [card(row) for row in rows[:MOST_CARDS]]))
+    return lists
+
+
+def _right(row: Record) -> bool:
+    return bool(row["scores"]["paper_correct"])
+
+
+def _marked(example: Example) -> list[tuple[str, str | None]]:
+    """The document in pieces: gold and remembered answers with their kind, the text between them with None."""
+    text = example.context
+    shown = text if len(text) <= _LONGEST_CONTEXT else text[:_LONGEST_CONTEXT] + " …"
+    kinds = {answer.lower(): "known" for answer in example.original_answers if answer.strip()}
+    kinds |= {answer.lower(): "gold" for answer in example.answers if answer.strip()}
+    if not kinds:
+        return [(shown, None)]
+    pattern = "|".join(re.escape(answer) for answer in sorted(kinds, key=len, reverse=True))
+    pieces = re.split(f"({pattern})", shown, flags=re.IGNORECASE)  # every second piece is a match
+    return [(piece, kinds.get(piece.lower(), "gold") if i % 2 else None) for i, piece in enumerate(pieces)]
+
+
+def _moved(text: str, base: float, memory: float) -> tuple[str, float, str]:
+    """An answer token and its log-probabilities without and with the memory, as `Card.moved` shows them."""
+    strength = max(-1.0, min(1.0, (memory - base) / _FULL_COLOUR))
+    return text, strength, f"{math.exp(base):.3f} → {math.exp(memory):.3f}"

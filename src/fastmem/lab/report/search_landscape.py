@@ -1,107 +1,97 @@
-"""What a search tried, as Markdown and as a picture; from the files it wrote."""
+"""The report of a recipe search: a Markdown table and an HTML section, from the search's files."""
 
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from fastmem.errors import RunError
-from fastmem.lab.report import svg_charts
+from fastmem.lab.report.charts import Curve
+from fastmem.lab.report.content import interval_text
+from fastmem.lab.report.table import markdown_table
+from fastmem.lab.report.templates import render
 from fastmem.lab.run import run_files
 
 SEARCH = "search.json"
 _MOST_LINES = 12
 
 Point = dict[str, Any]
+Slice = tuple[int, tuple[int, ...], float]  # steps, layers, alpha: the points of one grid
 
 
 def search_table(folder: Path) -> str:
-    """The best points, and what the search cost."""
-    found = _load(folder)
-    points = sorted(found["points"], key=lambda point: -point["score"])
-    lines = [
-        f"## Search on {found['task']} ({found['model_name']}, {folder.name})\n",
-        f"{len(points)} points on {len(found['data']['examples'])} examples of {found['data']['source']}, "
-        f"{found['seconds']:.1f} s of work. The best {min(len(points), _MOST_LINES)}:\n",
-        "| rate | steps | KL | layers | alpha | score |",
-        "| ---- | ----- | -- | ------ | ----- | ----- |",
-    ]
-    for point in points[:_MOST_LINES]:
-        recipe = point["recipe"]
-        lines.append(
-            f"| {recipe['learning_rate']:.3g} | {recipe['steps']} | {recipe['kl_weight']:.3g} | {recipe['layers']} | "
-            f"{point['alpha']:.3g} | {_interval(point)} |"
-        )
-    return "\n".join(lines) + "\n"
+    """The best points and the cost of the search, as Markdown. Errors: `RunError`."""
+    search = _load(folder)
+    points = sorted(search["points"], key=lambda point: -point["score"])
+    best = points[:_MOST_LINES]
+    return (
+        f"## Search on {search['task']} ({search['model_name']}, {folder.name})\n\n"
+        f"{len(points)} points on {len(search['data']['examples'])} examples of {search['data']['source']}, "
+        f"{search['seconds']:.1f} s of work. The best {len(best)}:\n\n"
+        + markdown_table(["rate", "steps", "KL", "layers", "alpha", "score"], [_cells(point) for point in best])
+    )
 
 
 def landscape(folder: Path) -> str:
-    """One coloured grid of rate by KL weight for every number of steps (and layers and alpha); as HTML."""
-    found = _load(folder)
-    points, winner = found["points"], found["best"]
-    recipe = winner["recipe"]
-    said = (
-        f"rate {recipe['learning_rate']:.3g}, {recipe['steps']} steps, KL {recipe['kl_weight']:.3g}, "
-        f"layers {recipe['layers']}" + (f", alpha {winner['alpha']:.3g}" if winner["alpha"] else "")
+    """The search as HTML: a grid of rate by KL weight per steps, layers and alpha, and the scores in order.
+
+    Errors: `RunError`.
+    """
+    search = _load(folder)
+    points, winner = search["points"], search["best"]
+    scores = [point["score"] for point in points]
+    best_so_far = [max(scores[: i + 1]) for i in range(len(scores))]
+    curves = {"score of each point": scores, "best so far": best_so_far}
+    slices = dict.fromkeys(map(_slice, points)) if search["sampler"] == "grid" else ()
+    return render(
+        "landscape.html.jinja",
+        search=search,
+        best=_description(winner),
+        best_score=_score(winner),
+        scale=(min(scores), max(scores)),
+        grids=[_grid([p for p in points if _slice(p) == key], winner, key) for key in slices],
+        curves=[Curve(name, values, values, values) for name, values in curves.items()],
     )
-    parts = [
-        f"<section><h2>Search on {escape(found['task'])} <small>{escape(found['model_name'])}</small></h2>"
-        f"<p class=small>{len(points)} points, {len(found['data']['examples'])} examples, "
-        f"{found['seconds']:.0f} s of work. Best: <b>{escape(said)}</b>, {_interval(winner)}.</p>"
-    ]
-    if found["sampler"] == "grid":
-        scale = min(p["score"] for p in points), max(p["score"] for p in points)
-        keys = dict.fromkeys(_slice(point) for point in points)
-        grids = "".join(_grid([p for p in points if _slice(p) == key], winner, key, scale) for key in keys)
-        parts.append(
-            f"<p class=small>One colour means one score everywhere: {scale[0]:.3f} the faintest, {scale[1]:.3f} the "
-            f"strongest. The best is framed.</p><div class=grids>{grids}</div>"
-        )
-    parts.append(f"<h3>What was tried, in order</h3>{_curve(points)}")
-    return "".join(parts) + "</section>"
 
 
-def _slice(point: Point) -> tuple[int, tuple[int, ...], float]:
+def _cells(point: Point) -> list[str]:
+    recipe = point["recipe"]
+    settings = [f"{recipe['learning_rate']:.3g}", str(recipe["steps"]), f"{recipe['kl_weight']:.3g}"]
+    return [*settings, str(recipe["layers"]), f"{point['alpha']:.3g}", _score(point)]
+
+
+def _description(point: Point) -> str:
+    rate, steps, kl_weight, layers, alpha, _ = _cells(point)
+    contrast = f", alpha {alpha}" if point["alpha"] else ""
+    return f"rate {rate}, {steps} steps, KL {kl_weight}, layers {layers}{contrast}"
+
+
+def _score(point: Point) -> str:
+    return interval_text(point["score"], point["low"], point["high"])
+
+
+def _slice(point: Point) -> Slice:
     return point["recipe"]["steps"], tuple(point["recipe"]["layers"]), point["alpha"]
 
 
-def _grid(
-    points: list[Point], winner: Point, key: tuple[int, tuple[int, ...], float], scale: tuple[float, float]
-) -> str:
-    rates = sorted({p["recipe"]["learning_rate"] for p in points})
-    kls = sorted({p["recipe"]["kl_weight"] for p in points})
+def _grid(points: list[Point], winner: Point, key: Slice) -> dict[str, object]:
+    """The values of one grid in the template. scores, best: by (rate, KL weight)."""
 
-    def place(point: Point) -> tuple[int, int]:
-        return rates.index(point["recipe"]["learning_rate"]), kls.index(point["recipe"]["kl_weight"])
+    def cell(point: Point) -> tuple[float, float]:
+        return point["recipe"]["learning_rate"], point["recipe"]["kl_weight"]
 
-    cells = {place(point): point["score"] for point in points}
     steps, layers, alpha = key
-    where = "" if layers == (-1,) else f", layers {', '.join(map(str, layers))}"
-    title = f"{steps} steps{where}" + (f", alpha {alpha:g}" if alpha else ", no contrast")
-    best = place(winner) if _slice(winner) == key else (-1, -1)
-    columns, rows = [f"KL {kl:g}" for kl in kls], [f"rate {rate:g}" for rate in rates]
-    drawn = svg_charts.grid(columns, rows, cells, best, title, scale)
-    return f"<figure><figcaption>{escape(title)}</figcaption>{drawn}</figure>"
-
-
-def _curve(points: list[Point]) -> str:
-    """Every point in the order it was tried, and the best so far."""
-    scores = tuple(float(point["score"]) for point in points)
-    best = tuple(max(scores[: i + 1]) for i in range(len(scores)))
-    panels = [
-        ("score of each point", svg_charts.Curve("score", scores, scores, scores)),
-        ("best so far", svg_charts.Curve("best", best, best, best)),
-    ]
-    return svg_charts.curves(panels, "score by point", "point")
-
-
-def _interval(point: Point) -> str:
-    if point["low"] is None:
-        return f"{point['score']:.3f}"
-    return f"{point['score']:.3f} [{point['low']:.3f}, {point['high']:.3f}]"
+    of_layers = "" if layers == (-1,) else f", layers {', '.join(map(str, layers))}"
+    scores = {cell(point): point["score"] for point in points}
+    return {
+        "title": f"{steps} steps{of_layers}" + (f", alpha {alpha:g}" if alpha else ", no contrast"),
+        "rates": sorted({rate for rate, _ in scores}),
+        "kl_weights": sorted({kl_weight for _, kl_weight in scores}),
+        "scores": scores,
+        "best": cell(winner) if _slice(winner) == key else None,
+    }
 
 
 def _load(folder: Path) -> dict[str, Any]:
-    found = run_files.read_json(folder / SEARCH)
-    if not found.get("points"):
-        raise RunError(f"the search in {folder} has not finished: start the same `fastmem search` again.")
-    return found
+    search = run_files.read_json(folder / SEARCH)
+    if not search.get("points"):
+        raise RunError(f"the search in {folder} has not finished: run the same `fastmem search` again.")
+    return search

@@ -1,7 +1,7 @@
-"""From a row and its example to its scores; from many rows to means. Needs no model, so results can be regraded.
+"""From rows to scores, and from scores to means.
 
-A row that ended in an error is graded as wrong and as a failure (summaries: 0), never left out: the denominator of
-every mean is all examples of the run.
+Grading needs no model, so finished runs can be graded again. A row that ended in an error counts as wrong and as a
+format failure (summaries: as 0), never as absent: every mean is over all examples of the run.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from fastmem.lab.tasks.example import Example, Kind
 
 Record = dict[str, Any]
 
-# What is reported of each kind of task, the headline first: name in the row -> title in tables.
+# The reported scores of each kind of task, the headline first: name in the row -> title in tables.
 ACCURACY = {
     "paper_correct": "accuracy (paper)",
     "exact_match": "exact match (strict)",
@@ -33,12 +33,12 @@ SUMMARY = {
 
 
 def columns(kind: Kind) -> dict[str, str]:
-    """The scores of a kind of task, in the order of tables."""
+    """The scores of a kind of task, in the order of tables: name -> title."""
     return SUMMARY if kind == "summary" else ACCURACY
 
 
 def graded(reply: str, example: Example) -> Record:
-    """The scores of an answer to a question or a choice: both forms."""
+    """The scores of an answer to a question or a choice, by the paper's rule and strictly."""
     return asdict(qa.grade(reply, example))
 
 
@@ -46,49 +46,54 @@ def failed(example: Example) -> Record:
     """The scores of an example whose answer ended in an error."""
     if example.kind == "summary":
         return dict.fromkeys(summary.NAMES, 0.0)
-    known = False if example.original_answers else None
-    return graded("", example) | {"paper_correct": False, "paper_failure": True, "remembered": known}
+    remembered = False if example.original_answers else None
+    return graded("", example) | {"paper_correct": False, "paper_failure": True, "remembered": remembered}
 
 
 def summarized(
     replies: Sequence[str], examples: Sequence[Example], scorers: summary.Scorers
 ) -> list[tuple[Record, Record]]:
-    """For every summary (scores by name, reasons by name of those that are missing)."""
+    """For every summary: (name -> score or None, name -> reason for each score that is missing)."""
     articles, references = [e.context for e in examples], [e.reference for e in examples]
-    found = summary.score_summaries(replies, articles, references, scorers)
+    scored = summary.score_summaries(replies, articles, references, scorers)
     return [
         ({k: s.value for k, s in row.items()}, {k: s.reason for k, s in row.items() if s.value is None})
-        for row in found
+        for row in scored
     ]
 
 
 def regraded(row: Record, example: Example) -> Record:
-    """The row with scores made anew from its raw text. Scores that need a model stay as they were."""
+    """The row with its scores computed again from the raw text. Scores that need a model stay as they were."""
     if row["error"]:
         return row | {"scores": failed(example)}
     if example.kind != "summary":
         return row | {"scores": graded(row["text"], example)}
-    again = {k: s[0].value for k, s in summary.rouge([row["text"]], [example.reference]).items()}
-    if not row["text"].strip():
-        again = dict.fromkeys(summary.ROUGE, 0.0)
-    return row | {"scores": row["scores"] | again}
+    if row["text"].strip():
+        rouge = {k: scores[0].value for k, scores in summary.rouge([row["text"]], [example.reference]).items()}
+    else:
+        rouge = dict.fromkeys(summary.ROUGE, 0.0)
+    return row | {"scores": row["scores"] | rouge}
 
 
 def values(rows: Iterable[Record], name: str) -> list[float | bool | None]:
-    """One score of every row; None where it is missing."""
+    """One score of every row, or None if the row lacks it."""
     return [row["scores"].get(name) for row in rows]
 
 
+def mean(rows: Sequence[Record], name: str) -> statistics.Mean:
+    """The mean of one score over the rows of one method, with an interval over groups."""
+    return statistics.mean(values(rows, name), [row["group"] for row in rows])
+
+
 def means(rows: Sequence[Record], kind: Kind) -> dict[str, statistics.Mean]:
-    """Every score of the rows of one method, with its interval over groups."""
-    groups = [row["group"] for row in rows]
-    return {name: statistics.mean(values(rows, name), groups) for name in columns(kind)}
+    """`mean` of every score of the kind of task."""
+    return {name: mean(rows, name) for name in columns(kind)}
 
 
 def missing(rows: Iterable[Record]) -> dict[str, str]:
-    """Why scores are missing: the first reason of each name."""
-    found: dict[str, str] = {}
+    """Name of each score that some row lacks -> the first reason given."""
+    reasons: dict[str, str] = {}
     for row in rows:
         for name, reason in (row.get("missing") or {}).items():
-            found.setdefault(name, reason)
-    return found
+            reasons.setdefault(name, reason)
+    return reasons

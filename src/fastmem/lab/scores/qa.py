@@ -1,8 +1,8 @@
-"""Grading one answer in two forms, which stand side by side in every result.
+"""Grading of one answer in two ways, both reported in every result.
 
-`paper`: what the authors' code counts (IAAR-Shanghai/FastMem `src/utils.py`, `src/train_and_inference.py`), quirks
-included, so that figures can be compared with the published ones. `strict`: SQuAD's exact match and F1 (arXiv
-1606.05250) on the answer's line, where an answer without the asked format is never right. Pure text; knows no task.
+`paper`: the authors' code (IAAR-Shanghai/FastMem `src/utils.py`, `src/train_and_inference.py`), quirks included, to
+compare with the published figures. `strict`: SQuAD's exact match and F1 (arXiv 1606.05250) on the first line of the
+answer; an answer without the required format is never right.
 """
 
 import re
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from fastmem.lab.tasks.example import Example
 
-UNKNOWN = "Unknown"  # the paper's stand-in for an answer without the marker
+UNKNOWN = "Unknown"  # the paper's answer for a reply without the marker
 
 _MARKER = re.compile(r"the answer is:\s*", re.IGNORECASE)
 _PAPER_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -23,14 +23,14 @@ _PUNCTUATION = frozenset(string.punctuation)
 
 @dataclass(frozen=True)
 class Grade:
-    """How one answer did.
+    """The grades of one answer.
 
-    answer: what strict grading read as the answer; empty where the format failed.
-    paper_correct: a normalized gold answer is contained in what follows the last marker.
-    paper_failure: what follows is `Unknown` (also because the marker is missing); the paper counts it on NQ, NQ-SWAP.
-    exact_match, f1: against the nearest gold answer, 0 on a failure.
+    answer: the answer as strict grading reads it; empty after a format failure.
+    paper_correct: the text after the last marker contains a normalized gold answer.
+    paper_failure: that text is `Unknown`, or the marker is missing; the paper counts it on NQ and NQ-SWAP.
+    exact_match, f1: against the nearest gold answer; 0 after a format failure.
     failure: the marker is missing, or nothing follows it.
-    remembered: the answer is exactly one the model was expected to remember; None where none is known.
+    remembered: the answer equals one the model is expected to remember; None if no such answer is known.
     """
 
     answer: str
@@ -43,11 +43,11 @@ class Grade:
 
 
 def grade(reply: str, example: Example) -> Grade:
-    """Both forms for a model's raw reply to a question or a choice."""
+    """Both gradings of a model's raw reply to a question or a choice."""
     answer = strict_answer(reply)
     if example.choices:
         exact = answer is not None and _chosen(answer, example.choices) == example.answers[0]
-        f1 = float(exact)  # a share of a candidate is no choice
+        f1 = float(exact)  # naming part of a candidate does not choose it
     else:
         exact = answer is not None and exact_match(answer, example.answers)
         f1 = token_f1(answer, example.answers) if answer is not None else 0.0
@@ -64,16 +64,15 @@ def grade(reply: str, example: Example) -> Grade:
 
 
 def paper_answer(reply: str) -> str:
-    """Everything after the last `The answer is:` in whatever case, to the end of the reply; without one, `Unknown`."""
+    """Everything after the last `The answer is:` (in any case), or `Unknown` if the reply has none."""
     return _MARKER.split(reply)[-1].strip() if _MARKER.search(reply) else UNKNOWN
 
 
 def paper_normalize(text: str) -> str:
-    """The authors' steps in their order: lower case, articles out, blanks to one, punctuation and symbols out, strip.
+    """The authors' steps in their order: lower case, no articles, single blanks, no punctuation or symbols, strip.
 
-    Blanks are collapsed before the punctuation between them goes, so double ones survive (`3 , 000` -> `3  000`).
-    Their fifth step, joining digits across a comma, comes after commas are gone and can never fire; it is left out
-    here.
+    Blanks are collapsed before the punctuation between them is removed, so double ones survive (`3 , 000` ->
+    `3  000`). The authors' fifth step, joining digits across a comma, never applies, since commas are gone by then.
     """
     text = _PAPER_ARTICLES.sub("", text.lower())
     text = re.sub(r"\s+", " ", text)
@@ -81,13 +80,16 @@ def paper_normalize(text: str) -> str:
 
 
 def paper_correct(reply: str, answers: Iterable[str]) -> bool:
-    """Containment, with what follows: gold "no" is in `unknown`, "it" in "superstition", and "The" in anything."""
-    said = paper_normalize(paper_answer(reply))
-    return any(paper_normalize(answer) in said for answer in answers)
+    """Whether the answer contains a gold answer, even inside a word ("it" in "superstition", "no" in `unknown`).
+
+    A gold answer that is empty once normalized, such as "The", is in anything.
+    """
+    given = paper_normalize(paper_answer(reply))
+    return any(paper_normalize(answer) in given for answer in answers)
 
 
 def strict_answer(reply: str) -> str | None:
-    """The first line after the last marker; None where the marker is missing or nothing follows: a format failure."""
+    """The first line after the last marker; None, a format failure, if there is no marker or nothing follows it."""
     if not _MARKER.search(reply):
         return None
     lines = _MARKER.split(reply)[-1].strip().splitlines()
@@ -95,32 +97,34 @@ def strict_answer(reply: str) -> str | None:
 
 
 def squad_normalize(text: str) -> str:
-    """SQuAD's: lower case, ASCII punctuation and articles out, blanks to one. A text of nothing else stays."""
+    """SQuAD's: lower case, no ASCII punctuation or articles, single blanks. If nothing remains, only lower case."""
     bare = "".join(c for c in text.lower() if c not in _PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split()) or text.lower().strip()
 
 
 def exact_match(answer: str, answers: Iterable[str]) -> bool:
-    """Equality with one of the answers after SQuAD's normalization."""
-    said = squad_normalize(answer)
-    return any(squad_normalize(gold) == said for gold in answers)
+    """Whether the answer equals one of `answers` after SQuAD's normalization."""
+    given = squad_normalize(answer)
+    return any(squad_normalize(gold) == given for gold in answers)
 
 
 def token_f1(answer: str, answers: Iterable[str]) -> float:
-    """SQuAD's F1 of the words in common, with the nearest of the answers."""
+    """SQuAD's F1 over shared words, against the best matching of `answers`."""
 
-    def one(gold: str) -> float:
-        said, asked = squad_normalize(answer).split(), squad_normalize(gold).split()
-        common = sum((Counter(said) & Counter(asked)).values())
-        return 2 * common / (len(said) + len(asked)) if said or asked else 1.0
+    given = squad_normalize(answer).split()
 
-    return max((one(gold) for gold in answers), default=0.0)
+    def f1(gold: str) -> float:
+        expected = squad_normalize(gold).split()
+        common = (Counter(given) & Counter(expected)).total()
+        return 2 * common / (len(given) + len(expected)) if given or expected else 1.0
+
+    return max(map(f1, answers), default=0.0)
 
 
 def _chosen(answer: str, choices: tuple[str, ...]) -> str | None:
-    """The one candidate the answer is; None for both, for neither and for a sentence around one.
+    """The candidate that the answer names; None if it names both or neither, or puts one in a sentence.
 
-    Candidates that differ in letter case alone (God, god) are told apart by it.
+    Candidates that differ only in letter case (God, god) are compared case-sensitively.
     """
     if squad_normalize(choices[0]) == squad_normalize(choices[1]):
         bare = answer.strip(string.punctuation + string.whitespace)

@@ -1,10 +1,10 @@
-"""Means with intervals, and two methods compared on the same rows.
+"""Means with intervals, and comparisons of two methods on the same rows.
 
-Rows of one group (the same question asked of several passages) are not independent, so groups are what is resampled; a
-group of one row each gives the ordinary bootstrap. Resampling, exact intervals and the binomial test are scipy's.
+Rows of one group (the same question about several passages) are not independent, so the bootstrap resamples groups;
+with one row per group it is the ordinary bootstrap. Resampling, exact intervals and the binomial test are scipy's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,16 @@ from fastmem.errors import InputError
 CONFIDENCE = 0.95
 RESAMPLES = 5000
 SEED = 0
-_BATCH = 250  # resamples at a time: 4,746 rows make 9.5 MB of indices
+_BATCH = 250  # resamples at a time; for 4,746 rows their indices take 9.5 MB
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over `n` rows in `groups` groups and its interval; `missing` rows had no value and are in none of these.
+    """A mean over `n` rows in `groups` groups, and its interval. `missing` further rows had no value.
 
-    how: "bootstrap" (percentile, over groups); "exact" (Clopper-Pearson, over groups) for right-or-wrong values that
-        are all alike, where resampling would pretend to certainty; "none" for other values all alike and for no
-        value at all, where low and high are None.
+    how: "bootstrap" (percentile, over groups); "exact" (Clopper-Pearson, over groups) for booleans that are all
+        equal, since resampling them would give an interval of width 0; "none" for other values that are all equal
+        and for no value at all: low and high are then None.
     """
 
     value: float | None
@@ -38,12 +38,12 @@ class Mean:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Second method minus first, on the `n` rows where both have a value.
+    """Second method minus first, on the `n` rows that have a value under both.
 
     difference: the mean difference with its paired bootstrap interval, over groups.
-    p_value: two-sided; None where there is no row, or nothing to resample.
-    test: "mcnemar" (exact) for right and wrong, "paired bootstrap" otherwise.
-    only_first, only_second: rows right under one method alone (mcnemar), or higher under it.
+    p_value: two-sided; None if there are no rows, or (bootstrap) if all groups differ by the same amount.
+    test: "mcnemar" (exact) for booleans, "paired bootstrap" otherwise.
+    only_first, only_second: rows that are right under this method only (booleans), or higher under it.
     """
 
     difference: Mean
@@ -55,13 +55,13 @@ class Comparison:
 
 
 def mean(values: Sequence[float | bool | None], groups: Sequence[str] | None = None) -> Mean:
-    """The mean of the values that are there, with a 95 % interval. groups: one name per value; none: each its own."""
+    """The mean of all values but None, with a 95 % interval. groups: a name per value; by default all differ."""
     sums, counts, missing = _by_group(values, groups)
     n = int(counts.sum())
     if n == 0:
         return Mean(None, None, None, 0, 0, missing, "none")
     value = float(sums.sum() / n)
-    low, high, how = _interval(sums, counts, all(isinstance(v, (bool, np.bool_)) for v in values if v is not None))
+    low, high, how = _interval(sums, counts, _all_boolean(v for v in values if v is not None))
     return Mean(value, low, high, n, len(counts), missing, how)
 
 
@@ -70,16 +70,16 @@ def compare(
 ) -> Comparison:
     """`second` against `first` on the same rows: McNemar's exact test for booleans, the paired bootstrap otherwise.
 
-    McNemar's test takes rows as independent; the interval of the difference does not, so where rows repeat questions
-    the interval is the safer of the two.
+    McNemar's test assumes independent rows, the interval of the difference does not. If rows repeat questions, trust
+    the interval. Errors: `InputError` if the methods do not have the same number of rows.
     """
     if len(first) != len(second):
-        raise InputError(f"two methods are compared on the same rows; given {len(first)} and {len(second)}.")
+        raise InputError(f"methods can only be compared on the same rows; given {len(first)} and {len(second)} rows.")
     both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     differences = [None if a is None or b is None else float(b) - float(a) for a, b in zip(first, second, strict=True)]
     difference = mean(differences, groups)
     only_first, only_second = sum(a > b for a, b in both), sum(b > a for a, b in both)
-    binary = all(isinstance(value, (bool, np.bool_)) for pair in both for value in pair)
+    binary = _all_boolean(value for pair in both for value in pair)
     test = "mcnemar" if binary else "paired bootstrap"
     if not both:
         return Comparison(difference, None, test, 0, 0, 0)
@@ -87,13 +87,17 @@ def compare(
     return Comparison(difference, p_value, test, len(both), only_first, only_second)
 
 
+def _all_boolean(values: Iterable[float | bool]) -> bool:
+    return all(isinstance(value, (bool, np.bool_)) for value in values)
+
+
 def _by_group(
     values: Sequence[float | bool | None], groups: Sequence[str] | None
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """(sum of each group [G], rows of each group [G], rows without a value)."""
+    """(sum per group [G], number of rows per group [G], number of rows without a value)."""
     names = range(len(values)) if groups is None else groups
     if len(names) != len(values):
-        raise InputError(f"one group per value is needed; given {len(names)} groups for {len(values)} values.")
+        raise InputError(f"every value needs a group; given {len(names)} groups for {len(values)} values.")
     sums: dict[object, float] = {}
     counts: dict[object, int] = {}
     for name, value in zip(names, values, strict=True):
@@ -114,12 +118,12 @@ def _interval(sums: np.ndarray, counts: np.ndarray, boolean: bool) -> tuple[floa
         right = len(counts) if shares[0] else 0
         exact = stats.binomtest(right, len(counts)).proportion_ci(CONFIDENCE, method="exact")
         return float(exact.low), float(exact.high), "exact"
-    low, high = _resampled(sums, counts).confidence_interval
+    low, high = _bootstrap(sums, counts).confidence_interval
     return float(low), float(high), "bootstrap"
 
 
-def _resampled(sums: np.ndarray, counts: np.ndarray) -> Any:
-    """scipy's bootstrap of the ratio of sums, groups resampled with their rows."""
+def _bootstrap(sums: np.ndarray, counts: np.ndarray) -> Any:
+    """scipy's bootstrap of the mean, resampling groups together with their rows."""
     from scipy import stats
 
     return stats.bootstrap(
@@ -143,10 +147,10 @@ def _mcnemar(only_first: int, only_second: int) -> float:
 
 
 def _paired_bootstrap(differences: Sequence[float | None], groups: Sequence[str] | None) -> float | None:
-    """Twice the smaller share of resampled differences on either side of 0; None where all groups differ alike."""
+    """Twice the smaller share of resampled differences on either side of 0; None if all groups differ equally."""
     sums, counts, _ = _by_group(differences, groups)
     if np.ptp(sums / counts) == 0:
         return None
-    drawn = _resampled(sums, counts).bootstrap_distribution
-    below, above = (drawn <= 0).sum() + 1, (drawn >= 0).sum() + 1
-    return float(min(1.0, 2 * min(below, above) / (len(drawn) + 1)))
+    resampled = _bootstrap(sums, counts).bootstrap_distribution
+    below, above = (resampled <= 0).sum() + 1, (resampled >= 0).sum() + 1
+    return float(min(1.0, 2 * min(below, above) / (len(resampled) + 1)))

@@ -1,0 +1,70 @@
+"""The facts, notes and numbers that the Markdown tables and the HTML page both show."""
+
+from fastmem.lab.report.results import Results
+from fastmem.lab.scores import grading
+from fastmem.lab.scores.grading import Record
+from fastmem.lab.scores.statistics import Mean
+
+
+def facts(r: Results) -> dict[str, str]:
+    """What was run, and where: name -> value."""
+    identity, environment = r.about["identity"], r.summary.get("environment", {})
+    recipe, data = identity["recipe"], identity["data"]
+    git = environment.get("git") or {}
+    commit = git.get("commit", "")[:10] + (", changed" if git.get("changed") else "")
+    return {
+        "examples": str(len(r.examples)),
+        "data": f"{data['source']}, {data['revision']}",
+        "rate": f"{recipe['learning_rate']:g}",
+        "steps": str(recipe["steps"]),
+        "KL weight": f"{recipe['kl_weight']:g}",
+        "layers": ", ".join(map(str, recipe["layers"])),
+        "placement": recipe["placement"],
+        "alpha": _contrast_strength(identity["decoding"]),
+        "type": identity["model"]["dtype"].removeprefix("torch."),
+        "device": environment.get("device", "unknown"),
+        "torch": environment.get("packages", {}).get("torch", "unknown"),
+        "fastmem": environment.get("fastmem", "unknown"),
+        "commit": commit or "unknown",
+    }
+
+
+def notes(r: Results) -> list[str]:
+    """Rows that are missing, errors, and scores that could not be computed."""
+    lines = []
+    if not r.complete:
+        missing = sum(len(r.examples) - len(rows) for rows in r.rows.values())
+        lines.append(f"Not finished: {missing} rows are missing; run the same `fastmem eval` again to continue.")
+    for method in r.methods:
+        if errors := r.errors(method):
+            lines.append(f"{method}: {len(errors)} errors, counted as wrong; the first: {errors[0]}")
+    return lines + [f"{', '.join(methods)}: {reason}" for reason, methods in r.missing.items()]
+
+
+def score_table(r: Results) -> tuple[list[str], list[list[str]]]:
+    """(header, one line per method): the number of rows and errors, and every score that has a value."""
+    titles = grading.columns(r.kind)
+    shown = [name for name in titles if any(r.mean(method, name).value is not None for method in r.rows)]
+    lines = [
+        [m, str(len(r.rows[m])), str(len(r.errors(m))), *(mean_text(r.mean(m, name)) for name in shown)]
+        for m in r.methods
+    ]
+    return ["method", "n", "errors", *(titles[name] for name in shown)], lines
+
+
+def mean_text(mean: Mean, sign: str = "") -> str:
+    """`0.715 [0.702, 0.728]`, or "missing". sign: "+" writes the sign of positive numbers too."""
+    return "missing" if mean.value is None else interval_text(mean.value, mean.low, mean.high, sign)
+
+
+def interval_text(value: float, low: float | None, high: float | None, sign: str = "") -> str:
+    """A number and its interval, if it has one."""
+    interval = "" if low is None or high is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]"
+    return f"{value:{sign}.3f}{interval}"
+
+
+def _contrast_strength(decoding: Record) -> str:
+    """`2`, or `2 among tokens of at least 0.05 of the top probability`."""
+    cut = decoding.get("relative_top")
+    among = "" if cut is None else f" among tokens of at least {cut:g} of the top probability"
+    return f"{decoding['alpha']:g}{among}"
