@@ -1,60 +1,90 @@
-"""The house holds: who imports whom, one door per outside library, and files that fit in a head."""
+"""The structure holds: who imports whom, where outside libraries are used, names, and files of a readable length."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "fastmem"
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "fastmem"
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
-# room -> rooms it may import from. `errors` and the package's version are open to everybody.
-ARROWS = {
+# room or file -> rooms and files it may import from. `errors` and the package's version are open to all.
+CORE = {"split", "learn", "memory", "answer", "prompts", "device_memory"}
+LIBRARY = CORE | {"model", "timing"}
+ARROWS: dict[str, set[str]] = {
     "errors": set(),
-    "core": {"core"},
-    "prompts": set(),
+    "atomic_write": set(),
+    "timing": set(),
+    "environment": set(),
+    "device_memory": set(),
+    "split": {"split"},
+    "memory": {"memory", "split", "atomic_write"},
+    "learn": {"learn", "memory", "split", "device_memory"},
+    "prompts": {"memory"},
+    "answer": {"answer", "memory", "split", "prompts", "device_memory"},
+    "loading": {"split"},
     "tiny": {"tiny"},
-    "loading": {"core"},
-    "streaming": set(),
-    "generation": {"core", "prompts", "streaming"},
-    "model": {"core", "prompts", "generation", "loading", "streaming", "tiny"},
-    "cost": {"core", "model"},
-    "lab": {"lab", "core", "prompts", "model", "generation", "tiny"},
-    "serve": {"serve", "core", "prompts", "model", "generation", "streaming", "tiny"},
-    "cli": {"cli", "lab", "serve", "core", "prompts", "loading", "model", "generation", "streaming", "tiny", "cost"},
+    "model": CORE | {"loading", "tiny"},
+    "surprisal_report": LIBRARY,
+    "export": LIBRARY,
+    "cost": LIBRARY,
+    "lab": LIBRARY | {"lab", "tiny", "environment", "atomic_write"},
+    "serve": LIBRARY | {"serve", "surprisal_report", "atomic_write"},
+    "cli": LIBRARY | {"cli", "lab", "serve", "tiny", "loading", "cost", "export", "environment", "surprisal_report"},
 }
-# outside library -> files and folders it may be imported in.
-DOORS = {
-    "transformers": ("core/trunk.py", "core/anatomy.py", "core/cache.py", "loading.py", "tiny/", "lab/metrics.py"),
-    "safetensors": ("core/files.py", "loading.py", "serve/export.py", "tiny/"),
+# outside library -> files and folders in which it may be imported.
+PLACES = {
+    "transformers": (
+        "split/",
+        "answer/cache.py",
+        "answer/prepare.py",
+        "model.py",
+        "loading.py",
+        "tiny/",
+        "lab/scores/summary.py",
+    ),
+    "safetensors": ("memory/memory_file.py", "loading.py", "export.py", "tiny/"),
     "datasets": ("lab/tasks/",),
-    "optuna": ("lab/search.py",),
+    "optuna": ("lab/search/",),
+    "jinja2": ("lab/report/",),
     "fastapi": ("serve/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
 }
 
 
+def relative(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+MODULES = {"fastmem." + relative(p).removesuffix(".py").removesuffix("/__init__").replace("/", "."): p for p in FILES}
+
+
 def room(path: Path) -> str:
-    relative = path.relative_to(SOURCE)
-    return relative.parts[0].removesuffix(".py") if relative.parts[0] != "__init__.py" else "package"
+    first = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    return "package" if first == "__init__" else first
 
 
-def imports(path: Path) -> set[str]:
+def imports(path: Path, typing_only: bool = True) -> set[str]:
+    """Full names of what a file imports; with typing_only=False without imports for type checkers and in functions."""
+    tree = ast.parse(path.read_text())
+    nodes = list(ast.walk(tree)) if typing_only else tree.body
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {
-                f"{node.module}.{alias.name}" if node.module == "fastmem" else node.module for alias in node.names
-            }
+            parts = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= parts if parts <= MODULES.keys() else parts | {node.module}
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+@pytest.mark.parametrize("path", FILES, ids=relative)
 def test_imports_follow_the_arrows(path: Path) -> None:
     own = room(path)
     if own == "package":
@@ -64,18 +94,56 @@ def test_imports_follow_the_arrows(path: Path) -> None:
     assert inside <= allowed, f"{own} may import {sorted(allowed)}, imports {sorted(inside - allowed)}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_outside_libraries_have_their_doors(path: Path) -> None:
-    relative = path.relative_to(SOURCE).as_posix()
+def test_imports_make_no_circle() -> None:
+    needs = {name: imports(path, typing_only=False) & MODULES.keys() for name, path in MODULES.items()}
+    left = dict(needs)
+    while free := [name for name, needed in left.items() if not needed & left.keys() - {name}]:
+        for name in free:
+            del left[name]
+    assert not left, f"these files import each other: {sorted(left)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_outside_libraries_have_their_places(path: Path) -> None:
     for name in imports(path):
         library = name.split(".")[0]
-        doors = DOORS.get(library)
-        assert doors is None or relative.startswith(doors), f"{library} belongs into {doors}, not into {relative}"
+        places = PLACES.get(library)
+        assert places is None or relative(path).startswith(places), f"{library} belongs in {places}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_a_file_fits_in_a_head(path: Path) -> None:
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_a_file_has_a_readable_length(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 350, "one idea per file: split it"
+
+
+def test_no_two_files_have_one_name() -> None:
+    names = Counter(path.name for path in FILES if not path.name.startswith("__"))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_the_map_names_every_file_once() -> None:
+    text = (ROOT / "docs" / "design.md").read_text()
+    listed = re.findall(r"^ *(\S+\.py) ", text.partition("## Every file")[2].partition("\n## ")[0], re.MULTILINE)
+    assert sorted(listed) == sorted(relative(path) for path in FILES if path.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) in CORE | {"model", "loading", "errors"}], ids=relative)
+def test_the_core_names_no_command_line_flag(path: Path) -> None:
+    assert re.findall(r"(?<![\w-])--[a-z][\w-]*", path.read_text()) == []
+
+
+def public_functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    tree = ast.parse(path.read_text())
+    scopes = [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_"))]
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    return [n for scope in scopes for n in scope.body if isinstance(n, kinds) and not n.name.startswith("_")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_no_public_function_returns_any(path: Path) -> None:
+    for function in public_functions(path):
+        returns = ast.unparse(function.returns) if function.returns else "nothing stated"
+        assert returns not in ("Any", "nothing stated", "Any | None"), f"{function.name} returns {returns}"
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

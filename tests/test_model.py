@@ -127,7 +127,8 @@ def test_what_is_too_long_says_by_how_much_and_is_cut_on_request() -> None:
     with pytest.raises(InputError) as error:
         llm.memorize(long)
     assert f"{tokens} tokens are {over} too many: the model has 160 positions." in str(error.value)
-    assert "--truncate" in str(error.value)
+    assert error.value.options == ("truncate",)
+    assert str(error.value).endswith("Options that help: truncate.")
     assert llm.memorize(long, truncate=True).details["tokens"] == 160
     llm = short(400)
     with pytest.raises(InputError, match=r"\d+ tokens and 20 for the answer are \d+ too many"):
@@ -181,8 +182,9 @@ def test_running_out_of_memory_says_what_to_lower(llm: FastMem, monkeypatch: pyt
 
     monkeypatch.setattr(llm.split_model, "head", full)
     for call in (lambda: llm.memorize(CONTEXT), lambda: llm.generate("Hello?")):
-        with pytest.raises(ResourceError, match=r"out of memory .*: shorten the context \(--truncate\), lower"):
+        with pytest.raises(ResourceError, match=r"out of memory .*: shorten the context, decode fewer") as error:
             call()
+        assert "Options that help: truncate, batch_size" in str(error.value)
 
 
 def test_without_a_tokenizer_only_tokens_come() -> None:
@@ -207,13 +209,14 @@ def test_empty_questions_and_prompts(llm: FastMem) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"steps": -1}, "recipe steps (--steps) is -1: give a whole number, 0 or more."),
-        ({"learning_rate": float("nan")}, "recipe learning_rate (--learning-rate) is nan: give a number, 0 to 10."),
-        ({"kl_weight": -0.1}, "recipe kl_weight (--kl-weight) is -0.1: give a number, 0 or more."),
-        ({"layers": ()}, "recipe layers takes layer numbers such as (-1,)"),
+        ({"steps": -1}, "recipe steps is -1: give a whole number, 0 or more."),
+        ({"learning_rate": float("nan")}, "recipe learning_rate is nan: give a number, 0 to 10."),
+        ({"kl_weight": -0.1}, "recipe kl_weight is -0.1: give a number, 0 or more."),
+        ({"layers": ()}, "recipe layers is (): give layer numbers such as (-1,)."),
     ],
 )
 def test_recipes_out_of_range(changes: dict, text: str) -> None:
     with pytest.raises(InputError) as error:
         Recipe(**changes)
     assert text in str(error.value)
+    assert [error.value.field] == list(changes)

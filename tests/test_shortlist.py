@@ -12,9 +12,9 @@ from torch import nn
 from families import build
 from fastmem import FastMem, Memory, Recipe
 from fastmem.errors import InputError
-from fastmem.learn import memorize, optimize, sampled_softmax
+from fastmem.learn import optimize, sampled_softmax
 from fastmem.learn.objective import plain
-from fastmem.memory import memory_file
+from fastmem.memory import memory as memory_module
 from fastmem.split.split_model import SplitModel
 from test_memorize import QUERY, TOKENS, losses, recipe
 from test_speed_paths import Int8Linear, documents, quantized
@@ -28,9 +28,8 @@ def double(family):
 
 
 def optimization(llm, size, tokens=TOKENS, **changes):
-    layers = changes.get("layers", (-1,))
-    reading = memorize.read(llm.split_model, tokens.ids, tokens.scored, llm.split_model.indices(layers))
-    return optimize.Optimization(llm.split_model, [reading], recipe(shortlist=size, **changes))
+    reading = llm.read(tokens, changes.get("layers", (-1,)))
+    return optimize.Optimization(llm.split_model, reading, recipe(shortlist=size, **changes))
 
 
 def assert_equal(found, wanted, tolerance=1e-9):
@@ -44,18 +43,19 @@ def test_loss_and_gradient_at_the_start_are_exact(family, layers):
     llm = double(family)
     exact, short = (optimization(llm, size, layers=layers) for size in (None, 40))
     for run in (exact, short):
-        run.gradients(0)
-    ((chunk,),) = (group.chunks for group in short.groups)
+        run.compute_gradients()
+    ((chunk,),) = (piece.chunks for piece in short.pieces)
     assert chunk.base_logits.shape[1] < 60
-    assert_equal(short.losses[0], exact.losses[0])
-    assert short.losses[0][0, 2] == 0
-    for name, wanted in exact.tunings[0].gradients.items():
-        assert_equal(short.tunings[0].gradients[name], wanted)
+    (found,), (wanted,) = (torch.tensor([[s.loss, s.cross_entropy, s.kl] for s in r.trace()]) for r in (short, exact))
+    assert_equal(found, wanted)
+    assert short.trace()[0].kl == 0
+    for name, gradient in exact._gradients.items():
+        assert_equal(short._gradients[name], gradient)
 
 
 def test_the_error_grows_with_the_square_of_the_way():
     llm = double("gemma2")
-    ((whole, short),) = ((g.whole[0], g.chunks[0]) for g in optimization(llm, 40).groups)
+    ((whole, short),) = ((piece.exact[0], piece.chunks[0]) for piece in optimization(llm, 40).pieces)
     way = torch.randn(whole.base_hidden.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def wrong_by(length):
@@ -73,17 +73,17 @@ def random_logits():
 
 def test_the_targets_and_what_carries_most_is_listed():
     logits, targets = random_logits(), torch.tensor([5, 5, 9, 30, 31, 32, 33])
-    found = sampled_softmax.chosen(logits, targets, 24)
+    found = sampled_softmax.choose_tokens(logits, targets, 24)
     mass = logits.softmax(-1).sum(0)
     free = [v for v in range(90) if v not in targets]
     assert found.listed.tolist() == sorted([*sorted(free, key=lambda v: -mass[v])[:6], *set(targets.tolist())])
-    assert sampled_softmax.chosen(logits, targets, 1).listed.tolist() == sorted(set(targets.tolist()))
+    assert sampled_softmax.choose_tokens(logits, targets, 1).listed.tolist() == sorted(set(targets.tolist()))
 
 
 def test_the_sample_stands_for_all_others():
     """Each token for as much as is between two draws: what it counts for is never more than half a draw off."""
     logits, targets = random_logits(), torch.tensor([5, 5, 9, 30, 31, 32, 33])
-    found = sampled_softmax.chosen(logits, targets, 24)
+    found = sampled_softmax.choose_tokens(logits, targets, 24)
     mass = logits.softmax(-1).sum(0)
     left = [v for v in range(90) if v not in found.listed]
     assert set(found.sampled.tolist()) <= set(left)
@@ -98,7 +98,7 @@ def test_the_sample_stands_for_all_others():
 def test_the_others_keep_their_mass():
     logits = 3 * torch.randn(7, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     tokens = torch.tensor([0, 4, 59])
-    rest, among = sampled_softmax.others(logits, tokens)
+    rest, among = sampled_softmax.remaining_tokens(logits, tokens)
     p = logits.softmax(-1)
     p[:, tokens] = 0
     assert_equal(rest, logits.logsumexp(-1) + p.sum(-1).log())
@@ -142,7 +142,7 @@ def test_one_that_is_too_far_off_is_memorized_again_exactly(caplog):
     llm = double("llama")
     with caplog.at_level(logging.WARNING, logger="fastmem"):
         memory = llm.memorize(TOKENS, recipe(learning_rate=3e-2, shortlist=20))
-    assert "recipe shortlist 20 was too short: its loss was off by" in caplog.text
+    assert "recipe shortlist 20 is too small: the loss was off by" in caplog.text
     exact = llm.memorize(TOKENS, recipe(learning_rate=3e-2))
     assert memory.recipe == exact.recipe
     assert memory.trace == exact.trace
@@ -193,13 +193,13 @@ def test_a_head_that_is_more_than_its_rows_is_refused(llama):
     llama.lm_head.__class__ = Centred
     llm = FastMem(llama, None)
     llm.memorize(TOKENS, recipe())
-    with pytest.raises(InputError, match=r"shortlist \(--shortlist\) does not suit 'llama'.*Leave it out"):
+    with pytest.raises(InputError, match=r"recipe shortlist does not work with 'llama'.*Leave it out"):
         llm.memorize(TOKENS, recipe(shortlist=40))
 
 
 def test_a_head_without_rows_is_refused(llama):
     llama.lm_head = Int8Linear(llama.lm_head)
-    with pytest.raises(InputError, match=r"needs an output embedding with rows of floats, 'llama' has Int8Linear"):
+    with pytest.raises(InputError, match=r"needs an output embedding with float rows; 'llama' has Int8Linear"):
         FastMem(llama, None).memorize(TOKENS, recipe(shortlist=40))
 
 
@@ -213,19 +213,18 @@ def test_gathered_rows_copy_no_other_weight(llama):
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, True])
 def test_a_shortlist_is_a_number_of_tokens(size):
-    with pytest.raises(InputError, match=r"recipe shortlist \(--shortlist\) is .*: give a whole number, 1 or more"):
+    with pytest.raises(InputError, match=r"recipe shortlist is .*: give a whole number, 1 or more"):
         Recipe(shortlist=size)
 
 
 def test_a_memory_from_before_there_were_shortlists_is_read(tmp_path, monkeypatch, llama):
     memory = FastMem(llama, None).memorize(TOKENS, recipe(steps=1))
-    whole = memory_file._record
+    whole = memory_module.write_memory_file
 
-    def as_before(*arguments):
-        record = whole(*arguments)
+    def as_before(path, tensors, record):
         del record["recipe"]["shortlist"]
-        return record
+        whole(path, tensors, record)
 
-    monkeypatch.setattr(memory_file, "_record", as_before)
+    monkeypatch.setattr(memory_module, "write_memory_file", as_before)
     memory.save(tmp_path / "old.safetensors")
     assert Memory.load(tmp_path / "old.safetensors").recipe == memory.recipe

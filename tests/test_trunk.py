@@ -181,7 +181,7 @@ def test_gradients_are_those_of_the_whole_model_and_nowhere_else(family, layers)
 def test_layers_that_do_not_exist_are_named(llama):
     split_model = SplitModel(llama)
     assert split_model.indices((-1, 0, 2)) == (0, 2)
-    with pytest.raises(InputError, match=r"layer 3 does not exist: accepted are -3 to 2"):
+    with pytest.raises(InputError, match=r"layer 3 does not exist: give -3 to 2"):
         split_model.indices((3,))
 
 
@@ -235,7 +235,7 @@ def test_a_training_model_is_read_as_in_evaluation_and_stays_training():
 
 
 REFUSALS = {
-    "mamba": "'mamba' cannot be split .* its last layer holds no feed-forward network",
+    "mamba": "'mamba' cannot be split .* its last layer has no feed-forward network",
     "bert": "'bert' cannot be split .* it reads ahead .* give a causal model",
     "t5": "'t5' cannot be split .* it is an encoder-decoder; give a decoder-only causal language model",
 }

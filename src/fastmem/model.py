@@ -5,8 +5,7 @@
     out = llm.generate(prompt, memory=memory)
     out = llm.answer(question, context)
 
-The model is never written to. Between calls only caches are kept, of what can be computed again, so several threads
-may use one `FastMem`.
+The model is never written to, and only caches are kept between calls, so several threads may use one `FastMem`.
 """
 
 import functools
@@ -16,7 +15,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -35,10 +34,13 @@ from fastmem.learn.optimize import Reading
 from fastmem.loading import load
 from fastmem.memory.compatibility import require_same
 from fastmem.memory.memory import Base, Memory, Step, digest
-from fastmem.memory.recipe import Recipe
+from fastmem.memory.recipe import Recipe, changed_recipe
 from fastmem.prompts import Chat, Prompt, Tokens
 from fastmem.split.hooks import FFN
 from fastmem.split.split_model import SplitModel
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 log = logging.getLogger("fastmem")
 
@@ -76,20 +78,17 @@ class FastMem:
         """A model by hub id or folder; None for the embedded one. `kwargs` go to transformers' `from_pretrained`.
 
         dtype: as in transformers ("auto", "bfloat16", ...); None keeps the checkpoint's. device: "cpu", "cuda", ...;
-        None takes a GPU if there is one. recipe: the default of `memorize`; the embedded model brings its own.
-        Errors: `InputError` for a folder that is absent or has no model, `UnsupportedModelError` for a model that
-        is not a causal language model.
+        None takes a GPU if there is one. recipe: the default of `memorize`; the embedded model brings its own. Errors:
+        `InputError` for a folder without a model, `UnsupportedModelError` if it is no causal language model.
         """
         if name is not None:
             return cls(*load(name, dtype, device, **kwargs), recipe=recipe)
         from fastmem import tiny
 
-        own: dict[str, Any] = dict(tiny.RECIPE)
-        llm = cls(*load(tiny.MODEL_DIR, dtype, device, **kwargs), recipe=recipe or Recipe(**own))
+        own = recipe or changed_recipe(Recipe(), tiny.RECIPE)
+        llm = cls(*load(tiny.MODEL_DIR, dtype, device, **kwargs), recipe=own)
         llm.name = "fastmem-tiny"
         return llm
-
-    # Memorizing.
 
     @overload
     def memorize(
@@ -121,14 +120,20 @@ class FastMem:
         recipe = recipe or self.recipe
         contexts: list[Any] = context if isinstance(context, list) else [context]
         documents = [c if isinstance(c, Tokens) else self.memory_tokens(c, recipe, truncate) for c in contexts]
-        memories = []
-        for document, one in zip(documents, contexts, strict=True):
-            text = one if isinstance(one, str) else None
-            (memory,) = drain(self.memorizing(document, recipe, text=text, watch=on_step is not None), on_step)
-            if memory.stopped:
-                log.warning("memorizing stopped early: %s.", memory.stopped)
-            memories.append(memory)
+        memories = [
+            self._memorized(document, recipe, on_step, one if isinstance(one, str) else None)
+            for document, one in zip(documents, contexts, strict=True)
+        ]
         return memories if isinstance(context, list) else memories[0]
+
+    def _memorized(
+        self, document: Tokens, recipe: Recipe, on_step: OnStep, text: str | None, cache: Any = None
+    ) -> Memory:
+        run = self.memorizing(document, recipe, text=text, cache=cache, watch=on_step is not None)
+        (memory,) = drain(run, on_step)
+        if memory.stopped:
+            log.warning("memorizing stopped early: %s.", memory.stopped)
+        return memory
 
     def memorizing(
         self,
@@ -171,8 +176,6 @@ class FastMem:
         """The document as `memorize` reads it. Errors: `InputError` if it is empty or too long."""
         return self.preparer.document(context, (recipe or self.recipe).placement, truncate)
 
-    # Memories and the model.
-
     def base(self, layers: Sequence[int] = (-1,)) -> Base:
         """This model as a memory of these layers records it."""
         indices = self.split_model.indices(layers)
@@ -214,8 +217,6 @@ class FastMem:
         self.preparer.check_length(len(ids))
         return self.split_model.head(self.split_model.forward(ids[None], ffn=self.ffn(memory))[0]).float()
 
-    # Answering.
-
     @overload
     def generate(
         self, prompt: Prompt, memory: Memory | None = None, method: str = "base", **options: Any
@@ -223,14 +224,14 @@ class FastMem:
     @overload
     def generate(
         self,
-        prompt: list[str] | list[Tokens] | list[Chat] | list[Prompt],
+        prompt: list[str] | list[Tokens] | Sequence[Chat] | list[Prompt],
         memory: Memory | Sequence[Memory | None] | None = None,
         method: str = "base",
         **options: Any,
     ) -> list[Answer]: ...
     def generate(
         self,
-        prompt: Prompt | list[str] | list[Tokens] | list[Chat] | list[Prompt],
+        prompt: Prompt | list[str] | list[Tokens] | Sequence[Chat] | list[Prompt],
         memory: Memory | Sequence[Memory | None] | None = None,
         method: str = "base",
         **options: Any,
@@ -251,12 +252,11 @@ class FastMem:
                 raise InputError(
                     f"{name}: {len(values)} given for {len(many)} prompts; give one for each.", field=name
                 )
-        decoding = Decoding.of(options | dict.fromkeys(lists))
         requests = [
-            self._request(one, memories[i], method, replace(decoding, **{k: v[i] for k, v in lists.items()}))
+            self.request(one, memories[i], method, **options | {k: v[i] for k, v in lists.items()})
             for i, one in enumerate(many)
         ]
-        return answers(self.batch(), requests, decoding.batch_size)
+        return answers(self.batch(), requests, Decoding.of(options | dict.fromkeys(lists)).batch_size)
 
     def stream(self, prompt: Prompt, memory: Memory | None = None, method: str = "base", **options: Any) -> Stream:
         """The answer piece by piece: iterate for text, then `.answer`. Arguments as for `generate`."""
@@ -297,24 +297,18 @@ class FastMem:
         **options: Any,
     ) -> Stream:
         """`answer`, piece by piece: it memorizes at once and decodes while it is iterated."""
-        if not question.strip():
-            raise InputError("the question is empty: give what is to be answered from the context.")
-        recipe, memorized, seconds = recipe or self.recipe, method_named(method).memorized, 0.0
-        decoding = Decoding.of(options | {"without_context": prompts.question_alone(question)})
-        in_place = memorized and memory is None and recipe.placement == "prompt"
-        # 1. The prompt, with everything checked before memorizing is paid for.
-        context, prompt = self.preparer.question(question, context, decoding.max_new_tokens, truncate, in_place)
-        request = self.preparer.request(prompt, method, decoding)
+        recipe, seconds = recipe or self.recipe, 0.0
+        memorized = method_named(method).memorized
+        placement = recipe.placement if memorized and memory is None else None
+        # 1. Prompt and document as tokens, with everything checked before memorizing is paid for.
+        asked = self.preparer.question(question, context, method, Decoding.of(options), placement, truncate)
+        request = asked.request
         # 2. The memory.
-        if memorized and memory is None:
+        if asked.document is not None:
             started = time.perf_counter()
-            if in_place:
-                cache = self.shareable_cache()
-                run = self.memorizing(prompt, recipe, text=context, cache=cache, watch=on_step is not None)
-                (memory,) = drain(run, on_step)
-                request = replace(request, prefix=None if cache is None else Prefix(prompt.ids, cache))
-            else:
-                memory = self.memorize(context, recipe, on_step=on_step, truncate=truncate)
+            cache = self.shareable_cache() if placement == "prompt" else None
+            memory = self._memorized(asked.document, recipe, on_step, asked.context, cache)
+            request = replace(request, prefix=None if cache is None else Prefix(request.prompt, cache))
             seconds = time.perf_counter() - started
         # 3. The answer.
         if memorized and memory is not None:
@@ -323,7 +317,10 @@ class FastMem:
 
     def request(self, prompt: Prompt, memory: Memory | None = None, method: str = "base", **options: Any) -> Request:
         """The request for a prompt. Errors: `InputError` for prompts and options that cannot be used."""
-        return self._request(prompt, memory, method, Decoding.of(options))
+        if method_named(method).memorized and memory is None:
+            raise InputError(f"method {method!r} needs a memory: give memory=llm.memorize(context), or use answer().")
+        request = self.prepare(prompt, method, **options)
+        return request if memory is None else self.with_memory(request, memory)
 
     def prepare(self, prompt: Prompt, method: str = "base", **options: Any) -> Request:
         """The request for a prompt, checked but still without its memory (`with_memory`). Errors: `InputError`."""
@@ -339,7 +336,7 @@ class FastMem:
         """A new running batch of this model."""
         return RunningBatch(self.split_model, self.tokenizer, self.prefixes)
 
-    def shareable_cache(self) -> Any | None:
+    def shareable_cache(self) -> "DynamicCache | None":
         """A new cache for `read` that other requests can go on from; None if the model's state cannot be shared."""
         cache = new_cache(self.model.config)
         return cache if joinable(cache) else None
@@ -347,14 +344,3 @@ class FastMem:
     def ids(self, prompt: Prompt) -> Tensor:
         """Token ids [S] of a prompt, up to where the answer begins."""
         return self.preparer.ids(prompt)
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer: all that the generation config, the config and the tokenizer name."""
-        return self.preparer.stop_ids
-
-    def _request(self, prompt: Prompt, memory: Memory | None, method: str, decoding: Decoding) -> Request:
-        if method_named(method).memorized and memory is None:
-            raise InputError(f"method {method!r} needs a memory: give memory=llm.memorize(context), or use answer().")
-        request = self.preparer.request(prompt, method, decoding)
-        return request if memory is None else self.with_memory(request, memory)

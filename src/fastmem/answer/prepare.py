@@ -1,8 +1,8 @@
 """`Preparer`: prompts and documents become token ids and requests, tokenized and checked once."""
 
-import functools
 import logging
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,7 +13,19 @@ from fastmem.errors import InputError
 from fastmem.prompts import Prompt, Tokens
 from fastmem.split.split_model import SplitModel
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 log = logging.getLogger("fastmem")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prepared question. context: as it is in the prompt. document: what to memorize; None if nothing."""
+
+    context: str
+    request: Request
+    document: Tokens | None
 
 
 class Preparer:
@@ -22,7 +34,7 @@ class Preparer:
     def __init__(self, split_model: SplitModel, tokenizer: Any):
         self.split_model, self.tokenizer = split_model, tokenizer
 
-    @functools.cached_property
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end an answer: all that the generation config, the config and the tokenizer name."""
         model = self.split_model.model
@@ -75,25 +87,36 @@ class Preparer:
         return tokens
 
     def question(
-        self, question: str, context: str, max_new_tokens: int, truncate: bool = False, in_place: bool = False
-    ) -> tuple[str, Tokens]:
-        """(the context, the paper's prompt for a question about it).
+        self,
+        question: str,
+        context: str,
+        method: str,
+        decoding: Decoding,
+        placement: str | None,
+        truncate: bool = False,
+    ) -> Question:
+        """A question about a context, with the paper's prompt.
 
-        truncate: cut the context, never the question, so that prompt and answer fit the model's positions. in_place:
-        mark the context in the prompt as scored, to be memorized there. Errors: `InputError`.
+        placement: how the context will be memorized, None if it is not. truncate: cut the context, never the question,
+        so that prompt and answer fit the model's positions. Errors: `InputError`.
         """
-        context, limit, cut = prompts.require_text(context), self.split_model.max_positions, 0
+        if not question.strip():
+            raise InputError("the question is empty: give what is to be answered from the context.", field="question")
+        tokenizer, limit = self.require_tokenizer(), self.split_model.max_positions
+        context, cut = prompts.require_text(context), 0
         while True:
-            text = prompts.question_prompt(context, question)
-            tokenizer = self.require_tokenizer()
+            text, in_place = prompts.question_prompt(context, question), placement == "prompt"
             prompt = prompts.in_place(tokenizer, text, context) if in_place else Tokens(self.ids(text))
-            over = 0 if limit is None else len(prompt) + max_new_tokens - limit
+            over = 0 if limit is None else len(prompt) + decoding.max_new_tokens - limit
             if not truncate or over <= 0:
                 break
             context, cut = prompts.truncated(tokenizer, context, over), cut + over
         if cut:
             log.info("the document was cut by its last %d tokens to fit the model's %d positions.", cut, limit)
-        return context, prompt
+        request = self.request(prompt, method, replace(decoding, without_context=prompts.question_alone(question)))
+        if placement is None or in_place:
+            return Question(context, request, prompt if in_place else None)
+        return Question(context, request, self.document(context, placement, truncate))
 
     def check_length(self, tokens: int, max_new_tokens: int = 0) -> None:
         """Errors: `InputError` if a prompt and its answer exceed the model's positions."""
@@ -106,7 +129,7 @@ class Preparer:
                 options=("truncate",),
             )
 
-    def require_tokenizer(self) -> Any:
+    def require_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer. Errors: `InputError` if there is none."""
         if self.tokenizer is None:
             raise InputError("there is no tokenizer to read text with: give Tokens, or FastMem(model, tokenizer).")

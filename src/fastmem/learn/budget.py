@@ -96,6 +96,7 @@ def _too_large(split_model: SplitModel, recipe: Recipe, positions: int, need: in
     remedy = f"at most {fitting} scored tokens would fit" if fitting > 0 else "not even one token would fit"
     return ResourceError(
         f"memorizing {positions} scored tokens needs {need / 1e9:.2f} GB on {split_model.device}, "
-        f"{usable / 1e9:.2f} GB are free: {remedy}. Shorten the context, or load the model in a smaller type such as bfloat16.",
+        f"{usable / 1e9:.2f} GB are free: {remedy}. Shorten the context, or load the model in a smaller type such as "
+        "bfloat16.",
         options=("truncate", "dtype"),
     )

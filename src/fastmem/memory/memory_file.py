@@ -116,7 +116,7 @@ def opened_memory_file(path: str | Path) -> Iterator[MemoryFile]:
         if isinstance(error, MemoryFileError):
             raise
         raise refused(
-            path, f"it cannot be read ({error.strerror or error})", "give the path of a saved memory"
+            path, f"it cannot be read ({_reason(error)})", "give the path of a saved memory"
         ) from error
 
 
@@ -141,6 +141,11 @@ def _described(
         return record, shapes, metadata["memory"], metadata["sha256"]
     except (ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         raise refused(path, f"its header is damaged ({one_line(error)})", "memorize again") from error
+
+
+def _reason(error: OSError) -> str:
+    """What the system says; the safetensors library raises errors without its number."""
+    return error.strerror or str(error).split(":")[0]
 
 
 def _no_constant(name: str) -> float:

@@ -280,7 +280,8 @@ def _check_rebuilt_logits(split_model: SplitModel) -> None:
         own_scaled = whole(input_ids=ids[None].to(split_model.input_device), use_cache=False).logits[0].float()
     # Tolerances in units in the last place of the largest logit. Six positions run through other kernels than ten in
     # every layer; the rebuilt logits come from the same kernels, so in a short type 8 units (6 % in bfloat16) suffice.
-    unit = torch.finfo(split_model.dtype).eps * own.abs().max().item()
+    # A float64 model may compute parts in float32 (the attention weights of Gemma 2).
+    unit = max(torch.finfo(split_model.dtype).eps, torch.finfo(torch.float32).eps) * own.abs().max().item()
     allowed = unit * (64 if split_model.dtype.itemsize > 2 else 8)
     if not (ahead := (own[:6] - prefix).abs().max().item()) <= 64 * unit:
         raise unsupported(

@@ -1,0 +1,154 @@
+"""The one loop that decodes and the one that memorizes: what they emit, share, and survive."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from families import build
+from fastmem import FastMem, Recipe, Tokens
+from fastmem.answer.cache import PrefixCache
+from fastmem.answer.running_batch import Answer, RunningBatch, answers, decode
+from fastmem.learn.memorize import drain
+
+RECIPE = Recipe(learning_rate=1e-2, steps=3)
+PROMPTS = ["first question", "a second, longer question", "third"]
+
+
+@pytest.fixture
+def llm(tokenizer):
+    return FastMem(build("llama"), tokenizer, recipe=RECIPE)
+
+
+def requests_of(llm, **options):
+    memory = llm.memorize("The ferry leaves at nine.")
+    options = {"max_new_tokens": 12} | options
+    plain = llm.request(PROMPTS[0], **options)
+    return [
+        plain,
+        llm.request(PROMPTS[1], memory, "fastmem+cd", **options),
+        llm.request(PROMPTS[2], memory, **options),
+    ]
+
+
+def test_pieces_add_up_to_the_answer(llm):
+    ended: dict[int, Answer] = {}
+    texts: dict[int, str] = {}
+    for row, piece in decode(llm.batch(), requests_of(llm, top_logprobs=2), 2):
+        texts[id(row.request)] = texts.get(id(row.request), "") + piece.text
+        assert piece.token == row.token_ids[-1]
+        assert (piece.logprob is None) == (piece.token in row.request.stop_ids)
+        if piece.answer is not None:
+            ended[id(row.request)] = piece.answer
+    assert len(ended) == 3
+    for key, answer in ended.items():
+        assert answer.text == texts[key]
+        assert len(answer.logprobs) == len(answer.token_ids)
+
+
+def test_a_stop_string_ends_one_answer_and_leaves_the_others(llm):
+    long = llm.generate(PROMPTS[0], max_new_tokens=12)
+    stop = long.text[3:6]
+    first, second = (llm.request(PROMPTS[0], max_new_tokens=12, stop=stop if one else ()) for one in (True, False))
+    stopped, whole = answers(llm.batch(), [first, second], 2)
+    assert (stopped.text, stopped.reason) == (long.text[: long.text.index(stop)], "stop")
+    assert whole.text == long.text
+
+
+@pytest.mark.parametrize("failing", ["forward", "head"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_step_that_fails_costs_no_token(llm, monkeypatch, temperature, failing):
+    """After a restart every answer goes on where it was, with the draws it would have made."""
+    expected = answers(llm.batch(), requests_of(llm, temperature=temperature, seed=5), 3)
+    batch = llm.batch()
+    rows = batch.join(requests_of(llm, temperature=temperature, seed=5))
+    for _ in range(4):
+        batch.step()
+    before = [list(row.token_ids) for row in rows]
+    whole = getattr(llm.split_model, failing)
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(llm.split_model, failing, broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        batch.step()
+    monkeypatch.setattr(llm.split_model, failing, whole)
+    assert [row.token_ids for row in rows] == before
+    batch.restart(batch.rows)
+    while batch.rows:
+        batch.step()
+    assert [tuple(row.token_ids) for row in rows] == [answer.token_ids for answer in expected]
+
+
+def test_an_alternative_beyond_the_vocabulary_fails_before_any_row_moves(llm):
+    batch = llm.batch()
+    good, bad = batch.join(
+        [llm.request("a", max_new_tokens=4), llm.request("b", max_new_tokens=4, top_logprobs=10**6)]
+    )
+    with pytest.raises(RuntimeError):
+        batch.step()
+    assert good.token_ids == bad.token_ids == []
+
+
+def test_answers_that_go_on_from_one_prefix_are_read_together(llm, monkeypatch):
+    """One reading of the prompt serves all, and their first token comes from one pass over one token each."""
+    batch = RunningBatch(llm.split_model, llm.tokenizer, PrefixCache(2**20))
+    request = llm.request(PROMPTS[1], max_new_tokens=3)
+    (alone,) = answers(batch, [request], 1)
+    shapes = []
+    whole = llm.split_model.forward
+    monkeypatch.setattr(llm.split_model, "forward", lambda ids, **more: shapes.append(ids.shape) or whole(ids, **more))
+    again = answers(batch, [replace(request) for _ in range(3)], 3)
+    assert shapes[0] == (3, 1)
+    assert [one.token_ids for one in again] == [alone.token_ids] * 3
+    assert {one.cached_tokens for one in again} == {len(request.prompt) - 1}
+
+
+def test_a_prefix_is_kept_only_as_far_as_it_may_be_shared(llm):
+    prefixes = PrefixCache(2**20)
+    for shared, salt, found in ((0, "a", 0), (9, "a", 0), (9, "a", 9), (9, "b", 0)):
+        request = replace(llm.request(PROMPTS[1], max_new_tokens=2), shared_tokens=shared, salt=salt)
+        (answer,) = answers(RunningBatch(llm.split_model, llm.tokenizer, prefixes), [request], 1)
+        assert answer.cached_tokens == found
+
+
+def test_memorizing_yields_after_reading_and_before_every_update(llm):
+    tokens = llm.memory_tokens("The ferry leaves at nine.")
+    run = llm.memorizing(tokens)
+    assert next(run) is None
+    steps = [next(run) for _ in range(3)]
+    with pytest.raises(StopIteration) as end:
+        next(run)
+    (memory,) = end.value.value
+    assert tuple(steps) == memory.trace
+    assert memory.details["tokens"] == len(tokens)
+    assert memory.details["tokenizer_sha256"] == llm.reader["tokenizer_sha256"]
+    unwatched = list(llm.memorizing(tokens, watch=False))
+    assert unwatched == [None] * 4
+
+
+def test_one_reading_serves_several_runs(llm, monkeypatch):
+    tokens = Tokens(torch.arange(3, 27))
+    expected = [llm.memorize(tokens, replace(RECIPE, steps=steps)) for steps in (2, 3)]
+    reading = llm.read(tokens)
+    monkeypatch.setattr(llm.split_model, "read", None)  # no further trunk pass
+    found = drain(llm.memorizing(reading, RECIPE, at=(2, 3)))
+    for memory, wanted in zip(found, expected, strict=True):
+        assert memory.recipe == wanted.recipe
+        assert memory.trace == wanted.trace
+        assert all(torch.equal(memory.tensors[name], tensor) for name, tensor in wanted.tensors.items())
+
+
+@pytest.mark.parametrize(("method", "encodings"), [("base", 1), ("fastmem", 2), ("cad", 2), ("fastmem+cad", 3)])
+def test_every_text_is_tokenized_once(llm, monkeypatch, method, encodings):
+    """The prompt, the document as it is memorized, and the prompt without it: each once, and nothing else."""
+    calls = []
+    backend = type(llm.tokenizer)._encode_plus
+    monkeypatch.setattr(
+        type(llm.tokenizer),
+        "_encode_plus",
+        lambda self, text, *a, **k: calls.append(text) or backend(self, text, *a, **k),
+    )
+    llm.answer("When?", "The ferry leaves at nine.", method, max_new_tokens=2)
+    assert len(calls) == encodings, calls
