@@ -1,6 +1,6 @@
-"""A run that is small enough to be killed and repeated: a tiny random model, a few made-up questions.
+"""A run small enough to be killed and repeated: a tiny random model and a few made-up questions.
 
-Also a program: `python lab_runs.py run|search OUTPUT MODEL DATA` starts it and kills it, again and again.
+As a program, `python lab_runs.py run|search OUTPUT MODEL DATA` starts it and kills it repeatedly.
 """
 
 import json
@@ -20,7 +20,7 @@ from fastmem.lab.tasks import Data, load
 
 METHODS = ("base", "cad", "fastmem", "fastmem+adacd")
 SPACE = Space(Recipe(), (1e-2, 1e-1), (1, 3), (0.1, 1.0))
-UNREPEATABLE = ("seconds", "peak_bytes")  # what no two runs have in common
+UNREPEATABLE = ("seconds", "peak_bytes")  # differs between runs
 
 
 def write_questions(path: Path, count: int = 6) -> Path:
@@ -60,7 +60,7 @@ def lines(folder: Path) -> int:
 
 
 def kill_after(rows: int, output: Path, llm: FastMem, data: Data) -> None:
-    """Start the run in a process of its own and kill it (SIGKILL) as soon as `rows` rows are there."""
+    """Start the run in its own process and kill it (SIGKILL) as soon as there are `rows` rows."""
     process = os.fork()
     if process == 0:
         run(llm, experiment(), data, output)
@@ -73,7 +73,7 @@ def kill_after(rows: int, output: Path, llm: FastMem, data: Data) -> None:
 
 
 def search_in_two(output: Path, llm: FastMem, data: Data) -> None:
-    """Two processes on one search; one is killed as soon as an example is finished, the other goes on alone."""
+    """Two processes on one search; one is killed as soon as an example is finished, the other continues."""
     first, second = os.fork(), 0
     if first:
         second = os.fork()
@@ -89,7 +89,7 @@ def search_in_two(output: Path, llm: FastMem, data: Data) -> None:
 
 
 if __name__ == "__main__":
-    # One import of torch for all the deaths; nothing has made a thread before the forks.
+    # Import torch once for all forks; no thread may exist before a fork.
     what, folder, model, rows = sys.argv[1], *map(Path, sys.argv[2:])
     loaded, asked = FastMem.from_pretrained(model), load("nq_swap", rows)
     if what == "search":

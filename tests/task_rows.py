@@ -1,4 +1,4 @@
-"""Rows of every form that tasks are published in, made up, and a way to write them to a file."""
+"""Made-up rows in every form that tasks are published in, and a function that writes them to a file."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ TRAP_ROW = {
 
 
 def write(path: Path, rows: list[dict]) -> Path:
-    """`rows` in the form that the suffix of `path` asks for."""
+    """Write `rows` in the format of the suffix of `path`."""
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     elif path.suffix == ".json":

@@ -1,4 +1,4 @@
-"""Inside lm-evaluation-harness: the same answers as ours, documents from the rows, our tasks beside its own."""
+"""In lm-evaluation-harness: the same answers as ours, documents from the rows, our tasks beside its own."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def test_the_tasks_are_files_of_the_package():
     assert names == {f"fastmem_{n}.yaml" for n in ("nq", "nq_swap", "faitheval_counterfactual", "wikihow")}
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch):
+def test_without_the_package_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
     with pytest.raises(InputError, match=r"lm-evaluation-harness is not installed .*pip install 'fastmem\[lm-eval\]'"):
         harness.run([])
@@ -124,14 +124,14 @@ def test_likelihoods_are_those_of_the_memory(harnessed):
         memory = llm.memorize(row["context"], Recipe(learning_rate=0.1, steps=3))
         prompt = f"Context: {row['context']}\nQuestion: {row['question']}\nAnswer:"
         start = len(llm.tokenizer(prompt, add_special_tokens=False)["input_ids"])
-        for (said, _), choice in zip(sample["filtered_resps"], row["choices"]["text"], strict=True):
+        for (log_likelihood, _), choice in zip(sample["filtered_resps"], row["choices"]["text"], strict=True):
             ids = llm.tokenizer(f"{prompt} {choice}", add_special_tokens=False)["input_ids"]
             logs = llm.logits(ids, memory).log_softmax(-1)
             own = sum(float(logs[i - 1, ids[i]]) for i in range(start, len(ids)))
-            assert float(said) == pytest.approx(own, abs=1e-3)
+            assert float(log_likelihood) == pytest.approx(own, abs=1e-3)
 
 
-def test_wikihow_on_the_embedded_model_as_it_is_typed(tmp_path):
+def test_wikihow_on_the_embedded_model_from_the_command_line(tmp_path):
     pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'fastmem[lm-eval]'")
     rows = [{"title": "How to Rest", "article": f"Sit down {n} times.", "summary": "sit down."} for n in range(3)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -145,10 +145,12 @@ def test_wikihow_on_the_embedded_model_as_it_is_typed(tmp_path):
     assert {"rouge1,none", "rouge2,none", "rougeL,none"} <= set(scores)
 
 
-def test_methods_a_harness_task_cannot_feed(harnessed):
+def test_methods_that_a_harness_task_cannot_use(harnessed):
     from fastmem.lab.harness.lm_eval_model import FastMemLM
 
-    with pytest.raises(InputError, match="method 'cad' needs the prompt without the document, which a harness task"):
+    with pytest.raises(
+        InputError, match="method 'cad' needs the prompt without the document, which a harness task does not have"
+    ):
         FastMemLM(str(harnessed[0]), method="cad")
 
 

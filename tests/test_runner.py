@@ -1,4 +1,4 @@
-"""A run ends with the same rows however often it was stopped, refuses to go on as another, and counts what broke."""
+"""An interrupted run ends with the same rows, another run is refused, and errors are counted."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 import lab_runs
 from fastmem import FastMem, Recipe
 from fastmem.errors import InputError, RunError
-from fastmem.lab.run import run_files
+from fastmem.lab.run import evaluate_batch, run_files
 from fastmem.lab.run.experiment import Experiment
 from fastmem.lab.run.run_files import Appender, read_examples, read_rows
 from fastmem.lab.run.runner import run
@@ -106,7 +106,7 @@ def test_killed_again_and_again_it_ends_with_the_same_rows(llama, tokenizer, tmp
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "difference"),
     [
         ({"recipe": Recipe(learning_rate=1e-2, steps=4)}, "recipe.steps was 3, now 4"),
         ({"recipe": Recipe(learning_rate=1e-2, steps=3, layers=(-2,))}, r"recipe.layers was \[-1\], now \[-2\]"),
@@ -114,9 +114,9 @@ def test_killed_again_and_again_it_ends_with_the_same_rows(llama, tokenizer, tmp
         ({"alpha": 1.0}, "decoding.alpha was 0.5, now 1.0"),
     ],
 )
-def test_another_run_is_not_gone_on_with(llm, tmp_path, change, said):
+def test_another_run_is_not_resumed(llm, tmp_path, change, difference):
     run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
-    with pytest.raises(RunError, match=f"holds another run: {said}. Give another folder"):
+    with pytest.raises(RunError, match=f"holds another run: {difference}. Give another folder"):
         run(llm, experiment(("base",), **change), questions(tmp_path), tmp_path / "run")
     assert len(read_rows(tmp_path / "run")) == 6
 
@@ -153,14 +153,14 @@ def test_a_broken_example_is_a_counted_error(llm, tmp_path, monkeypatch, stage):
         monkeypatch.setattr(llm, "memory_tokens", fails)
         wrong = 2  # the two examples of that document
     else:
-        target, whole = llm.ids(broken.prompt).tolist(), llm.generate
+        target, whole = llm.ids(broken.prompt).tolist(), evaluate_batch.answers
 
-        def fails(prompts, *args, **options):
-            if any(prompt.ids.tolist() == target for prompt in prompts):
+        def fails(batch, requests, *args):
+            if any(request.prompt.tolist() == target for request in requests):
                 raise RuntimeError("tokenizer exploded")
-            return whole(prompts, *args, **options)
+            return whole(batch, requests, *args)
 
-        monkeypatch.setattr(llm, "generate", fails)
+        monkeypatch.setattr(evaluate_batch, "answers", fails)
         wrong = 1
     summary = run(llm, experiment(("fastmem",)), data, tmp_path / "run")
     found = summary["methods"]["fastmem"]
@@ -185,7 +185,7 @@ def test_a_too_long_document_is_one_error(llm, tmp_path):
     assert cut["methods"]["base"]["errors"] == 0
 
 
-def test_interrupted_it_keeps_what_is_finished(llm, tmp_path):
+def test_an_interrupted_run_keeps_finished_rows(llm, tmp_path):
     def interrupt(progress):
         if progress.rows >= 4:
             raise KeyboardInterrupt
@@ -201,7 +201,7 @@ def test_interrupted_it_keeps_what_is_finished(llm, tmp_path):
     assert repeatable(read_rows(tmp_path / "run")) == repeatable(read_rows(tmp_path / "whole"))
 
 
-def test_a_full_disk_is_said_and_what_was_finished_stays(llm, tmp_path):
+def test_a_full_disk_is_reported_and_finished_rows_are_kept(llm, tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full, a device that is always full")
     run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
@@ -215,11 +215,11 @@ def test_a_full_disk_is_said_and_what_was_finished_stays(llm, tmp_path):
 
 def test_folders_that_cannot_be_used(llm, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"file is a file: give a folder for --output"):
+    with pytest.raises(RunError, match=r"file is a file: give a folder"):
         run(llm, experiment(), questions(tmp_path), tmp_path / "file")
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / run_files.ROWS).write_text("{}\n")
-    with pytest.raises(RunError, match=r"holds rows but no run.json: give another --output"):
+    with pytest.raises(RunError, match=r"holds rows but no run.json: give another folder"):
         run(llm, experiment(), questions(tmp_path), tmp_path / "rows")
     with pytest.raises(RunError, match=r"holds no run: there is no rows.jsonl"):
         read_rows(tmp_path)
@@ -242,7 +242,7 @@ def test_experiments_that_make_no_sense():
         Experiment("nq", (), recipe)
     with pytest.raises(InputError, match=r"a method is named twice: base, base"):
         Experiment("nq", ("base", "base"), recipe)
-    with pytest.raises(InputError, match=r"batch_size .--batch-size. is 0: give 1 or more"):
+    with pytest.raises(InputError, match=r"batch_size is 0: give 1 or more"):
         Experiment("nq", ("base",), recipe, batch_size=0)
     with pytest.raises(InputError, match=r"'world_open' asks without a context, which 'fastmem' needs"):
         Experiment("world_open", ("base", "fastmem"), recipe)

@@ -1,4 +1,4 @@
-"""A search ends with the same points in one process or several killed ones, and never touches what is reported."""
+"""A search gives the same points with one process or several killed ones, and never uses reported rows."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def llm(llama, tokenizer):
     return FastMem(llama, tokenizer)
 
 
-def test_the_parts_are_cut_by_question(shared):
+def test_the_parts_are_split_by_question(shared):
     rows = shared / "models/nq-mini/nq_swap_dev_333.json"
     searched, held_out = (part_of(load("nq_swap", rows), part) for part in ("searched", "held-out"))
     assert len(searched.examples) + len(held_out.examples) == 333
@@ -35,9 +35,10 @@ def test_the_parts_are_cut_by_question(shared):
 
 def test_a_split_that_is_reported_is_not_searched():
     with pytest.raises(
-        InputError, match=r"test split is what is reported: search --split dev, or insist with --on-test"
-    ):
+        InputError, match=r"test split is the one that is reported: search the split dev, or allow this one"
+    ) as caught:
         searchable(load("world_swap", split="test", limit=5), on_test=False)
+    assert caught.value.options == ("split", "on_test")
     dev, test = load("world_swap", split="dev", limit=5), load("world_swap", split="test", limit=5)
     assert searchable(dev, on_test=False) == dev
     assert searchable(test, on_test=True) == test
@@ -53,7 +54,7 @@ def test_the_grid_keeps_every_point_and_the_best_recipe(llm, tmp_path):
     assert landscape(tmp_path / "run").count("<svg") == 3  # two numbers of steps, and the order
     again = search_grid(llm, SPACE, questions(tmp_path), tmp_path / "run", max_new_tokens=4)
     assert again == found  # nothing was done twice
-    with pytest.raises(RunError, match=r"holds another search: its space differs. Give another --output"):
+    with pytest.raises(RunError, match=r"holds another search: its space differs. Give another folder"):
         search_grid(llm, Space(Recipe()), questions(tmp_path), tmp_path / "run", max_new_tokens=4)
 
 

@@ -1,4 +1,4 @@
-"""Data that cannot be used are refused with the place, what was found and what is accepted."""
+"""Unusable data are refused with the place, what was found and what is accepted."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_missing_column_names_found_and_expected(tmp_path):
     row = {key: value for key, value in HUB_ROW.items() if key != "sub_answer"}
     text = refused("nq_swap", write(tmp_path / "a.jsonl", [row]))
     assert text == (
-        "a.jsonl, line 1: nq_swap finds no column 'sub_answer'. Found: question, org_context, "
+        "a.jsonl, line 1: no column 'sub_answer', which nq_swap needs. Found: question, org_context, "
         "org_answer, sub_context. Accepted: question, sub_context, sub_answer, org_answer (the hub's); "
         "input, sub_context, sub_answer, answer (the paper's)."
     )
@@ -51,7 +51,7 @@ def test_row_without_a_context(tmp_path):
 def test_duplicate_ids(tmp_path):
     path = write(tmp_path / "a.jsonl", [HOTPOT_ROW, HOTPOT_ROW | {"id": "6"}, HOTPOT_ROW])
     assert refused("hotpotqa", path) == (
-        "a.jsonl, line 3: the id '5a7' was used at a.jsonl, line 1 already; ids are unique in a task."
+        "a.jsonl, line 3: the id '5a7' was used at a.jsonl, line 1 already; ids must be unique in a task."
     )
 
 
@@ -79,7 +79,7 @@ def test_truncated_csv_names_the_line_of_the_row(tmp_path):
 def test_truncated_parquet(tmp_path):
     path = write(tmp_path / "a.parquet", [HUB_ROW])
     path.write_bytes(path.read_bytes()[:-50])
-    assert refused("nq", path).startswith("a.parquet is not a whole parquet file (")
+    assert refused("nq", path).startswith("a.parquet is not a complete parquet file (")
 
 
 def test_other_bad_files(tmp_path):
@@ -120,12 +120,12 @@ def test_bad_memotrap_rows(change, text, tmp_path):
     assert text in refused("memotrap", write(tmp_path / "a.csv", [TRAP_ROW | change]))
 
 
-def test_what_cannot_be_chosen_together(tmp_path):
+def test_options_that_exclude_each_other(tmp_path):
     with pytest.raises(TaskError, match=r"'wikihow' is not on the hub .* give a data file \(wikihowAll.csv"):
         load("wikihow")
     with pytest.raises(InputError, match="takes no data file"):
         load("world", tmp_path / "a.jsonl")
-    with pytest.raises(InputError, match="a split is chosen on the hub"):
+    with pytest.raises(InputError, match="a split can be chosen on the hub only"):
         load("nq", write(tmp_path / "a.jsonl", [PAPER_ROW]), split="dev")
     with pytest.raises(InputError, match="at least 1; given 0"):
         load("nq", write(tmp_path / "a.jsonl", [PAPER_ROW]), limit=0)

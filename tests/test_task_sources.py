@@ -1,4 +1,4 @@
-"""Every task loads from each form it is published in: real rows where they are at hand, and the hub's cache."""
+"""Every task loads from each form it is published in: made-up and real rows, and the hub's cache."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def test_nq_and_nq_swap_share_ids(tmp_path):
     assert agreeing.examples[0].original_answers == ()
 
 
-def test_markup_goes_only_on_demand(tmp_path):
+def test_markup_is_removed_only_on_request(tmp_path):
     row = HUB_ROW | {"org_context": '<Table> <Tr> <Td colspan="2"> a < b </Td> <Td> x  y </Td> </Tr> </Table>'}
     path = write(tmp_path / "a.jsonl", [row])
     assert load("nq", path).examples[0].context == row["org_context"]
@@ -49,7 +49,7 @@ def test_hotpotqa_with_and_without_titles(context, tmp_path):
     (plain,), (titled,) = load("hotpotqa", path).examples, load("hotpotqa_titles", path).examples
     assert plain.context == "Fog is a book. It is grey.\nAda wrote it."
     assert titled.context == "Fog: Fog is a book. It is grey.\nAda: Ada wrote it."
-    assert plain.question == 'Who wrote the book called "Fog?'  # the paper takes every closing punctuation mark
+    assert plain.question == 'Who wrote the book called "Fog?'  # the paper removes all punctuation at the end
     assert plain.id == titled.id == "5a7"
 
 
@@ -66,7 +66,7 @@ def test_squad_rows(tmp_path):
     assert one("coconflictqa", tmp_path / "a.json", [row]).answers == ("Ada",)
 
 
-def test_memotrap_translations_and_science_split_at_their_own_seams(tmp_path):
+def test_memotrap_translations_and_science_are_split_elsewhere(tmp_path):
     translation = {
         "prompt": "Translate this sentence from German into English.\nEile: mit Weile.\nto:\nMore haste, less",
         "classes": "[' speed.', ' while.']",
@@ -102,7 +102,7 @@ def test_wikihow_csv_by_the_publishers_rules(tmp_path):
     assert one("wikihow", listed / "wikihowAll.csv", rows).reference == "sit."
 
 
-def test_cad_fileset_counts_each_article_once(tmp_path):
+def test_each_article_of_the_cad_files_is_read_once(tmp_path):
     rows = [
         {"input_index": i, "assigned_process": branch, "article": f"Article {i // 3}.", "gold_answers": "Short."}
         for i in range(6)
@@ -140,8 +140,8 @@ def test_pins():
     pinned = {task.hub for task in TASKS.values() if task.hub}
     assert {hub.id for hub in pinned if len(hub.revision) != 40} == {"EdinburghNLP/xsum"}
     assert TASKS["xsum"].hub == Hub("EdinburghNLP/xsum", "test", "refs/convert/parquet")
-    told = {name for name, task in TASKS.items() if task.hub or task.obtain}
-    assert set(TASKS) - told == {"world_open", "world", "world_swap", "world_new", "world_turned"}
+    loaded = {name for name, task in TASKS.items() if task.hub or task.obtain}
+    assert set(TASKS) - loaded == {"world_open", "world", "world_swap", "world_new", "world_turned"}
 
 
 OFFLINE = """
@@ -157,7 +157,7 @@ builder.download_and_prepare()
 url = f"hf://datasets/{hub.id}@{commit}/data/dev-00000-of-00001.parquet"
 builder.info.download_checksums = {url: {"num_bytes": 1, "checksum": None}}
 builder.info.write_to_directory(builder.cache_dir)
-config = Path(builder.cache_dir).parents[1]  # moved to where a download of the hub's data set would lie
+config = Path(builder.cache_dir).parents[1]  # moved to the folder of a download of the hub's data set
 config.rename(config.with_name("default"))
 config.parent.rename(config.parent.with_name("pminervini___" + config.parent.name))
 try:
@@ -176,11 +176,11 @@ def test_offline_from_the_cache_and_only_the_pinned_commit(commit, tmp_path):
         [sys.executable, "-c", OFFLINE, str(tmp_path / "cache"), str(file), commit],
         env=env, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    said = done.stdout.strip().splitlines()[-1]
+    last = done.stdout.strip().splitlines()[-1]
     if commit == TASKS["nq_swap"].hub.revision:
-        assert said == f"{commit} pminervini/NQ-Swap ('Jon Marsh',)"
+        assert last == f"{commit} pminervini/NQ-Swap ('Jon Marsh',)"
     else:
-        assert said.startswith(f"pminervini/NQ-Swap: the cache holds commit {commit}, pinned is 3801dbf0")
+        assert last.startswith(f"pminervini/NQ-Swap: the cache holds commit {commit}, pinned is 3801dbf0")
 
 
 def test_neither_network_nor_cache(monkeypatch):
@@ -226,7 +226,7 @@ def test_real_rows(name, file, rows, groups, shared):
             assert example.reference not in example.prompt_without_context
 
 
-def test_real_answers_stand_in_their_contexts(shared):
+def test_real_answers_are_in_their_contexts(shared):
     rows = load("nq_swap", shared / "data/nq_swap/dev.parquet").examples
     assert sum(any(answer in e.context for answer in e.answers) for e in rows) / len(rows) > 0.99
     stripped = load("nq_swap", shared / "data/nq_swap/dev.parquet", strip_markup=True).examples

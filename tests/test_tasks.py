@@ -1,4 +1,4 @@
-"""Every task asks in the paper's words, to the letter, and a context is cut without touching the question."""
+"""The prompt of every task is exactly the paper's, and cutting a context leaves the question whole."""
 
 import json
 
@@ -83,7 +83,7 @@ def test_cut_takes_from_the_context_only(tokenizer, tmp_path):
         cut(example, 0, tokenizer)
 
 
-def test_cut_with_a_tokenizer_that_knows_no_offsets(tmp_path):
+def test_cut_with_a_tokenizer_without_offsets(tmp_path):
     class Letters:
         def __call__(self, text, add_special_tokens):
             return {"input_ids": [ord(letter) for letter in text]}

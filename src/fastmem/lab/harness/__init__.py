@@ -1,9 +1,9 @@
-"""FastMem inside lm-evaluation-harness: our model class, the tasks it lacks, and its own command line.
+"""FastMem in lm-evaluation-harness: a model class, additional tasks, and the harness's command line with both.
 
     fastmem lm-eval --model fastmem --model_args pretrained=ID,method=fastmem --tasks fastmem_nq_swap --limit 50
 
-Everything after `lm-eval` is the harness's own. Importing `fastmem.lab.harness.lm_eval_model` registers the model
-"fastmem"; `TASKS` is the folder for `--include_path` (both done by `run`).
+All arguments after `lm-eval` are the harness's own. Importing `fastmem.lab.harness.lm_eval_model` registers the model
+"fastmem"; `TASKS` is the folder for `--include_path`. `run` does both.
 """
 
 import importlib
@@ -17,7 +17,7 @@ TASKS = Path(__file__).with_name("tasks")
 
 
 def run(arguments: Sequence[str]) -> None:
-    """lm_eval's command line with `arguments`. Errors: `InputError` where it is not installed."""
+    """Run lm_eval's command line with `arguments`. Errors: `InputError` if it is not installed."""
     try:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:
@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def with_our_tasks(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with our folder of tasks in their --include_path where the subcommand takes one."""
+    """The arguments, with `TASKS` added to their --include_path if the subcommand takes one."""
     given = list(arguments)
     if not given or given[0] in ("-h", "--help") or given == ["run"]:
         return given

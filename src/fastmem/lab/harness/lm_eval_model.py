@@ -1,7 +1,7 @@
-"""`FastMemLM`: the harness's Hugging Face model, with a memory of every request's document.
+"""`FastMemLM`: the harness's Hugging Face model, with a memory of the document of every request.
 
-The document comes from the task's own row (`request.doc`), not from a guess at the prompt. Requests of one document
-are gathered and it is memorized once. A row without a document is answered by the untouched model.
+The document is a column of the task's row (`request.doc`); it is not extracted from the prompt. Requests of one
+document are grouped, so it is memorized once. Rows without a document are answered by the base.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,20 +17,20 @@ from torch import Tensor
 from fastmem.answer.contrast import contrast, method_named
 from fastmem.errors import InputError
 from fastmem.memory.memory import Memory
-from fastmem.memory.recipe import Recipe, changed_recipe, read_recipe
+from fastmem.memory.recipe import changed_recipe, read_recipe
 from fastmem.model import FastMem
 from fastmem.prompts import Tokens
 
-# Where rows of known tasks keep their document, the first that is there.
+# Columns with the document in known tasks; the first that is present counts.
 CONTEXT_FIELDS = ("sub_context", "context", "article", "passage", "document")
 DEFAULT_NEW_TOKENS = 256  # the harness's own
 
 
 @register_model("fastmem")
 class FastMemLM(HFLM):
-    """pretrained: hub id or folder; None for the embedded model. method: one of `METHODS` but cad, which needs a
-    second prompt that a harness task does not have. recipe: a recipe file; single values win over it.
-    context_field: the column of the task that holds the document.
+    """pretrained: hub id or folder; None for the embedded model. method: one of `METHODS` except those with CAD, which
+    need a second prompt that a harness task does not have. recipe: a recipe file; learning_rate, steps and kl_weight
+    override it. context_field: the column of the task with the document; by default the first of `CONTEXT_FIELDS`.
     """
 
     def __init__(
@@ -49,106 +49,104 @@ class FastMemLM(HFLM):
     ):
         self._method = method_named(method)
         if self._method.kind == "cad":
-            raise InputError(f"method {method!r} needs the prompt without the document, which a harness task lacks.")
+            raise InputError(
+                f"method {method!r} needs the prompt without the document, which a harness task does not have: "
+                "use another method."
+            )
         self._method_name, self._alpha, self._context_field = method, alpha, context_field
         if str(device).startswith("cuda") and not torch.cuda.is_available():
-            device = None  # the harness asks for cuda:0 wherever nobody names a device, and its own models fall back
+            device = None  # the harness passes cuda:0 by default, and its own models fall back to the CPU
         self._llm = FastMem.from_pretrained(pretrained, dtype=dtype, device=device)
         given = {"learning_rate": learning_rate, "steps": steps, "kl_weight": kl_weight}
-        values = {name: value for name, value in given.items() if value is not None}
-        written = read_recipe(Path(recipe)) if recipe else {}
-        self._recipe: Recipe = changed_recipe(self._llm.recipe, written | values)
-        self._memory: Memory | None = None
+        changes = read_recipe(Path(recipe)) if recipe else {}
+        changes |= {name: value for name, value in given.items() if value is not None}
+        self._recipe = changed_recipe(self._llm.recipe, changes)
+        self._memory: Memory | None = None  # that `_model_call` uses
         super().__init__(pretrained=self._llm.model, tokenizer=self._llm.tokenizer, **options)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Of continuations, under the memory of each request's document."""
+        """(log-likelihood, whether it is the greedy one) of continuations, with the memory of each document."""
         if self._method.kind == "dola":
-            raise InputError("dola masks tokens, so continuations have no likelihood under it: take another method.")
+            raise InputError("dola masks tokens, so continuations have no likelihood: use another method.")
         return self._by_document(requests, lambda group: super(FastMemLM, self).loglikelihood(group, disable_tqdm))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy answers, under the memory of each request's document, side by side."""
+        """Greedy answers in batches, with the memory of each document."""
         texts: list[str] = [""] * len(requests)
         size = self.batch_size if isinstance(self.batch_size, int) else 16
         order = sorted(range(len(requests)), key=lambda i: (_options(requests[i]), self.document(requests[i].doc)))
         for start in range(0, len(order), size):
             batch = order[start : start + size]
             for options in dict.fromkeys(_options(requests[i]) for i in batch):
-                self._generate([i for i in batch if _options(requests[i]) == options], requests, texts, options)
+                alike = [i for i in batch if _options(requests[i]) == options]
+                for i, text in zip(alike, self._generate([requests[i] for i in alike], *options), strict=True):
+                    texts[i] = text
         return texts
 
     def document(self, doc: Any) -> str:
-        """The document in a task's row; empty where it has none."""
+        """The document in a task's row; empty if there is none."""
         fields = (self._context_field,) if self._context_field else CONTEXT_FIELDS
         found = next((doc[name] for name in fields if isinstance(doc, dict) and doc.get(name)), "")
         return found if isinstance(found, str) else ""
 
-    def _generate(
-        self, batch: Sequence[int], requests: list[Instance], texts: list[str], options: tuple[tuple[str, ...], int]
-    ) -> None:
-        until, most = options
-        memories = self._memories([self.document(requests[i].doc) for i in batch])
-        prompts: list[Any] = [Tokens(self.tok_encode(requests[i].args[0])) for i in batch]
+    def _generate(self, requests: Sequence[Instance], stop: tuple[str, ...], max_new_tokens: int) -> list[str]:
+        documents = [self.document(request.doc) for request in requests]
+        memories = {document: self._memorized(document) for document in dict.fromkeys(documents)}
+        texts = [""] * len(requests)
         for memorized in (True, False):
-            rows = [n for n, memory in enumerate(memories) if (memory is not None) is memorized]
+            rows = [i for i, document in enumerate(documents) if (memories[document] is not None) is memorized]
             if not rows:
                 continue
             answers = self._llm.generate(
-                [prompts[n] for n in rows],
-                [memories[n] for n in rows],
+                [Tokens(self.tok_encode(requests[i].args[0])) for i in rows],
+                [memories[documents[i]] for i in rows],
                 self._method_name if memorized or not self._method.memorized else "base",
-                max_new_tokens=most,
-                stop=until,
+                max_new_tokens=max_new_tokens,
+                stop=stop,
                 alpha=self._alpha,
             )
-            for n, answer in zip(rows, answers, strict=True):
-                texts[batch[n]] = answer.text
-
-    def _memories(self, documents: Sequence[str]) -> list[Memory | None]:
-        made: dict[str, Memory | None] = {}
-        for document in documents:
-            if document not in made:
-                made[document] = self._memorized(document)
-        return [made[document] for document in documents]
+            for i, answer in zip(rows, answers, strict=True):
+                texts[i] = answer.text
+        return texts
 
     def _memorized(self, document: str) -> Memory | None:
+        """The memory of a document; None if there is no document or the method uses none."""
         if not document or not self._method.memorized:
             return None
         return self._llm.memorize(document, self._recipe)
 
     def _by_document(self, requests: list[Instance], answer: Callable[[list[Instance]], list[Any]]) -> list[Any]:
-        """`answer` of the requests of one document after the other, in the order they came in."""
-        places: dict[str, list[int]] = {}
+        """Call `answer` once per document, with its memory in use; the results, in the order of `requests`."""
+        rows_of: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
-            places.setdefault(self.document(request.doc), []).append(i)
-        found: list[Any] = [None] * len(requests)
-        for document, rows in places.items():
+            rows_of.setdefault(self.document(request.doc), []).append(i)
+        results: list[Any] = [None] * len(requests)
+        for document, rows in rows_of.items():
             self._memory = self._memorized(document)
             try:
                 for i, result in zip(rows, answer([requests[i] for i in rows]), strict=True):
-                    found[i] = result
+                    results[i] = result
             finally:
                 self._memory = None
-        return found
+        return results
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """Logits [B, T, V] under the memory in force. Rows are padded on the right, which a causal model ignores."""
+        """Logits [B, T, V] with the memory in use. Rows are padded on the right, which a causal model ignores."""
         if self._memory is None:
             return super()._model_call(inps, attn_mask, labels)
         split_model = self._llm.split_model
         with torch.no_grad():
-            now = split_model.head(split_model.forward(inps, ffn=self._llm.ffn(self._memory)))
+            logits = split_model.head(split_model.forward(inps, ffn=self._llm.ffn(self._memory)))
             if self._method.kind != "cd" or self._method.adaptive:
-                return now
-            return contrast(now, split_model.head(split_model.forward(inps)), self._alpha)
+                return logits
+            return contrast(logits, split_model.head(split_model.forward(inps)), self._alpha)
 
 
 def _options(request: Instance) -> tuple[tuple[str, ...], int]:
-    """(stop strings, most new tokens) of a request."""
+    """(stop strings, most new tokens) of a request. Errors: `InputError` if it asks for sampling."""
     given = request.args[1]
     if given.get("do_sample") or given.get("temperature"):
-        raise InputError("the model 'fastmem' answers greedily: take do_sample and temperature out of the task.")
+        raise InputError("the model 'fastmem' decodes greedily: remove do_sample and temperature from the task.")
     until = given.get("until") or ()
     stops = (until,) if isinstance(until, str) else tuple(until)
     return stops, int(given.get("max_gen_toks") or given.get("max_new_tokens") or DEFAULT_NEW_TOKENS)

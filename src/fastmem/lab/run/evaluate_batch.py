@@ -1,14 +1,12 @@
-"""Evaluate a batch of examples with a method: memorize, answer them together, grade. The result is one row per
-example.
+"""Evaluate a batch of examples with a method: memorize, answer, grade. The result is one row per example.
 
-An error in one example becomes a row with that error; the other examples are answered.
+An error in one example becomes a row with that error; the other examples are still answered.
 """
 
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,21 +18,21 @@ from fastmem.answer.running_batch import Answer, answers
 from fastmem.device_memory import PeakMemory
 from fastmem.errors import InputError
 from fastmem.lab.run.experiment import ONE_SHOT, Experiment, method_of
+from fastmem.lab.run.run_files import Record
 from fastmem.lab.scores import grading
 from fastmem.lab.tasks import TASKS, Example, messages
 from fastmem.learn.memorize import drain
 from fastmem.memory.memory import Memory
 from fastmem.model import FastMem
-from fastmem.prompts import Tokens
+from fastmem.prompts import Prompt, Tokens
 from fastmem.timing import timed
 
 log = logging.getLogger("fastmem")
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Memorized:
-    """A memory and its cost. prompt, prefix: for the placement "prompt", the prompt it was made in."""
+    """A memory and its cost. prompt, prefix: for the placement "prompt", the prompt that contained the document."""
 
     memory: Memory
     trunk_seconds: float
@@ -55,18 +53,18 @@ class _Prepared:
 class BatchEvaluator:
     """Evaluates the examples of one experiment, a batch at a time.
 
-    It keeps the memories of the current batch, so every method, and the rows of the same document in the next batch,
-    use the same one.
+    It keeps the memories of the current batch, so that all methods, and rows of the same document in the next batch,
+    share them.
     """
 
     def __init__(self, llm: FastMem, experiment: Experiment):
         self.llm, self.experiment = llm, experiment
         self.peak = PeakMemory(llm.split_model.device)
         self._memories: dict[tuple[str, str], Memorized | Exception] = {}
-        self._reported: dict[str, str] = {}  # missing scores by name
+        self._reported: set[str] = set()  # names of missing scores
 
     def rows(self, batch: Sequence[Example], method: str, base_texts: dict[str, str]) -> list[Record]:
-        """One row per example. base_texts: the base's answers by id, to tell which tokens the memory changed."""
+        """One row per example. base_texts: the base's answers by id, to find out which answers the memory changed."""
         self.peak.reset()
         self._forget(batch)
         ready: list[_Prepared] = []
@@ -74,10 +72,10 @@ class BatchEvaluator:
         for example in batch:
             try:
                 ready.append(self._prepared(example, method))
-            except Exception as error:  # whatever it is, it belongs to this example and is counted there
-                found[example.id] = self._row(example, method, _digest_of(example), error=error)
-        for one, answer, seconds in self._answers(ready):
-            found[one.example.id] = self._answered(one, method, answer, seconds, len(ready), base_texts)
+            except Exception as error:  # any error belongs to this example and is counted there
+                found[example.id] = self._row(example, method, _digest(example.prompt.encode()), error=error)
+        for prepared, answer, seconds in self._answers(ready):
+            found[prepared.example.id] = self._answered(prepared, method, answer, seconds, len(ready), base_texts)
         rows = [found[example.id] for example in batch]
         self._score(rows, batch)
         peak = self.peak.bytes
@@ -86,7 +84,7 @@ class BatchEvaluator:
     def _prepared(self, example: Example, method: str) -> _Prepared:
         llm, e, wanted = self.llm, self.experiment, method_of(method)
         made = self.memorized(example) if wanted.memorized else None
-        prompt: Any = made.prompt if made is not None else None
+        prompt: Prompt | None = made.prompt if made else None
         if prompt is None:
             prompt = messages(example, shot=TASKS[e.task].shot if method == ONE_SHOT else None)
         request = llm.prepare(
@@ -96,13 +94,12 @@ class BatchEvaluator:
             relative_top=e.relative_top,
             max_new_tokens=e.new_tokens,
             without_context=messages(example, with_context=False) if wanted.kind == "cad" else None,
+            prefix=made.prefix if made else None,
         )
-        if made is not None:
-            request = replace(llm.with_memory(request, made.memory), prefix=made.prefix)
-        return _Prepared(example, request, made)
+        return _Prepared(example, llm.with_memory(request, made.memory) if made else request, made)
 
     def memorized(self, example: Example) -> Memorized:
-        """The memory of the example's document, made once. Errors: whatever making it raised, every time."""
+        """The memory of the example's document, made once. Errors: any error of making it, on every call."""
         in_place = self.experiment.recipe.placement == "prompt"
         key = (example.context, example.prompt if in_place else "")
         if key not in self._memories:
@@ -133,58 +130,53 @@ class BatchEvaluator:
         return Memorized(memory, trunk[0], steps[0], tokens if in_place else None, prefix)
 
     def _forget(self, batch: Sequence[Example]) -> None:
-        """Drop the memories of documents that are not in this batch, so only those of one batch have to fit."""
+        """Drop the memories of documents that are not in this batch: those of one batch must fit into memory."""
         here = {example.context for example in batch}
         self._memories = {key: made for key, made in self._memories.items() if key[0] in here}
 
     def _answers(self, ready: Sequence[_Prepared]) -> Iterator[tuple[_Prepared, Answer | Exception, float]]:
-        """(what was asked, its answer or the error, its share of the seconds)."""
+        """(example, its answer or the error, its share of the seconds)."""
         if not ready:
             return
         try:
             with timed(self.llm.split_model.device) as seconds:
-                found = answers(self.llm.batch(), [one.request for one in ready], self.experiment.batch_size)
+                found = answers(self.llm.batch(), [p.request for p in ready], self.experiment.batch_size)
         except Exception as error:
             if len(ready) == 1:
                 yield ready[0], error, 0.0
                 return
             log.warning("a batch of %d failed (%s); answering one by one.", len(ready), error)
-            for one in ready:
-                yield from self._answers([one])
+            for prepared in ready:
+                yield from self._answers([prepared])
             return
-        for one, answer in zip(ready, found, strict=True):
-            yield one, answer, seconds[0] / len(ready)
+        for prepared, answer in zip(ready, found, strict=True):
+            yield prepared, answer, seconds[0] / len(ready)
 
     def _answered(
         self,
-        asked: _Prepared,
+        prepared: _Prepared,
         method: str,
         answer: Answer | Exception,
         seconds: float,
         batch: int,
         base_texts: dict[str, str],
     ) -> Record:
-        digest = hashlib.sha256(asked.request.prompt.numpy().tobytes()).hexdigest()[:16]
+        example, prompt, made = prepared.example, prepared.request.prompt, prepared.made
+        digest = _digest(prompt.numpy().tobytes())
         if isinstance(answer, Exception):
-            return self._row(asked.example, method, digest, error=answer)
-        row = self._row(asked.example, method, digest)
-        row |= {"text": answer.text, "token_ids": list(answer.token_ids), "reason": answer.reason}
-        row["batch"] = batch
+            return self._row(example, method, digest, error=answer)
+        row = self._row(example, method, digest)
+        row |= {"text": answer.text, "token_ids": list(answer.token_ids), "reason": answer.reason, "batch": batch}
         row["seconds"]["decode"] = round(seconds, 6)
-        if asked.made is not None:
-            memory = asked.made.memory
-            row["seconds"] |= {
-                "trunk": round(asked.made.trunk_seconds, 6),
-                "steps": round(asked.made.steps_seconds, 6),
-            }
-            row["trace"] = [[round(v, 6) for v in (s.loss, s.cross_entropy, s.kl)] for s in memory.trace]
-            row["stopped"] = memory.stopped
-            if base_texts.get(asked.example.id, answer.text) != answer.text:
-                row["moved"] = moved(self.llm, asked.request.prompt, answer, memory)
+        if made is not None:
+            row["seconds"] |= {"trunk": round(made.trunk_seconds, 6), "steps": round(made.steps_seconds, 6)}
+            row["trace"] = [[round(v, 6) for v in (s.loss, s.cross_entropy, s.kl)] for s in made.memory.trace]
+            row["stopped"] = made.memory.stopped
+            if base_texts.get(example.id, answer.text) != answer.text:
+                row["moved"] = token_log_probabilities(self.llm, prompt, answer, made.memory)
         return row
 
     def _row(self, example: Example, method: str, digest: str, error: Exception | None = None) -> Record:
-        said = None if error is None else f"{type(error).__name__}: {str(error).strip() or 'no text'}"
         return {
             "id": example.id,
             "method": method,
@@ -196,51 +188,56 @@ class BatchEvaluator:
             "scores": {},
             "missing": {},
             "seconds": {"trunk": 0.0, "steps": 0.0, "decode": 0.0},
-            "error": said,
+            "error": None if error is None else f"{type(error).__name__}: {str(error).strip() or 'no text'}",
         }
 
     def _score(self, rows: Sequence[Record], batch: Sequence[Example]) -> None:
         """Fill in the scores."""
-        good = [(row, example) for row, example in zip(rows, batch, strict=True) if not row["error"]]
+        summaries: list[tuple[Record, Example]] = []
         for row, example in zip(rows, batch, strict=True):
             if row["error"]:
                 row["scores"] = grading.failed(example)
-            elif example.kind != "summary":
+            elif example.kind == "summary":
+                summaries.append((row, example))
+            else:
                 row["scores"] = grading.graded(row["text"], example)
-        if good and good[0][1].kind == "summary":
-            texts = [row["text"] for row, _ in good]
-            found = grading.summarized(texts, [example for _, example in good], self.experiment.scorers)
-            for (row, _), (scores, missing) in zip(good, found, strict=True):
+        if summaries:
+            texts = [row["text"] for row, _ in summaries]
+            found = grading.summarized(texts, [example for _, example in summaries], self.experiment.scorers)
+            for (row, _), (scores, missing) in zip(summaries, found, strict=True):
                 row["scores"], row["missing"] = scores, missing
             self._report_once(found[0][1])
 
     def _report_once(self, missing: dict[str, str]) -> None:
-        """Report a score that cannot be computed when it is first missed, not only in the final table."""
-        unreported = {
-            name: reason for name, reason in missing.items() if "was left out" not in reason
-        } | self._reported
-        for name in unreported.keys() - self._reported.keys():
-            log.warning("%s; the run goes on without it.", unreported[name])
-        self._reported = unreported
+        """Report a score that cannot be computed when it is first missing, not only in the final table."""
+        for name, reason in missing.items():
+            if name not in self._reported and "was left out" not in reason:
+                self._reported.add(name)
+                log.warning("%s; the run continues without it.", reason)
 
 
 @torch.no_grad()
-def moved(llm: FastMem, prompt: Tensor, answer: Answer, memory: Memory) -> list[list[Any]]:
-    """[token, its log-probability under the base, under the memory] for every token of an answer.
+def token_log_probabilities(
+    llm: FastMem,
+    prompt: Tensor,  # [S]
+    answer: Answer,
+    memory: Memory,
+) -> list[tuple[str, float, float]]:
+    """(token, its log-probability under the base, under the memory) for every token of an answer.
 
-    One trunk pass and two tails, over the positions of the answer alone.
+    It takes one trunk pass, and two tails over the positions of the answer.
     """
-    said = torch.tensor(answer.token_ids)
-    ids = torch.cat([prompt, said])
+    tokens = torch.tensor(answer.token_ids)
+    ids = torch.cat([prompt, tokens])
     positions = torch.arange(len(prompt) - 1, len(ids) - 1)
     activations = llm.split_model.read(ids, positions, memory.recipe.layers)
     sides = []
     for ffn in (None, llm.ffn(memory)):
         logits = llm.split_model.head(llm.split_model.tail(activations, ffn)).float()
-        sides.append(logits.log_softmax(-1)[torch.arange(len(said)), said.to(logits.device)].tolist())
+        sides.append(logits.log_softmax(-1)[torch.arange(len(tokens)), tokens.to(logits.device)].tolist())
     texts = [llm.tokenizer.decode([token]) for token in answer.token_ids]
-    return [[t, round(a, 4), round(b, 4)] for t, a, b in zip(texts, *sides, strict=True)]
+    return [(t, round(a, 4), round(b, 4)) for t, a, b in zip(texts, *sides, strict=True)]
 
 
-def _digest_of(example: Example) -> str:
-    return hashlib.sha256(example.prompt.encode()).hexdigest()[:16]
+def _digest(prompt: bytes) -> str:
+    return hashlib.sha256(prompt).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What is run: methods, recipe and decoding of one task, and what makes two runs the same run."""
+"""`Experiment`: methods, recipe and decoding for one task. The identity of a run decides whether it can be resumed."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from typing import Any
 from fastmem.answer.contrast import METHODS, Contrast, Method
 from fastmem.errors import InputError, RunError, one_of
 from fastmem.lab.run import run_files
+from fastmem.lab.run.run_files import Record
 from fastmem.lab.scores.summary import Scorers
 from fastmem.lab.tasks import TASKS, Data
 from fastmem.lab.tasks.example import Example
@@ -25,9 +26,9 @@ class Experiment:
     """How the examples of one task are answered.
 
     methods: names of `METHODS`, or "one-shot". alpha, relative_top: as in `Contrast`. max_new_tokens: None takes the
-    task's. max_context_tokens: cut longer documents (the paper's limit is 7,500); None leaves them whole. batch_size:
-    examples answered side by side; it decides the rounding of the kernels, nothing else. seed: recorded; decoding is
-    greedy and memorizing draws nothing.
+    task's. max_context_tokens: cut longer documents (the paper's limit is 7,500); None keeps them whole. batch_size:
+    examples decoded at the same time; it affects the rounding of the kernels only. seed: recorded only; decoding is
+    greedy, and memorizing uses the recipe's seed.
     """
 
     task: str
@@ -49,7 +50,7 @@ class Experiment:
             one_of(name, [*METHODS, ONE_SHOT], "method")
         if len(set(self.methods)) < len(self.methods):
             raise InputError(f"a method is named twice: {', '.join(self.methods)}.")
-        Contrast("cd", self.alpha, relative_top=self.relative_top)  # refuses values out of range
+        Contrast("cd", self.alpha, relative_top=self.relative_top)  # raises for values out of range
         for name in ("batch_size", "max_new_tokens", "max_context_tokens"):
             given = getattr(self, name)
             if given is not None and given < 1:
@@ -66,26 +67,26 @@ class Experiment:
 
 
 def method_of(name: str) -> Method:
-    """The decoding method behind a name of `Experiment.methods`."""
+    """The decoding method for a name in `Experiment.methods`."""
     return METHODS["base" if name == ONE_SHOT else name]
 
 
 def needs_context(name: str) -> bool:
-    """Whether the method does anything with the document besides reading it in the prompt."""
+    """Whether the method uses the document beyond reading it in the prompt."""
     method = method_of(name)
     return method.memorized or method.kind == "cad"
 
 
 def by_context(examples: Iterable[Example]) -> tuple[Example, ...]:
-    """The examples with those of one document next to each other, so that it is memorized once."""
-    together: dict[str, list[Example]] = {}
+    """The examples reordered so that those of one document are adjacent and it is memorized once."""
+    by_document: dict[str, list[Example]] = {}
     for example in examples:
-        together.setdefault(example.context, []).append(example)
-    return tuple(example for group in together.values() for example in group)
+        by_document.setdefault(example.context, []).append(example)
+    return tuple(example for group in by_document.values() for example in group)
 
 
-def identity(experiment: Experiment, data: Data, examples: Sequence[Example], llm: FastMem) -> dict[str, Any]:
-    """All that decides the rows of a run, methods left out: rows of several methods stand side by side."""
+def identity(experiment: Experiment, data: Data, examples: Sequence[Example], llm: FastMem) -> Record:
+    """Everything that determines the rows of a run, except the methods: a run can have rows of several."""
     return {
         "format": FORMAT,
         "task": experiment.task,
@@ -108,17 +109,17 @@ def identity(experiment: Experiment, data: Data, examples: Sequence[Example], ll
 
 
 def identity_of_model(llm: FastMem) -> dict[str, str]:
-    """Family, weights and type; its name or folder may change."""
+    """Family, weights and type; the name or folder of a model may change."""
     base = llm.base()
     return {"family": base.family, "digest": base.digest[:16], "dtype": str(llm.split_model.dtype)}
 
 
-def claim(folder: Path, identity: dict[str, Any], llm: FastMem, examples: Sequence[Example]) -> None:
-    """Make `folder` the folder of this run, or find that it is already. Errors: `RunError` where it is another's."""
+def open_run_folder(folder: Path, identity: Record, llm: FastMem, examples: Sequence[Example]) -> None:
+    """Create the folder of this run, or check that it is one. Errors: `RunError` if it belongs to another run."""
     path = folder / run_files.RUN
     if path.exists():
-        found = run_files.read_json(path).get("identity", {})
-        for name, was, now in _differences(found, identity):
+        before = run_files.read_json(path).get("identity", {})
+        for name, was, now in _differences(before, identity):
             raise RunError(
                 f"{folder} holds another run: {name} was {was!r}, now {now!r}. Give another folder, or the old value.",
                 field="output",
@@ -131,31 +132,34 @@ def claim(folder: Path, identity: dict[str, Any], llm: FastMem, examples: Sequen
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{folder} cannot be made ({error.strerror}): give another folder.", field="output") from error
+        raise RunError(
+            f"{folder} cannot be created ({error.strerror}): give another folder.", field="output"
+        ) from error
     run_files.write_examples(folder / run_files.EXAMPLES, examples)
     model = {"name": model_name(llm), "revision": llm.revision}
     run_files.write_json(path, {"identity": identity, "model": model, "kind": TASKS[identity["task"]].kind})
 
 
-def recipe_values(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON has it."""
+def recipe_values(recipe: Recipe) -> Record:
+    """The recipe as it is after a round trip through JSON."""
     return asdict(recipe) | {"layers": list(recipe.layers)}
 
 
 def model_name(llm: FastMem) -> str:
-    """A hub id as it is, of a folder its last part: paths of one machine say nothing on another."""
+    """The hub id; for a folder only its last part, because paths differ between machines."""
     path = Path(llm.name)
     return path.name if path.is_absolute() or llm.name.startswith(".") else llm.name
 
 
 def _digest(examples: Iterable[Example]) -> str:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for example in examples:
-        whole.update(json.dumps(asdict(example), ensure_ascii=False).encode())
-    return whole.hexdigest()[:16]
+        digest.update(json.dumps(asdict(example), ensure_ascii=False).encode())
+    return digest.hexdigest()[:16]
 
 
-def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+def _differences(was: Record, now: Record, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, value before, value now) of every value that differs."""
     found: list[tuple[str, Any, Any]] = []
     for name in {**was, **now}:
         before, after = was.get(name), now.get(name)

@@ -1,9 +1,10 @@
-"""All of the paper's tables for one model, as runs in one folder: each resumable, each with the paper's own recipe.
+"""All tables of the paper for one model, as resumable runs in one folder, each with the paper's recipe.
 
-Recipes and limits are those the authors publish for Llama-3-8B-Instruct (arXiv 2406.16069; IAAR-Shanghai/FastMem
-`scripts/run_qa.sh`, `scripts/run_summary.sh`): fastmem+cd has a KL weight of its own on the three summary tasks.
+Recipes and limits are those published for Llama-3-8B-Instruct (arXiv 2406.16069; IAAR-Shanghai/FastMem
+`scripts/run_qa.sh`, `scripts/run_summary.sh`). fastmem+cd has its own KL weight on the three summary tasks.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from fastmem.errors import TaskError
 from fastmem.lab.run.experiment import Experiment
 from fastmem.lab.run.runner import Progress, run
 from fastmem.lab.scores.summary import Scorers
-from fastmem.lab.tasks import Data, load
+from fastmem.lab.tasks import load
 from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
 
@@ -23,7 +24,7 @@ SUMMARIES = ("base", "dola", "cad", "fastmem", "fastmem+dola")
 
 @dataclass(frozen=True)
 class Run:
-    """One folder of the paper. table: where its figures stand."""
+    """One run of the paper. name: of its folder. table: the paper's table with its figures."""
 
     name: str
     table: str
@@ -34,8 +35,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run. seconds_per_example: of all its methods together, None where nothing was answered.
-    examples: how many the data hold. missing: why it could not be done."""
+    """The result of a run. examples: the number in the data. seconds_per_example: of all methods together, None if
+    nothing was answered. missing: why the run was not possible."""
 
     run: Run
     examples: int = 0
@@ -44,12 +45,12 @@ class Outcome:
 
     @property
     def hours(self) -> float | None:
-        """Of the whole run, from its measured mean."""
+        """Hours of a run over all examples, from the measured mean."""
         return None if self.seconds_per_example is None else self.seconds_per_example * self.examples / 3600
 
 
 def runs(base: Recipe) -> tuple[Run, ...]:
-    """The paper's tables. base: what is not published (placement, layers, ...) is taken from it."""
+    """The paper's tables. base: supplies the values that are not published (placement, layers, ...)."""
 
     def recipe(rate: float, kl: float, steps: int) -> Recipe:
         return replace(base, learning_rate=rate, kl_weight=kl, steps=steps)
@@ -83,20 +84,20 @@ def reproduce(
     scorers: Scorers | None = None,
     on_progress: Callable[[Run, Progress], None] | None = None,
 ) -> list[Outcome]:
-    """Every run of the paper, in folders of its own below `folder`; a run whose data are absent is reported as such.
+    """Do every run of the paper, each in its own folder below `folder`. A run without data is reported as missing.
 
-    data: task -> local file; others come from the hub. same_recipe: take `base` everywhere instead of the paper's
-    rates, for models that want others. limit: only so many examples of each, to measure what the whole will cost.
+    data: task -> local file; other tasks are loaded from the hub. same_recipe: use `base` for all runs instead of the
+    paper's recipes, for models that need other rates. limit: use only this many examples of each task, to estimate
+    the cost of the whole.
     """
     outcomes = []
     for planned in runs(base or Recipe()):
         recipe = base if same_recipe and base else planned.recipe
         try:
-            rows = load(planned.task, data.get(planned.task))
+            whole = load(planned.task, data.get(planned.task))
         except TaskError as error:
             outcomes.append(Outcome(planned, missing=str(error)))
             continue
-        asked = Data(rows.task, rows.examples[:limit], rows.source, rows.revision)
         experiment = Experiment(
             planned.task,
             planned.methods,
@@ -106,18 +107,18 @@ def reproduce(
             batch_size=batch_size,
             scorers=scorers or Scorers(),
         )
-        tell = None if on_progress is None else (lambda p, planned=planned: on_progress(planned, p))
-        summary = run(llm, experiment, asked, folder / planned.name, tell)
-        seconds = sum(sum(found["seconds"].values()) for found in summary["methods"].values() if found["rows"])
-        # The memory is made once for all methods of a run, and every method's row states its cost.
-        shared = [sum(found["seconds"][p] for p in ("trunk", "steps")) for found in summary["methods"].values()]
-        made = [cost for cost in shared if cost]
-        outcomes.append(Outcome(planned, len(rows.examples), seconds - sum(made) + max(made, default=0.0)))
+        report = None if on_progress is None else functools.partial(on_progress, planned)
+        summary = run(llm, experiment, replace(whole, examples=whole.examples[:limit]), folder / planned.name, report)
+        # All methods of a run share one memory, but the rows of each include its cost.
+        costs = [method["seconds"] for method in summary["methods"].values()]
+        memorizing = [seconds["trunk"] + seconds["steps"] for seconds in costs]
+        per_example = sum(seconds["decode"] for seconds in costs) + max(memorizing)
+        outcomes.append(Outcome(planned, len(whole.examples), per_example))
     return outcomes
 
 
 def cost_table(outcomes: list[Outcome]) -> str:
-    """Seconds per example and hours of every run, from what was measured."""
+    """A Markdown table of the measured seconds per example, and the hours, of every run."""
     lines = ["| run | table | examples | s per example | hours |", "| --- | --- | --- | --- | --- |"]
     for outcome in outcomes:
         if outcome.missing:
@@ -129,5 +130,5 @@ def cost_table(outcomes: list[Outcome]) -> str:
         )
     total = sum(outcome.hours or 0.0 for outcome in outcomes)
     lines.append(f"| all | | {sum(o.examples for o in outcomes)} | | {total:.3g} |")
-    said = [f"- {o.run.name} is missing: {o.missing}" for o in outcomes if o.missing]
-    return "\n".join(lines + (["", *said] if said else [])) + "\n"
+    missing = [f"- {o.run.name} is missing: {o.missing}" for o in outcomes if o.missing]
+    return "\n".join(lines + (["", *missing] if missing else [])) + "\n"

@@ -1,11 +1,11 @@
-"""The files of a run: rows appended one by one, whole files replaced at once.
+"""The files of a run. Rows are appended one by one, other files are replaced as a whole.
 
-    run.json         what is run: task, data, model, recipe, decoding. Written first; a run that differs is refused
+    run.json         task, data, model, recipe and decoding. Written first; a run with other values is refused
     examples.jsonl   the examples in the order they are answered, so that a report needs neither data nor model
     rows.jsonl       one line per example and method, appended and flushed as it is made
-    summary.json     counts, means and the environment; replaced at once when a run ends or is interrupted
+    summary.json     counts, means and the environment; written when a run ends or is interrupted
 
-A line without its line break is what a killed process left behind: it is cut off before more is appended.
+A last line without a line break was left by a killed process and is removed before more is appended.
 """
 
 import errno
@@ -29,7 +29,7 @@ Record = dict[str, Any]
 class Appender:
     """The rows of one run, open for appending by this process alone.
 
-    Errors: `RunError` where the folder cannot be written, another process appends to it, or the disk is full.
+    Errors: `RunError` if the folder cannot be written, another process appends to it, or the disk is full.
     """
 
     def __init__(self, path: Path):
@@ -44,19 +44,19 @@ class Appender:
             raise RunError(
                 f"another process is writing to {path.parent}: wait for it, or give another folder.", field="output"
             ) from error
-        whole, self.rows = _whole_rows(path)
-        self._file.truncate(whole)
-        self._file.seek(whole)
+        end, self.rows = complete_rows(path)
+        self._file.truncate(end)
+        self._file.seek(end)
 
     def append(self, record: Record) -> None:
-        """One line, flushed: it survives whatever happens to the process afterwards."""
+        """Write one line and flush it, so it is kept if the process is killed."""
         with _explained(self.path):
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
             self._file.flush()
 
     def close(self) -> None:
-        """Let others append."""
-        # What a full disk did not take is still in the buffer, and would raise once more.
+        """Allow other processes to append."""
+        # Data that a full disk did not take is still in the buffer and would raise again.
         with suppress(OSError):
             self._file.close()
 
@@ -68,37 +68,30 @@ class Appender:
 
 
 def read_rows(folder: Path) -> list[Record]:
-    """The complete rows of a run. Errors: `RunError` where there are none or a line in the middle is damaged."""
-    path = folder / ROWS
-    if not path.is_file():
-        raise RunError(f"{folder} holds no run: there is no {ROWS}. Give a folder that `fastmem eval` wrote.")
-    return _whole_rows(path)[1]
+    """The complete rows of a run. Errors: `RunError` if there is no run or a line is damaged."""
+    return _read_lines(folder, ROWS)
 
 
 def read_examples(folder: Path) -> tuple[Example, ...]:
-    """The examples of a run, in their order."""
-    path = folder / EXAMPLES
-    if not path.is_file():
-        raise RunError(f"{folder} holds no run: there is no {EXAMPLES}. Give a folder that `fastmem eval` wrote.")
-    known = {field.name for field in fields(Example)}
-    return tuple(_example({k: v for k, v in row.items() if k in known}) for row in _whole_rows(path)[1])
+    """The examples of a run, in order. Errors: those of `read_rows`."""
+    return tuple(map(_example, _read_lines(folder, EXAMPLES)))
 
 
 def read_json(path: Path) -> Record:
-    """A file that `write_json` wrote. Errors: `RunError` where it is absent or no JSON object."""
+    """A file that `write_json` wrote. Errors: `RunError` if it is absent or not a JSON object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist: give a folder that `fastmem eval` wrote.") from error
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}): it was not written by `fastmem eval`.") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise RunError(f"{path} holds no JSON object: it was not written by `fastmem eval`.")
-    return found
+    return value
 
 
 def write_json(path: Path, value: Record) -> None:
-    """Replace the file at once: a reader, and a killed process, sees the old one or the new one, never half of it."""
+    """Replace the file atomically: a reader sees the old content or the new one, also if the process is killed."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -108,31 +101,39 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_json` of any text. Errors: `RunError` if it cannot be written."""
+    """`write_json` for any text. Errors: `RunError` if the file cannot be written."""
     with _explained(path), replacing(path) as file:
         file.write(text.encode())
 
 
-def _whole_rows(path: Path) -> tuple[int, list[Record]]:
-    """(bytes up to the last line break, the rows in them)."""
+def complete_rows(path: Path) -> tuple[int, list[Record]]:
+    """(bytes up to the last line break, the rows in them). Errors: `RunError` if a line is damaged."""
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
+    end = content.rfind(b"\n") + 1
     rows: list[Record] = []
-    for number, line in enumerate(content[:whole].splitlines(), 1):
+    for number, line in enumerate(content[:end].splitlines(), 1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:
             raise RunError(f"{path}, line {number} is damaged ({error}): delete that line to go on.") from error
-    return whole, rows
+    return end, rows
 
 
-def _example(values: Record) -> Example:
-    lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-    return Example(**(values | lists))
+def _read_lines(folder: Path, name: str) -> list[Record]:
+    if not (folder / name).is_file():
+        raise RunError(f"{folder} holds no run: there is no {name}. Give a folder that `fastmem eval` wrote.")
+    return complete_rows(folder / name)[1]
+
+
+def _example(row: Record) -> Example:
+    names = {field.name for field in fields(Example)}
+    values: Record = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in names}
+    return Example(**values)
 
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
+    """Turn errors of the operating system into a `RunError` with a remedy."""
     try:
         yield
     except OSError as error:
@@ -140,5 +141,5 @@ def _explained(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(f"the disk of {path} is full: {kept}make room and start the same command again.") from error
         raise RunError(
-            f"{path} cannot be written ({error.strerror or error}): {kept}give a folder that can be.", field="output"
+            f"{path} cannot be written ({error.strerror or error}): {kept}give a writable folder.", field="output"
         ) from error

@@ -1,30 +1,29 @@
-"""The runner: examples in batches, every method on each, every row written as it is made, and going on after a stop.
+"""The runner: answers all examples with all methods in batches, writes each row at once, and resumes after a stop.
 
-A batch is fixed by the order of the examples, not by what is left of it. So a run that was killed decodes the batch
-it died in once more, whole, and writes the rows that are missing: they come out as they would have, to the bit.
+A batch is determined by the order of the examples, not by the rows that are missing. So a run that was killed decodes
+the interrupted batch again as a whole and writes its missing rows, which are identical to those of an undisturbed run.
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fastmem.environment import environment
 from fastmem.lab.run import run_files
-from fastmem.lab.run.evaluate_batch import BatchEvaluator, Record
-from fastmem.lab.run.experiment import Experiment, by_context, claim, identity, model_name, recipe_values
-from fastmem.lab.run.run_files import Appender
+from fastmem.lab.run.evaluate_batch import BatchEvaluator
+from fastmem.lab.run.experiment import Experiment, by_context, identity, model_name, open_run_folder, recipe_values
+from fastmem.lab.run.run_files import Appender, Record
 from fastmem.lab.scores import grading
-from fastmem.lab.tasks import TASKS, Data, Example, cut
+from fastmem.lab.tasks import TASKS, Data, Example, Kind, cut
 from fastmem.model import FastMem
 
 
 @dataclass(frozen=True)
 class Progress:
-    """rows: written so far, those of earlier starts included, of `total`. seconds_left: from the measured mean of
-    every method, None while a method that is still to come has not been measured."""
+    """rows: written so far, including earlier starts, of `total`. seconds_left: estimated from the mean time of every
+    method, None while a method that has rows to write is not measured yet."""
 
     rows: int
     total: int
@@ -40,23 +39,24 @@ def run(
     folder: Path,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Record:
-    """Answer every example with every method; the summary, which is also written to `folder`.
+    """Answer every example with every method. Returns the summary, which is also written to `folder`.
 
-    Goes on where an earlier run of the same experiment stopped. Errors: `RunError` for a folder of another run, one
-    that is in use or cannot be written, a full disk. Whatever interrupts it, finished rows stay and a summary of them
-    is written.
+    It resumes an earlier run of the same experiment. If it is interrupted, finished rows are kept and a summary of
+    them is written. Errors: `RunError` for the folder of another run, a folder that is in use or cannot be written,
+    and a full disk.
     """
     examples = by_context(data.examples)
     if experiment.max_context_tokens is not None:
         examples = tuple(cut(e, experiment.max_context_tokens, llm.tokenizer) for e in examples)
-    claim(folder, identity(experiment, data, examples, llm), llm, examples)
+    open_run_folder(folder, identity(experiment, data, examples, llm), llm, examples)
     with Appender(folder / run_files.ROWS) as appender:
         loop = _Loop(llm, experiment, examples, appender, on_progress)
         try:
             loop.run()
         finally:
-            kept = _methods_of(appender.rows, experiment.methods)
-            summary = summarize(llm, replace(experiment, methods=kept), examples, appender.rows)
+            # The methods of this start, then those of earlier ones.
+            methods = tuple(dict.fromkeys([*experiment.methods, *(row["method"] for row in appender.rows)]))
+            summary = summarize(llm, replace(experiment, methods=methods), examples, appender.rows)
             run_files.write_json(folder / run_files.SUMMARY, summary)
     return summary
 
@@ -73,8 +73,8 @@ class _Loop:
         self.experiment, self.examples, self.appender = experiment, examples, appender
         self.on_progress = on_progress or (lambda _: None)
         self.evaluator = BatchEvaluator(llm, experiment)
-        self.seconds: Counter[str] = Counter()  # by method, of this process
-        self.measured: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)  # by method, in this process
+        self.measured: Counter[str] = Counter()  # examples by method, in this process
         self.done = {(row["id"], row["method"]) for row in appender.rows}
         self.base_texts = {row["id"]: row["text"] for row in appender.rows if row["method"] == "base"}
         self.started = time.perf_counter()
@@ -98,7 +98,7 @@ class _Loop:
                 self.appender.append(row)
                 self.appender.rows.append(row)
                 self.done.add((row["id"], method))
-        self.seconds[method] += time.perf_counter() - started  # type: ignore[assignment]
+        self.seconds[method] += time.perf_counter() - started
         self.measured[method] += len(batch)
         self._report()
 
@@ -108,16 +108,15 @@ class _Loop:
         seconds_left = None
         if all(self.measured[method] for method in left):
             seconds_left = sum(n * self.seconds[m] / self.measured[m] for m, n in left.items())
-        rows = sum(wanted.values()) - sum(left.values())
         errors = sum(bool(row["error"]) for row in self.appender.rows)
         elapsed = time.perf_counter() - self.started
-        self.on_progress(Progress(rows, sum(wanted.values()), errors, elapsed, seconds_left))
+        self.on_progress(Progress(wanted.total() - left.total(), wanted.total(), errors, elapsed, seconds_left))
 
 
 def summarize(llm: FastMem, experiment: Experiment, examples: Sequence[Example], rows: Sequence[Record]) -> Record:
-    """Counts, means and the circumstances. complete: no row is missing."""
+    """Counts, means, settings and environment of a run. complete: no row is missing."""
     kind = TASKS[experiment.task].kind
-    methods = {m: summarized([row for row in rows if row["method"] == m], kind) for m in experiment.methods}
+    methods = {m: method_summary([row for row in rows if row["method"] == m], kind) for m in experiment.methods}
     return {
         "task": experiment.task,
         "model": {"name": model_name(llm), "revision": llm.revision},
@@ -135,7 +134,7 @@ def summarize(llm: FastMem, experiment: Experiment, examples: Sequence[Example],
     }
 
 
-def summarized(rows: Sequence[Record], kind: Any) -> Record:
+def method_summary(rows: Sequence[Record], kind: Kind) -> Record:
     """Scores with intervals, errors and cost of one method."""
     found: Record = {"rows": len(rows), "errors": sum(bool(row["error"]) for row in rows)}
     if not rows:
@@ -147,8 +146,3 @@ def summarized(rows: Sequence[Record], kind: Any) -> Record:
     }
     found["peak_bytes"] = max(row["peak_bytes"] for row in rows)
     return found
-
-
-def _methods_of(rows: Sequence[Record], wanted: Sequence[str]) -> tuple[str, ...]:
-    """All methods of a folder: those asked for now, then others of earlier starts."""
-    return tuple(dict.fromkeys([*wanted, *(row["method"] for row in rows)]))

@@ -1,7 +1,7 @@
-"""Many recipes on one example, for little more than the cost of their optimizations.
+"""Answer one example with many recipes, for little more than the cost of their optimizations.
 
-Points of a grid share what they can: the trunk pass over the document; the optimization of points that differ only in
-steps (10 and 20 lie on the way to 50); the trunk pass over the prompt; and the batch that decodes their answers.
+The points of a grid share the trunk pass over the document, the optimization if they differ only in steps (one run of
+50 steps also gives the memories after 10 and 20), the trunk pass over the prompt, and the batch that decodes.
 """
 
 from collections.abc import Iterator
@@ -29,10 +29,10 @@ PAPER_RATES, PAPER_STEPS, PAPER_KLS = (1e-6, 3e-6, 1e-5, 3e-5), (10, 20, 50), (0
 
 @dataclass(frozen=True)
 class Space:
-    """The values that are tried: the grid is their product. The other fields of the recipe are those of `recipe`.
+    """The values to try; the grid is their product. The other fields of the recipe are those of `recipe`.
 
-    alphas: 0 is plain FastMem; a larger value is `fastmem+cd` of that strength among the tokens that `relative_top`
-    leaves. Errors: `InputError` for values out of range or given twice.
+    alphas: 0 is plain FastMem; a larger value is the `alpha` of `fastmem+cd`, with `relative_top` as in `Contrast`.
+    Errors: `InputError` for values out of range or given twice.
     """
 
     recipe: Recipe
@@ -69,7 +69,7 @@ class Point:
 
 
 class Grid:
-    """Answers examples at every point of a space."""
+    """Answers examples at every point of a space, `batch_size` points at a time."""
 
     def __init__(self, llm: FastMem, space: Space, max_new_tokens: int, batch_size: int = 64):
         self.llm, self.space, self.max_new_tokens, self.batch_size = llm, space, max_new_tokens, batch_size
@@ -77,43 +77,44 @@ class Grid:
     def texts(self, example: Example) -> list[str]:
         """The answer at every point, in the order of `Space.points`. Errors: `InputError`, `ResourceError`."""
         document, prompt = self._tokens(example)
-        plain = self.llm.prepare(prompt, "fastmem", max_new_tokens=self.max_new_tokens)  # refuses a long prompt
-        plain = replace(plain, prefix=self._prefix(prompt))
-        found: list[str] = []
-        # One batch for every set of layers and KL weight: its memories are what must fit into memory together.
+        # Checks the length of the prompt before the model reads it.
+        request = self.llm.prepare(prompt, "fastmem", max_new_tokens=self.max_new_tokens)
+        request = replace(request, prefix=self._prefix(prompt))
+        texts: list[str] = []
+        # One batch for each set of layers and KL weight, because all memories of a batch must fit into memory.
         for layers, kl in product(self.space.layers, self.space.kls):
             memories = self._memories(document, replace(self.space.recipe, layers=layers, kl_weight=kl))
-            requests = [self._request(plain, memory, alpha) for memory in memories for alpha in self.space.alphas]
-            found += [answer.text for answer in answers(self.llm.batch(), requests, self.batch_size)]
-        return found
+            requests = [self._at_point(request, memory, alpha) for memory in memories for alpha in self.space.alphas]
+            texts += [answer.text for answer in answers(self.llm.batch(), requests, self.batch_size)]
+        return texts
 
     def _memories(self, document: Tokens, recipe: Recipe) -> Iterator[Memory]:
-        """The memories of all rates and steps, from one trunk pass and one run per rate."""
+        """The memories for all rates and steps, from one trunk pass and one run per rate."""
         reading = self.llm.read(document, recipe.layers)
-        # An adaptive KL weight depends on the number of steps, so it needs a run for each.
+        # An adaptive KL weight depends on the number of steps, so each number needs its own run.
         runs = [self.space.steps] if recipe.adaptive_kl is None else [(steps,) for steps in self.space.steps]
         for rate in self.space.rates:
             for steps in runs:
-                wanted = replace(recipe, learning_rate=rate, steps=max(steps))
-                yield from drain(self.llm.memorizing(reading, wanted, at=steps, watch=False))
+                at_rate = replace(recipe, learning_rate=rate, steps=max(steps))
+                yield from drain(self.llm.memorizing(reading, at_rate, at=steps, watch=False))
 
-    def _request(self, plain: Request, memory: Memory, alpha: float) -> Request:
-        request = plain
+    def _at_point(self, request: Request, memory: Memory, alpha: float) -> Request:
         if alpha:
             contrast = Contrast("cd", alpha, relative_top=self.space.relative_top)
-            request = replace(plain, method="fastmem+cd", contrast=contrast)
+            request = replace(request, method="fastmem+cd", contrast=contrast)
         return self.llm.with_memory(request, memory)
 
     @torch.no_grad()
     def _prefix(self, prompt: Tokens) -> Prefix | None:
         """The prompt, read once for all points; None if the model's state cannot be shared."""
         cache = self.llm.shareable_cache()
-        if cache is not None:
-            self.llm.split_model.forward(prompt.ids[None], cache=cache)
-        return None if cache is None else Prefix(prompt.ids, cache)
+        if cache is None:
+            return None
+        self.llm.split_model.forward(prompt.ids[None], cache=cache)
+        return Prefix(prompt.ids, cache)
 
     def _tokens(self, example: Example) -> tuple[Tokens, Tokens]:
-        """(what is memorized, the prompt that is answered); for the placement "prompt" they are the same."""
+        """(the tokens to memorize, the prompt); the same for the placement "prompt"."""
         if self.space.recipe.placement == "prompt":
             tokens = prompts.in_place(self.llm.tokenizer, example.prompt, example.context)
             return tokens, tokens

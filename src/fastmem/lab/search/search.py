@@ -1,12 +1,12 @@
-"""Look for a recipe: the whole grid, or TPE; resumable, in several processes, never on the rows that are reported.
+"""Search for a recipe, over a whole grid or with TPE. A search can be resumed and shared by several processes.
 
-Rows are cut by question: every second question, by its hash, is searched, the others are held out for `eval`. Data
-that are already a split of their own for this (the embedded world's "dev") are searched whole.
+Rows that are reported are never searched: questions are split by their hash, one half is searched, the other is held
+out for evaluation. Data with a split for development (the embedded world's "dev") are searched whole.
 
-    search.json    what is searched, and in the end every point with its mean, the best one and the cost
+    search.json    the task, data, model and space; at the end every point with its mean, the best one and the cost
     tried.jsonl    grid: one line per example with the score of every point
     journal.log    tpe: Optuna's journal
-    recipe.json    the best recipe, as `ask --recipe` and `eval --recipe` take it
+    recipe.json    the best recipe, as `read_recipe` reads it
 """
 
 import fcntl
@@ -22,8 +22,9 @@ from typing import Any, Literal
 from fastmem.errors import InputError, RunError
 from fastmem.lab.run import run_files
 from fastmem.lab.run.experiment import identity_of_model, model_name, recipe_values
+from fastmem.lab.run.run_files import Record
 from fastmem.lab.scores import grading, statistics, summary
-from fastmem.lab.search.grid import Grid, Point, Space
+from fastmem.lab.search.grid import Grid, Space
 from fastmem.lab.tasks import TASKS, Data, Example
 from fastmem.model import FastMem
 
@@ -35,7 +36,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Progress:
-    """examples (grid) or trials (tpe) finished, by all processes, of `total`."""
+    """done: examples (grid) or trials (tpe) finished by all processes, of `total`."""
 
     done: int
     total: int
@@ -43,12 +44,12 @@ class Progress:
 
 
 def is_searched(group: str) -> bool:
-    """Whether the rows of this question belong to the half that may be searched."""
+    """Whether the rows of this question are in the half that may be searched."""
     return hashlib.sha256(f"fastmem search {group}".encode()).digest()[0] % 2 == 0
 
 
 def part_of(data: Data, part: Part) -> Data:
-    """The rows of one half. Rows of one question are never in both, nor those of `nq` and `nq_swap`."""
+    """The rows of one half, or all. All rows of a question are in the same half, in `nq` as in `nq_swap`."""
     if part == "all":
         return data
     kept = tuple(e for e in data.examples if is_searched(e.group or e.id) == (part == "searched"))
@@ -60,7 +61,7 @@ def part_of(data: Data, part: Part) -> Data:
 
 
 def searchable(data: Data, on_test: bool) -> Data:
-    """What may be searched. Errors: `InputError` for a split made for reporting, unless `on_test` says so."""
+    """The rows that may be searched; on_test: all of them. Errors: `InputError` for a split made for reporting."""
     if on_test or (data.source == "embedded world" and data.revision == "dev"):
         return data
     if data.source == "embedded world":
@@ -72,7 +73,7 @@ def searchable(data: Data, on_test: bool) -> Data:
 
 
 def score_of(text: str, example: Example) -> float:
-    """What is maximized: the paper's accuracy; for summaries ROUGE-L, the one score that needs no other model."""
+    """The score that is maximized: the paper's accuracy; for summaries ROUGE-L, which needs no other model."""
     if example.kind == "summary":
         return summary.rouge([text], [example.reference])["rougeL"][0].value or 0.0
     return float(grading.graded(text, example)["paper_correct"])
@@ -85,43 +86,39 @@ def search_grid(
     folder: Path,
     max_new_tokens: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-) -> dict[str, Any]:
-    """Every point on every example. Several processes may share a folder; each takes the next free example.
+) -> Record:
+    """Score every point on every example. Several processes may share a folder; each takes the next free example.
 
-    Returns what `search.json` holds. Errors: `RunError` for a folder of another search.
+    Returns the content of `search.json`. Errors: `RunError` for the folder of another search.
     """
     new_tokens = max_new_tokens or TASKS[data.task].max_new_tokens
-    about = _claim(llm, space, data, folder, "grid", new_tokens)
+    header = _open_search_folder(llm, space, data, folder, "grid", new_tokens)
     grid, tried, started = Grid(llm, space, new_tokens), folder / TRIED, time.perf_counter()
     tried.touch()
     while True:
-        done = {row["id"] for row in _complete_lines(tried)}
+        done = _tried_ids(tried)
         left = [(i, e) for i, e in enumerate(data.examples) if e.id not in done]
         if on_progress:
             on_progress(Progress(len(done), len(data.examples), time.perf_counter() - started))
         if not left:
             break
-        taken = False
         for index, example in left:
-            with _claimed(folder, index) as mine:
-                if not mine or example.id in {row["id"] for row in _complete_lines(tried)}:
-                    continue
-                taken = True
-                _append(tried, _tried(grid, example))
-                break
-        if not taken:  # all that is left is in the hands of other processes
+            with _locked(folder, index) as locked:
+                if locked and example.id not in _tried_ids(tried):
+                    _append(tried, _scored(grid, example))
+                    break
+        else:  # other processes work on all examples that are left
             time.sleep(0.2)
-    rows = _complete_lines(tried)
-    points = [_judged(p, [row["scores"][i] for row in rows], rows) for i, p in enumerate(space.points)]
-    seconds = sum(row["seconds"] for row in rows)
-    return _finish(folder, about, points, seconds)
+    rows = run_files.complete_rows(tried)[1]
+    return _finish(folder, header, _point_scores(space, rows), sum(row["seconds"] for row in rows))
 
 
-def _tried(grid: Grid, example: Example) -> dict[str, Any]:
+def _scored(grid: Grid, example: Example) -> Record:
+    """The scores of all points on one example. An error is recorded and counts as a wrong answer at every point."""
     started = time.perf_counter()
     try:
         scores, error = [score_of(text, example) for text in grid.texts(example)], None
-    except Exception as problem:  # one broken example counts as wrong everywhere, and is said
+    except Exception as problem:
         scores, error = [0.0] * len(grid.space.points), f"{type(problem).__name__}: {problem}"
     return {
         "id": example.id,
@@ -140,48 +137,48 @@ def search_tpe(
     trials: int,
     max_new_tokens: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-) -> dict[str, Any]:
-    """`trials` points in all, suggested by Optuna's TPE: rate, KL weight and alpha between the ends of the space's
-    values (rate and KL on a logarithmic scale), steps and layers among them.
+) -> Record:
+    """Score points suggested by Optuna's TPE until the folder has `trials` of them.
 
-    The journal is shared by all processes of a folder. Every trial gives the steps on its way for free: the best of
-    the space's steps is its value.
+    Rate, KL weight and alpha are suggested between the smallest and the largest of the space's values (rate and KL on
+    a logarithmic scale), layers among its values. Each trial scores all of the space's steps in one run, and its value
+    is the best of these. All processes of a folder share one journal. Returns the content of `search.json`. Errors:
+    `RunError` for the folder of another search, `InputError` without Optuna.
     """
     optuna = _optuna()
     new_tokens = max_new_tokens or TASKS[data.task].max_new_tokens
-    about = _claim(llm, space, data, folder, "tpe", new_tokens)
+    header = _open_search_folder(llm, space, data, folder, "tpe", new_tokens)
     started = time.perf_counter()
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL)))
     study = optuna.create_study(study_name="fastmem", direction="maximize", storage=storage, load_if_exists=True)
     finished = (optuna.trial.TrialState.COMPLETE,)
 
     def objective(trial: Any) -> float:
-        begun = time.perf_counter()
-        narrowed = replace(
+        trial_started = time.perf_counter()
+        suggested = replace(
             space,
             rates=(_between(trial, "learning_rate", space.rates, log=True),),
             kls=(_between(trial, "kl_weight", space.kls, log=True),),
             layers=(space.layers[trial.suggest_categorical("layers", list(range(len(space.layers))))],),
             alphas=(_between(trial, "alpha", space.alphas, log=False),),
         )
-        grid = Grid(llm, narrowed, new_tokens)
-        rows = [_tried(grid, example) for example in data.examples]
-        points = [_judged(p, [row["scores"][i] for row in rows], rows) for i, p in enumerate(narrowed.points)]
+        grid = Grid(llm, suggested, new_tokens)
+        points = _point_scores(suggested, [_scored(grid, example) for example in data.examples])
         trial.set_user_attr("points", points)
-        trial.set_user_attr("seconds", time.perf_counter() - begun)
+        trial.set_user_attr("seconds", time.perf_counter() - trial_started)
         return float(max(point["score"] for point in points))
 
     while len(study.get_trials(deepcopy=False, states=finished)) < trials:
         trial = study.ask()
-        # Seeded by the trial's number, which all processes and starts count together: none repeats another's draws.
+        # The seed contains the trial's number, which is unique in the journal, so no process repeats another's draws.
         study.sampler = optuna.samplers.TPESampler(seed=SEED + trial.number, constant_liar=True)
         study.tell(trial, objective(trial))
         done = len(study.get_trials(deepcopy=False, states=finished))
         if on_progress:
             on_progress(Progress(done, trials, time.perf_counter() - started))
     complete = study.get_trials(deepcopy=False, states=finished)
-    found = [point for trial in complete for point in trial.user_attrs["points"]]
-    return _finish(folder, about, found, sum(trial.user_attrs["seconds"] for trial in complete))
+    points = [point for trial in complete for point in trial.user_attrs["points"]]
+    return _finish(folder, header, points, sum(trial.user_attrs["seconds"] for trial in complete))
 
 
 def _optuna() -> Any:
@@ -198,27 +195,34 @@ def _between(trial: Any, name: str, values: Sequence[float], log: bool) -> float
     return low if low == high else float(trial.suggest_float(name, low, high, log=log and low > 0))
 
 
-def _judged(point: Point, scores: Sequence[float], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    found = statistics.mean(scores, [row["group"] for row in rows])
-    return {
-        "recipe": recipe_values(point.recipe),
-        "alpha": point.alpha,
-        "score": found.value,
-        "low": found.low,
-        "high": found.high,
-        "n": found.n,
-        "errors": sum(bool(row["error"]) for row in rows),
-    }
+def _point_scores(space: Space, rows: Sequence[Record]) -> list[Record]:
+    """Every point of the space with its mean score. rows: one per example, with the scores of all points."""
+    groups, errors = [row["group"] for row in rows], sum(bool(row["error"]) for row in rows)
+    means = [statistics.mean([row["scores"][i] for row in rows], groups) for i in range(len(space.points))]
+    return [
+        {
+            "recipe": recipe_values(point.recipe),
+            "alpha": point.alpha,
+            "score": mean.value,
+            "low": mean.low,
+            "high": mean.high,
+            "n": mean.n,
+            "errors": errors,
+        }
+        for point, mean in zip(space.points, means, strict=True)
+    ]
 
 
-def best(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The highest mean; among equals the one that changes least: fewest steps, lowest rate, no contrast."""
+def best(points: Sequence[Record]) -> Record:
+    """The point with the highest mean; among equal ones the fewest steps, then lowest rate, then lowest alpha."""
     return max(points, key=lambda p: (p["score"], -p["recipe"]["steps"], -p["recipe"]["learning_rate"], -p["alpha"]))
 
 
-def _claim(llm: FastMem, space: Space, data: Data, folder: Path, sampler: str, max_new_tokens: int) -> dict[str, Any]:
-    """Write or check `search.json`."""
-    about = {
+def _open_search_folder(
+    llm: FastMem, space: Space, data: Data, folder: Path, sampler: str, max_new_tokens: int
+) -> Record:
+    """Write `search.json`, or check that it is of the same search. Returns its values without the points."""
+    header = {
         "task": data.task,
         "data": {"source": data.source, "revision": data.revision, "examples": [e.id for e in data.examples]},
         "model": identity_of_model(llm),
@@ -229,28 +233,27 @@ def _claim(llm: FastMem, space: Space, data: Data, folder: Path, sampler: str, m
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SEARCH
     if path.exists():
-        found = run_files.read_json(path)
-        for name, now in about.items():
-            if found.get(name) != now:
+        before = run_files.read_json(path)
+        for name, now in header.items():
+            if before.get(name) != now:
                 raise RunError(
                     f"{folder} holds another search: its {name} differs. Give another folder.", field="output"
                 )
     else:
-        run_files.write_json(path, about | {"model_name": model_name(llm), "points": [], "best": None})
-    return about | {"model_name": model_name(llm)}
+        run_files.write_json(path, header | {"model_name": model_name(llm), "points": [], "best": None})
+    return header | {"model_name": model_name(llm)}
 
 
-def _finish(folder: Path, about: dict[str, Any], points: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    winner = best(points)
-    result = about | {"points": points, "best": winner, "seconds": round(seconds, 3)}
+def _finish(folder: Path, header: Record, points: list[Record], seconds: float) -> Record:
+    result = header | {"points": points, "best": best(points), "seconds": round(seconds, 3)}
     run_files.write_json(folder / SEARCH, result)
-    run_files.write_json(folder / RECIPE, winner["recipe"])
+    run_files.write_json(folder / RECIPE, result["best"]["recipe"])
     return result
 
 
 @contextmanager
-def _claimed(folder: Path, index: int) -> Iterator[bool]:
-    """Whether this process alone works on example `index`: a lock on one byte, which its death releases."""
+def _locked(folder: Path, index: int) -> Iterator[bool]:
+    """Whether this process got the lock of example `index`, one byte of a file. It is released if the process dies."""
     with (folder / "claims").open("a+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
@@ -263,17 +266,15 @@ def _claimed(folder: Path, index: int) -> Iterator[bool]:
             fcntl.lockf(file, fcntl.LOCK_UN, 1, index)
 
 
-def _append(path: Path, row: dict[str, Any]) -> None:
-    """One line by one of several processes; what a killed one left behind is cut off first."""
+def _append(path: Path, row: Record) -> None:
+    """Write one line, under a lock; the incomplete line of a killed process is removed first."""
     with path.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        file.truncate(whole)
-        file.seek(whole)
+        end = file.read().rfind(b"\n") + 1
+        file.truncate(end)
+        file.seek(end)
         file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
-def _complete_lines(path: Path) -> list[dict[str, Any]]:
-    content = path.read_bytes()
-    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+def _tried_ids(path: Path) -> set[str]:
+    return {row["id"] for row in run_files.complete_rows(path)[1]}

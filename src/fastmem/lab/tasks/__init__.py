@@ -1,6 +1,6 @@
-"""The tasks by name, and `load`: from the hub, a local file or the embedded world to a tuple of `Example`s.
+"""The tasks by name, and `load`, which reads examples from the hub, a local file or the embedded world.
 
-The only place of the project that may import `datasets`. A task is an entry of `TASKS`; there is no registration.
+Only this folder may import `datasets`. To add a task, add an entry to `TASKS`.
 """
 
 from collections.abc import Iterator
@@ -16,31 +16,36 @@ from fastmem.lab.tasks.row_schema import Schema, examples_of
 
 __all__ = ["TASKS", "Data", "Example", "Kind", "Shot", "Task", "cut", "load", "messages"]
 
-QUESTION_TOKENS = 100  # most new tokens of an answer, IAAR-Shanghai/FastMem scripts/run_qa.sh
-SUMMARY_TOKENS = 400  # and of a summary, the default of its src/train_and_inference.py
+# Most new tokens of an answer: IAAR-Shanghai/FastMem `scripts/run_qa.sh`; of a summary: the default of its
+# `src/train_and_inference.py`.
+QUESTION_TOKENS, SUMMARY_TOKENS = 100, 400
 
 
 @dataclass(frozen=True)
 class Task:
-    """about: one line for help and reports. schemas: the row shapes it reads, the hub's first.
+    """about: one line for help and reports. schemas: the row schemas it reads, the hub's first.
 
-    hub: where it is loaded from without a file, or None with `obtain`, what to do instead.
-    counts_failures: the paper counts output-format failures of this task (of NQ and NQ-SWAP alone).
+    hub: the data set on the hub; None if it must be given as a file, which `obtain` describes. shot: the worked
+    example for one-shot. counts_failures: the paper reports failures of the output format (for NQ and NQ-SWAP only).
     """
 
     kind: Kind
     about: str
-    shot: Shot
     schemas: tuple[Schema, ...] = ()
     hub: Hub | None = None
     obtain: str = ""
-    max_new_tokens: int = QUESTION_TOKENS
+    shot: Shot = one_shot.QUESTION
     counts_failures: bool = False
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens of an answer, as in the paper's code."""
+        return SUMMARY_TOKENS if self.kind == "summary" else QUESTION_TOKENS
 
 
 @dataclass(frozen=True)
 class Data:
-    """What was loaded. source: file, hub id or "embedded world". revision: digest, commit or part; for records."""
+    """Loaded examples. source: file, hub id or "embedded world". revision: digest, commit or part, for the records."""
 
     task: str
     examples: tuple[Example, ...]
@@ -48,53 +53,38 @@ class Data:
     revision: str
 
 
-def _question(
-    about: str,
-    schemas: tuple[Schema, ...] = (),
-    hub: Hub | None = None,
-    obtain: str = "",
-    counts_failures: bool = False,
-) -> Task:
-    return Task("question", about, one_shot.QUESTION, schemas, hub, obtain, counts_failures=counts_failures)
-
-
-def _summary(about: str, shot: Shot, schemas: tuple[Schema, ...], hub: Hub | None, obtain: str = "") -> Task:
-    return Task("summary", about, shot, schemas, hub, obtain, max_new_tokens=SUMMARY_TOKENS)
-
-
-def _choice(about: str, hub: Hub | None, obtain: str = "") -> Task:
-    return Task("choice", about, one_shot.CHOICE, memotrap.SCHEMAS, hub, obtain)
-
-
 TASKS: dict[str, Task] = {
-    "nq": _question("Natural Questions, the true passage", nq_swap.NQ, nq_swap.HUB, counts_failures=True),
-    "nq_swap": _question("NQ, the passage's answer swapped", nq_swap.NQ_SWAP, nq_swap.HUB, counts_failures=True),
-    "hotpotqa": _question("HotpotQA as in the paper, without titles", hotpotqa.HOTPOTQA, hotpotqa.HUB),
-    "hotpotqa_titles": _question("HotpotQA with paragraph titles", hotpotqa.HOTPOTQA_TITLES, hotpotqa.HUB),
-    "coconflictqa": _question(
+    "nq": Task("question", "Natural Questions, the true passage", nq_swap.NQ, nq_swap.HUB, counts_failures=True),
+    "nq_swap": Task(
+        "question", "NQ, the passage's answer swapped", nq_swap.NQ_SWAP, nq_swap.HUB, counts_failures=True
+    ),
+    "hotpotqa": Task("question", "HotpotQA as in the paper, without titles", hotpotqa.HOTPOTQA, hotpotqa.HUB),
+    "hotpotqa_titles": Task("question", "HotpotQA with paragraph titles", hotpotqa.HOTPOTQA_TITLES, hotpotqa.HUB),
+    "coconflictqa": Task(
+        "question",
         "questions on which models contradict the passage",
         coconflictqa.SCHEMAS,
-        None,
         obtain="a JSONL file of OpenBMB/ParamMute, or SQuAD rows",
     ),
-    "memotrap": _choice("MemoTrap, the paper's 936 rows", memotrap.HUB),
-    "memotrap_full": _choice(
-        "MemoTrap, all four parts", None, obtain="the folder of the four CSV files of liujch1998/memo-trap"
+    "memotrap": Task("choice", "MemoTrap, the paper's 936 rows", memotrap.SCHEMAS, memotrap.HUB, shot=one_shot.CHOICE),
+    "memotrap_full": Task(
+        "choice",
+        "MemoTrap, all four parts",
+        memotrap.SCHEMAS,
+        obtain="the folder of the four CSV files of liujch1998/memo-trap",
+        shot=one_shot.CHOICE,
     ),
-    "cnndm": _summary("CNN-DM, 3 sentences", one_shot.CNNDM, cnndm.SCHEMAS, cnndm.HUB),
-    "xsum": _summary("XSum, 1 sentence", one_shot.XSUM, xsum.SCHEMAS, xsum.HUB),
-    "wikihow": _summary(
+    "cnndm": Task("summary", "CNN-DM, 3 sentences", cnndm.SCHEMAS, cnndm.HUB, shot=one_shot.CNNDM),
+    "xsum": Task("summary", "XSum, 1 sentence", xsum.SCHEMAS, xsum.HUB, shot=one_shot.XSUM),
+    "wikihow": Task(
+        "summary",
         "WikiHow, few steps",
-        one_shot.WIKIHOW,
         wikihow.SCHEMAS,
-        None,
         obtain="wikihowAll.csv of mahnazkoupaee/WikiHow-Dataset, or JSONL rows of article and summary",
+        shot=one_shot.WIKIHOW,
     ),
-    "world_open": Task("question", embedded_world.TASKS["world_open"], one_shot.QUESTION_ALONE),
-    "world": _question(embedded_world.TASKS["world"]),
-    "world_swap": _question(embedded_world.TASKS["world_swap"]),
-    "world_new": _question(embedded_world.TASKS["world_new"]),
-    "world_turned": _question(embedded_world.TASKS["world_turned"]),
+    **{name: Task("question", about) for name, about in embedded_world.TASKS.items()},
+    "world_open": Task("question", embedded_world.TASKS["world_open"], shot=one_shot.QUESTION_ALONE),
 }
 
 
@@ -109,17 +99,18 @@ def load(
     """The first `limit` examples of a task.
 
     data: a local file (.parquet, .json, .jsonl, .csv), a folder of them or a pattern such as `memotrap/*.csv`; None
-        loads from the hub, or makes the embedded world.
-    split: another split of the hub's data set than the reported one; "dev" or "test" (the default) of the world.
-    strip_markup: take `<P>`-style tags out of passages; the paper leaves them in.
-    Errors: `InputError` for an unknown task or a limit below 1; `TaskError` for data that are absent, unreadable, of
-        other columns, without an answer, or with an id that comes twice.
+        loads from the hub, or from the embedded world.
+    split: a split of the hub's data set, by default the one that is reported; for the embedded world "dev" or "test"
+        (the default).
+    strip_markup: remove `<P>`-style tags from passages; the paper keeps them.
+    Errors: `InputError` for an unknown task, a limit below 1 or options that exclude each other; `TaskError` if the
+        data are absent or unreadable, columns or answers are missing, or an id is used twice.
     """
     task = TASKS[one_of(name, TASKS, "task")]
     if limit is not None and limit < 1:
         raise InputError(f"the limit must be at least 1; given {limit}.")
-    found, source, revision = _source(name, task, data, split)
-    examples = tuple(islice(found, limit))
+    rows, source, revision = _source(name, task, data, split)
+    examples = tuple(islice(rows, limit))
     if not examples:
         raise TaskError(f"{source} holds no row for the task {name!r}.")
     if strip_markup:
@@ -128,18 +119,18 @@ def load(
 
 
 def _source(name: str, task: Task, data: str | Path | None, split: str | None) -> tuple[Iterator[Example], str, str]:
-    """(examples, source, revision); the examples are read as they are taken."""
+    """(examples, source, revision); the examples are read while they are iterated."""
     if name in embedded_world.TASKS:
         if data is not None:
             raise InputError(
-                f"the task {name!r} is made by the embedded world and takes no data file; given {str(data)!r}."
+                f"the task {name!r} comes from the embedded world and takes no data file; given {str(data)!r}."
             )
         part = split or "test"
         return embedded_world.examples(name, part), "embedded world", part
     if data is not None:
         if split is not None:
             raise InputError(
-                f"a split is chosen on the hub; the file {str(data)!r} is read whole. Leave one of them out."
+                f"a split can be chosen on the hub only; the file {str(data)!r} is read whole. Leave one of them out."
             )
         path = Path(data)
         files = files_of(path)

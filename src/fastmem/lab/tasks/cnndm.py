@@ -1,8 +1,8 @@
 """CNN-DM (arXiv 1704.04368): news articles with their highlights as the summary.
 
-Also read: the fileset of context-aware decoding (xhan77/context-aware-decoding, arXiv 2305.14739). It writes every row
-twice, once for each branch of its contrast, and every article three times, for three samples; greedy decoding would
-answer all of them alike and shrink every interval, so each article counts once.
+Also reads the files of context-aware decoding (xhan77/context-aware-decoding, arXiv 2305.14739). They have every row
+twice, once for each branch of the contrast, and every article three times, for three samples. Greedy decoding gives
+the same answer each time, which would make every interval too narrow, so each article is read once.
 """
 
 from fastmem.lab.tasks.example import Example
@@ -19,10 +19,10 @@ HUB = Hub(
 )
 
 INSTRUCTION = "Summarize the above article in 3 sentences."
-_SAMPLES = 3  # rows of one article in the fileset: input_index 0, 1 and 2 are one article, and so on
+_SAMPLES = 3  # rows per article in those files: input_index 0, 1 and 2 are one article, and so on
 
 
-def _first_of_fileset(row: Row) -> Example | None:
+def _first_sample(row: Row) -> Example | None:
     if row.values["assigned_process"] != 0 or int(row.values["input_index"]) % _SAMPLES:
         return None
     return Example("", "summary", text(row, "article"), INSTRUCTION, (text(row, "gold_answers").strip(),))
@@ -34,6 +34,6 @@ SCHEMAS = (
     Schema(
         "context-aware decoding's",
         ("article", "gold_answers", "assigned_process", "input_index"),
-        _first_of_fileset,
+        _first_sample,
     ),
 )

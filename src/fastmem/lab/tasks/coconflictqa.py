@@ -1,7 +1,7 @@
 """CoConflictQA (OpenBMB/ParamMute, arXiv 2502.15543): real questions on which models contradict a real passage.
 
-Any of its files (SQuAD, NQ, NewsQA, ...), and plain SQuAD rows; `parametric_answer`, where there is one, is what
-models were found to remember. Not on the hub in a form we know: give the file.
+Reads any of its files (SQuAD, NQ, NewsQA, ...) and plain SQuAD rows. `parametric_answer`, if present, is the answer
+that models gave from memory. The hub has no form of it that we can load, so it is read from a file.
 """
 
 from fastmem.lab.tasks.example import Example
@@ -10,10 +10,10 @@ from fastmem.lab.tasks.row_schema import Schema, text, texts
 
 
 def parse(row: Row) -> Example:
-    """Its own rows and SQuAD's."""
-    known = texts(row, "parametric_answer") if row.values.get("parametric_answer") else ()
+    """The example of a CoConflictQA or SQuAD row."""
+    original = texts(row, "parametric_answer") if row.values.get("parametric_answer") else ()
     question = text(row, "question")
-    return Example("", "question", text(row, "context"), question, texts(row, "answers"), known, group=question)
+    return Example("", "question", text(row, "context"), question, texts(row, "answers"), original, group=question)
 
 
 SCHEMAS = (Schema("CoConflictQA's and SQuAD's", ("question", "context", "answers"), parse),)

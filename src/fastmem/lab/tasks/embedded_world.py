@@ -1,4 +1,4 @@
-"""The embedded model's world of facts as tasks: the rows come from `fastmem.tiny.world`, no file is read."""
+"""Tasks about the facts that the embedded model was trained on. The rows come from `fastmem.tiny.world`."""
 
 from collections.abc import Iterator
 
@@ -15,10 +15,10 @@ TASKS = {
 
 
 def examples(split: str, part: str) -> Iterator[Example]:
-    """The rows of `split`; `part` is "dev" or "test". The same fact has one id and one group in every split."""
+    """The rows of `split`, a key of `TASKS`; `part` is "dev" or "test". A fact has one id and group in all splits."""
     from fastmem.tiny import world
 
     for row in world.examples(split, one_of(part, world.PARTS, "part of the embedded world")):  # type: ignore[arg-type]
-        name = row.id.split("/", 1)[1]
-        known = tuple(answer for answer in row.original_answers if answer not in row.answers)
-        yield Example(name, "question", row.context, row.question, row.answers, known, group=name)
+        fact = row.id.split("/", 1)[1]
+        original = tuple(answer for answer in row.original_answers if answer not in row.answers)
+        yield Example(fact, "question", row.context, row.question, row.answers, original, group=fact)

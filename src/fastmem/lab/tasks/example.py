@@ -1,7 +1,7 @@
-"""One measured row and the texts made of it: what is memorized, what is asked, what is asked without the document.
+"""`Example`: one row of a task, with its prompts with and without the document.
 
 The prompts are those of the paper's code (arXiv 2406.16069, IAAR-Shanghai/FastMem `src/train_and_inference.py`), as
-user turns without any chat markup. Knows no file, no model and no score.
+user turns without chat markup. This module reads no files and needs no model.
 """
 
 from dataclasses import dataclass, replace
@@ -23,14 +23,14 @@ class Example:
 
     id: unique within its task; the same row of `nq` and `nq_swap` (or `hotpotqa` and `hotpotqa_titles`) has one id.
     kind: "question" (answer from a passage), "choice" (MemoTrap: two candidates), "summary".
-    context: the text that is memorized: the passage, the article, or MemoTrap's instruction sentence. Empty where a
-        question is asked without one (`world_open`).
-    question: the question; MemoTrap: the sentence to be finished; summaries: the instruction.
-    answers: any of them is right; for summaries the one reference.
-    original_answers: what the model is expected to remember instead; empty where nothing is known about it.
+    context: the text that is memorized: the passage, the article, or MemoTrap's instruction sentence. Empty for
+        questions that are asked without one (`world_open`).
+    question: the question; MemoTrap: the sentence to be completed; summaries: the instruction.
+    answers: the accepted answers; for summaries the one reference.
+    original_answers: the answers the model is expected to remember instead; empty if unknown.
     choices: the two candidates of "choice", otherwise empty.
-    group: rows that ask the same thing share it; splits and intervals go by groups. The id where left out.
-    subset: the part of a data set that has parts (MemoTrap), otherwise empty.
+    group: shared by rows that ask the same question; splits and intervals are made by group. Empty: the id.
+    subset: the part of the data set, if it has parts (MemoTrap), otherwise empty.
     """
 
     id: str
@@ -45,13 +45,13 @@ class Example:
 
     @property
     def reference(self) -> str:
-        """The reference summary; of other kinds the first answer."""
+        """The reference summary; for other kinds the first answer."""
         return self.answers[0]
 
     @property
     def prompt(self) -> str:
         """The user turn with the document."""
-        from fastmem.prompts import question_alone, question_prompt  # brings torch, which regrading does without
+        from fastmem.prompts import question_alone, question_prompt  # imports torch, which regrading does not need
 
         if self.kind == "summary":
             return f"Article: {self.context}\n{self.question}"
@@ -63,8 +63,8 @@ class Example:
     def prompt_without_context(self) -> str:
         """The user turn without the document, for contrasts of prompts (CAD).
 
-        Questions: `Question: ...?` alone; summaries: the instruction alone; MemoTrap: the same prompt without its
-        `Instruction:` line (what is memorized there is the instruction, so that is what the contrast leaves out).
+        Questions: `Question: ...?` alone. Summaries: the instruction alone. MemoTrap: the prompt without its
+        `Instruction:` line, because the instruction is what is memorized.
         """
         from fastmem.prompts import question_alone
 
@@ -79,18 +79,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Shot:
-    """A worked example: what is asked and the reply that answers it as asked."""
+    """A worked example and a reply in the requested form."""
 
     example: Example
     reply: str
 
 
 def messages(example: Example, *, shot: Shot | None = None, with_context: bool = True) -> list[dict[str, str]]:
-    """The conversation that asks `example`; a `shot` is an earlier user and assistant turn (one-shot, the paper's
-    Table 2).
+    """The conversation that asks `example`, after a worked example if a `shot` is given (the paper's Table 2).
 
-    Without context the shot goes without its own context as well, so that the two branches of a contrast differ in
-    documents only.
+    with_context: False leaves out the documents of both, so the two sides of a contrast differ in documents only.
     """
 
     def turn(row: Example) -> dict[str, str]:
@@ -101,11 +99,11 @@ def messages(example: Example, *, shot: Shot | None = None, with_context: bool =
 
 
 def cut(example: Example, max_tokens: int, tokenizer: Any) -> Example:
-    """`example` with its context cut to the first `max_tokens` tokens; question and instruction stay whole.
+    """`example` with its context cut to its first `max_tokens` tokens; question and instruction stay whole.
 
-    tokenizer: a callable that gives `input_ids` of a text, as Hugging Face's do. Where it knows offsets the cut
-    context is a prefix of the original to the letter; otherwise its `decode` makes the text. MemoTrap's context *is*
-    the instruction and is never cut. The paper's limit is 7,500 (IAAR-Shanghai/FastMem, `doc_token`).
+    tokenizer: a Hugging Face tokenizer. If it reports offsets, the cut context is an exact prefix of the original,
+    otherwise decoded tokens. MemoTrap's context is the instruction and is never cut. The paper's limit is 7,500 tokens
+    (IAAR-Shanghai/FastMem, `doc_token`). Errors: `InputError` for a limit below 1.
     """
     if max_tokens < 1:
         raise InputError(f"a context is cut to at least 1 token; given {max_tokens}.")
@@ -116,7 +114,7 @@ def cut(example: Example, max_tokens: int, tokenizer: Any) -> Example:
         offsets = encoded["offset_mapping"]
         if len(offsets) <= max_tokens:
             return example
-        # A character of several tokens has its end in every one of them: end before the first token that is left out.
+        # The tokens of one character all end where it ends, so stop before the first token that is left out.
         end = min(offsets[max_tokens - 1][1], max(offsets[max_tokens][0], 1))
         return replace(example, context=example.context[:end])
     ids = tokenizer(example.context, add_special_tokens=False)["input_ids"]

@@ -1,11 +1,11 @@
 """HotpotQA (arXiv 1809.09600), with the passages of its distractor setting.
 
-`hotpotqa` is the paper's form: the sentences of each paragraph joined by blanks, paragraphs by line breaks, titles
-left out. `hotpotqa_titles` opens each paragraph with its title and a colon, which bridge questions rely on. Questions
-lose their closing punctuation for one question mark (IAAR-Shanghai/FastMem `src/utils.py`, `data_format`).
+`hotpotqa` is the paper's form: sentences joined by spaces, paragraphs by line breaks, without titles.
+`hotpotqa_titles` starts each paragraph with its title and a colon, which bridge questions rely on. The punctuation at
+the end of a question is replaced by one question mark (IAAR-Shanghai/FastMem `src/utils.py`, `data_format`).
 
-Read from the hub's schema, from the publisher's own JSON (context as pairs of title and sentences) and from
-CoConflictQA's rows (OpenBMB/ParamMute), whose context is one text of `Title  Sentence.  Sentence.` paragraphs.
+Reads the hub's rows, the publisher's own JSON (context as pairs of title and sentences) and CoConflictQA's rows
+(OpenBMB/ParamMute), whose context is one text of `Title  Sentence.  Sentence.` paragraphs.
 """
 
 import string
@@ -17,7 +17,7 @@ from fastmem.lab.tasks.example import Example
 from fastmem.lab.tasks.readers import Hub, Row
 from fastmem.lab.tasks.row_schema import Schema, text, texts
 
-# The parquet commit that public projects pin; config distractor, 7,405 validation rows.
+# The parquet commit that public projects pin; 7,405 validation rows.
 HUB = Hub(
     "hotpotqa/hotpot_qa",
     split="validation",
@@ -45,28 +45,25 @@ def _paragraphs(row: Row) -> list[Paragraph]:
 
 
 def _context(row: Row, titles: bool) -> str:
-    paragraphs = _paragraphs(row)
-    joined = [(title, " ".join(sentences)) for title, sentences in paragraphs]
-    whole = "\n".join(f"{title}: {body}" if titles and body else body or title for title, body in joined)
-    if not whole.strip():
+    paragraphs = [(title, " ".join(sentences)) for title, sentences in _paragraphs(row)]
+    context = "\n".join(f"{title}: {body}" if titles and body else body or title for title, body in paragraphs)
+    if not context.strip():
         raise TaskError(f"{row.where}: 'context' is empty.")
-    return whole
+    return context
 
 
 def _schemas(titles: bool) -> tuple[Schema, ...]:
-    def example(row: Row, answers: tuple[str, ...], known: tuple[str, ...]) -> Example:
-        question = text(row, "question").strip().rstrip(string.punctuation) + "?"
-        return Example("", "question", _context(row, titles), question, answers, known)
+    def schema(name: str, answer: str, original: str | None = None) -> Schema:
+        def parse(row: Row) -> Example:
+            question = text(row, "question").strip().rstrip(string.punctuation) + "?"
+            original_answers = texts(row, original) if original else ()
+            return Example("", "question", _context(row, titles), question, texts(row, answer), original_answers)
 
-    def published(row: Row) -> Example:
-        return example(row, texts(row, "answer"), ())
-
-    def conflicting(row: Row) -> Example:
-        return example(row, texts(row, "answers"), texts(row, "parametric_answer"))
+        return Schema(name, ("question", answer, "context", *([original] if original else [])), parse)
 
     return (
-        Schema("the hub's and the paper's", ("question", "answer", "context"), published),
-        Schema("CoConflictQA's", ("question", "answers", "context", "parametric_answer"), conflicting),
+        schema("the hub's and the paper's", "answer"),
+        schema("CoConflictQA's", "answers", original="parametric_answer"),
     )
 
 

@@ -1,15 +1,15 @@
-"""MemoTrap (liujch1998/memo-trap): an instruction that goes against a familiar ending; two candidates to choose from.
+"""MemoTrap (liujch1998/memo-trap): an instruction that contradicts a familiar ending, and two candidates.
 
 `memotrap` is the paper's form, 936 rows of two parts (the Inverse Scaling release). `memotrap_full` is the whole set,
 2,539 rows of four parts, read from the folder of its four CSV files. As in the paper's code, the prompt is split at
-its first colon into instruction and sentence, and candidates lose their closing punctuation (IAAR-Shanghai/FastMem
-`src/utils.py`, `data_format`). That rule does not fit two of the parts, which are split at their own seams:
+its first colon into instruction and sentence, and the final punctuation of candidates is removed
+(IAAR-Shanghai/FastMem `src/utils.py`, `data_format`). Two of the parts have another form and are split elsewhere:
 
-- translations (`... into English.\\nTEXT\\nto:\\nSENTENCE`): the instruction is what stands before `to:`;
+- translations (`... into English.\\nTEXT\\nto:\\nSENTENCE`): the instruction is the text before `to:`;
 - history of science (`QUESTION\\nA. ONE\\nB. TWO\\nAnswer:`): the candidates are the two statements, not their letters
-  (scoring drops the article "a", and an empty gold answer is contained in everything), the sentence is `Answer:`.
+  (scoring drops the article "a", and every reply contains an empty gold answer); the sentence is `Answer:`.
 
-Six pairs of the 936 rows (twelve of the 2,539) differ in letter case alone; the rows stay, scores say what they count.
+In six of the 936 rows (twelve of the 2,539) the candidates differ only in letter case. These rows are kept.
 """
 
 import re
@@ -33,7 +33,7 @@ _SCIENCE = re.compile(r"(?P<instruction>.+)\nA\. (?P<first>.+)\nB\. (?P<second>.
 
 
 def parse(row: Row) -> Example:
-    """Either form. Errors: `TaskError` for a prompt without a seam or without two candidates."""
+    """The example of a row. Errors: `TaskError` if the prompt cannot be split or does not have two candidates."""
     prompt, candidates = text(row, "prompt"), as_list(row.values["classes"])
     if science := _SCIENCE.fullmatch(prompt):
         instruction, sentence = science["instruction"].strip(), science["sentence"]
@@ -58,7 +58,7 @@ def parse(row: Row) -> Example:
 
 
 def _subset(row: Row) -> str:
-    """`proverb-ending` and the like: from column `part`, or from a file called `1-proverb-ending.csv`."""
+    """The part, e.g. `proverb-ending`: from the column `part`, or from a file name such as `1-proverb-ending.csv`."""
     part = str(row.values.get("part", ""))
     if part.isdigit():
         return _PARTS.get(int(part), part)

@@ -1,7 +1,4 @@
-"""Rows of data files and of the hub: where they are read, and what is said when they cannot be.
-
-A row is a mapping and the place it came from, for error texts. Knows no task.
-"""
+"""Read rows from data files and from the hub. Error messages name the file and the line."""
 
 import csv
 import hashlib
@@ -9,17 +6,20 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastmem.errors import TaskError
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-_LONGEST_CSV_FIELD = 2**31 - 1  # bytes; Python's default of 131,072 is shorter than some WikiHow articles
+_LONGEST_CSV_FIELD = 2**31 - 1  # bytes; some WikiHow articles are longer than Python's default of 131,072
 
 
 @dataclass(frozen=True)
 class Row:
-    """values: column -> value. where: "FILE, line 12" and the like. number: from 1 in its source. path: its file."""
+    """values: column -> value. where: such as "FILE, line 12". number: from 1 in its source. path: its file."""
 
     values: dict[str, Any]
     where: str
@@ -29,7 +29,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Hub:
-    """A data set on the Hugging Face hub. `revision` is a commit, or a branch where the note says why."""
+    """A data set on the Hugging Face hub. revision: a commit; a comment gives the reason for a branch."""
 
     id: str
     split: str
@@ -40,7 +40,7 @@ class Hub:
 def files_of(data: Path) -> tuple[Path, ...]:
     """The files that `data` names: a file, the data files of a folder, or those of a pattern such as `memotrap/*.csv`.
 
-    Errors: `TaskError` where there is none, or where a folder mixes kinds (the same rows in two forms, most likely).
+    Errors: `TaskError` if there is none, or if a folder mixes formats (it probably has the same rows twice).
     """
     if data.is_file():
         files = [data]
@@ -65,7 +65,7 @@ def files_of(data: Path) -> tuple[Path, ...]:
 
 
 def file_rows(files: Iterable[Path]) -> Iterator[Row]:
-    """The rows of the files, by their suffixes, numbered through. Errors: `TaskError`, with the line if it has one."""
+    """The rows of all files, numbered across them. Errors: `TaskError`, with the line if there is one."""
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     number = 0
     for path in files:
@@ -94,7 +94,7 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
     loaded = _parsed(path.read_text(encoding="utf-8"), path, 1)
     if not isinstance(loaded, list):
         raise TaskError(
-            f"{path.name}: expected a list of rows; found {type(loaded).__name__}. One row a line is .jsonl."
+            f"{path.name}: expected a list of rows; found {type(loaded).__name__}. One row per line is .jsonl."
         )
     for number, values in enumerate(loaded, 1):
         yield f"item {number}", values
@@ -138,11 +138,11 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
         for number, values in enumerate(rows, 1):
             yield f"row {number}", values
     except pyarrow.ArrowException as error:
-        raise TaskError(f"{path.name} is not a whole parquet file ({str(error).splitlines()[0]}).") from error
+        raise TaskError(f"{path.name} is not a complete parquet file ({str(error).splitlines()[0]}).") from error
 
 
 def digest(files: Iterable[Path]) -> str:
-    """`sha256:` and the first 16 hex digits over the bytes of the files, one after the other."""
+    """`sha256:` and the first 16 hex digits of the digest of the files' bytes, in order."""
     whole = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -152,20 +152,20 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def hub_rows(hub: Hub) -> tuple[Iterator[Row], str]:
-    """The rows of a hub data set and the commit they are of; offline from the cache of an earlier load.
+    """The rows of a hub data set and their commit; without network, from the cache of an earlier load.
 
-    Errors: `TaskError` where it is neither reachable nor cached, where the split is absent, and where the cache holds
-    another commit than the pinned one.
+    Errors: `TaskError` if it is neither reachable nor cached, the split is absent, or the cache has another commit
+    than the pinned one.
     """
     datasets = _datasets()
-    asked = f"{hub.id} ({', '.join(filter(None, (hub.config, hub.split, f'revision {hub.revision}')))})"
+    wanted = f"{hub.id} ({', '.join(filter(None, (hub.config, hub.split, f'revision {hub.revision}')))})"
     try:
         loaded = datasets.load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision)
-    except Exception as error:  # the hub client, the builder and the file system each raise kinds of their own
+    except Exception as error:  # the hub client, the builder and the file system raise many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TaskError(
-            f"cannot load {asked}: {reason}. Without network it must be in the cache; "
-            "a local copy can be given as the data file."
+            f"cannot load {wanted}: {reason}. Without network it must be in the cache; or give a local copy as the "
+            "data file."
         ) from error
     commit = _commit(loaded.info.download_checksums) or hub.revision
     if _is_commit(hub.revision) and _is_commit(commit) and commit != hub.revision:
@@ -176,8 +176,8 @@ def hub_rows(hub: Hub) -> tuple[Iterator[Row], str]:
     return rows, commit
 
 
-def dataset(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """The rows as a `datasets.Dataset`, which is what lm-evaluation-harness takes."""
+def dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
+    """The rows as a `datasets.Dataset`, the type that lm-evaluation-harness takes."""
     return _datasets().Dataset.from_list([dict(row) for row in rows])
 
 
@@ -190,7 +190,7 @@ def _datasets() -> Any:
 
 
 def _commit(checksums: dict[str, Any] | None) -> str | None:
-    """The commit in `hf://datasets/NAMESPACE/NAME@COMMIT/FILE`, as `datasets` records its downloads."""
+    """The commit in `hf://datasets/NAMESPACE/NAME@COMMIT/FILE`, the form in which `datasets` records downloads."""
     for url in checksums or ():
         if url.startswith("hf://") and "@" in url:
             return url.split("@", 1)[1].split("/", 1)[0]

@@ -1,14 +1,13 @@
-"""From a row to an `Example`: which columns a source has, and what is refused of their values.
+"""Convert rows to `Example`s, and check their columns and values.
 
-A task lists the schemas it accepts (the hub's, the paper's, ...); the first one whose columns are all there reads the
-file.
+A task lists the schemas it accepts (the hub's, the paper's, ...). A file is read with the first one whose columns are
+all present.
 """
 
 import ast
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fastmem.errors import TaskError
 from fastmem.lab.tasks.example import Example
@@ -19,27 +18,31 @@ ID_COLUMNS = ("id", "_id", "input_index")
 
 @dataclass(frozen=True)
 class Schema:
-    """name: whose shape it is, for error texts. columns: what must be there, besides which others may be.
+    """name: whose schema it is, for error messages. columns: the required ones; others may be present.
 
-    parse: a row -> its Example (its id is filled in later), or None for a row that the data set's own rules leave out.
+    parse: a row -> its Example (the id is set later), or None for a row that the data set's own rules leave out.
     """
 
     name: str
     columns: tuple[str, ...]
     parse: Callable[[Row], Example | None]
 
+    def missing(self, row: Row) -> list[str]:
+        """The required columns that a row lacks."""
+        return [column for column in self.columns if column not in row.values]
+
 
 def examples_of(rows: Iterable[Row], schemas: tuple[Schema, ...], task: str) -> Iterator[Example]:
     """The examples of `rows`, each with an id: the row's own if it has one, otherwise `row-N`, counted from 1.
 
-    Errors: `TaskError` for columns that fit no schema, a row without a column or answer, an id that was there before.
+    Errors: `TaskError` if the columns fit no schema, a row lacks a column or an answer, or an id is used twice.
     """
     schema: Schema | None = None
     places: dict[str, str] = {}
     for row in rows:
         if schema is None:
             schema = _fitting(row, schemas, task)
-        elif missing := [column for column in schema.columns if column not in row.values]:
+        elif missing := schema.missing(row):
             raise TaskError(f"{row.where}: no column {missing[0]!r}; found {', '.join(row.values)}.")
         example = schema.parse(row)
         if example is None:
@@ -48,7 +51,7 @@ def examples_of(rows: Iterable[Row], schemas: tuple[Schema, ...], task: str) -> 
         name = own or f"row-{row.number}"
         if name in places:
             raise TaskError(
-                f"{row.where}: the id {name!r} was used at {places[name]} already; ids are unique in a task."
+                f"{row.where}: the id {name!r} was used at {places[name]} already; ids must be unique in a task."
             )
         places[name] = row.where
         yield replace(example, id=name, group=example.group or name)
@@ -56,19 +59,19 @@ def examples_of(rows: Iterable[Row], schemas: tuple[Schema, ...], task: str) -> 
 
 def _fitting(row: Row, schemas: tuple[Schema, ...], task: str) -> Schema:
     for schema in schemas:
-        if all(column in row.values for column in schema.columns):
+        if not schema.missing(row):
             return schema
-    nearest = max(schemas, key=lambda schema: sum(column in row.values for column in schema.columns))
-    missing = [column for column in nearest.columns if column not in row.values]
+    nearest = max(schemas, key=lambda schema: len(schema.columns) - len(schema.missing(row)))
     accepted = "; ".join(f"{', '.join(schema.columns)} ({schema.name})" for schema in schemas)
     raise TaskError(
-        f"{row.where}: {task} finds no column {missing[0]!r}. Found: {', '.join(map(str, row.values))}. "
+        f"{row.where}: no column {nearest.missing(row)[0]!r}, which {task} needs. "
+        f"Found: {', '.join(map(str, row.values))}. "
         f"Accepted: {accepted}."
     )
 
 
 def text(row: Row, column: str) -> str:
-    """The text in `column`. Errors: `TaskError` where it is empty or no text."""
+    """The text in `column`. Errors: `TaskError` if it is empty or not a text."""
     value = row.values[column]
     if not isinstance(value, str) or not value.strip():
         raise TaskError(f"{row.where}: {column!r} must be a text; found {value!r:.60}.")
@@ -76,26 +79,24 @@ def text(row: Row, column: str) -> str:
 
 
 def texts(row: Row, column: str) -> tuple[str, ...]:
-    """The texts in `column`: a list, a string that holds a Python or JSON list, one text, or SQuAD's `{"text":
-    [...]}`.
-
-    Repetitions and empty ones are left out. Errors: `TaskError` where none is left.
+    """The different, non-empty texts in `column`: a list, a string that contains a Python or JSON list, one text, or
+    SQuAD's `{"text": [...]}`. Errors: `TaskError` if there is none.
     """
-    value = as_list(row.values[column])
-    found = tuple(dict.fromkeys(item.strip() for item in value if isinstance(item, str) and item.strip()))
+    items = as_list(row.values[column])
+    found = tuple(dict.fromkeys(item.strip() for item in items if isinstance(item, str) and item.strip()))
     if not found:
         raise TaskError(f"{row.where}: {column!r} holds no answer; found {row.values[column]!r:.60}.")
     return found
 
 
-def as_list(value: Any) -> list[Any]:
-    """A list as it is, or out of the string or the SQuAD record that holds it; anything else as a list of one."""
+def as_list(value: object) -> list[object]:
+    """A list as it is, or the list in a string or in a SQuAD record; any other value as a list of one."""
     if isinstance(value, dict) and "text" in value:
         return list(value["text"])
     if isinstance(value, str) and value.strip()[:1] == "[":
-        for read in (json.loads, ast.literal_eval):
+        for parse in (json.loads, ast.literal_eval):
             try:
-                parsed = read(value)
+                parsed = parse(value)
             except (ValueError, SyntaxError):
                 continue
             if isinstance(parsed, list):

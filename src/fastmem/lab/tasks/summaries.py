@@ -1,4 +1,4 @@
-"""What the three summary tasks share: an article, one reference, an instruction."""
+"""The row schema that the three summary tasks share: an article and one reference."""
 
 from fastmem.lab.tasks.example import Example
 from fastmem.lab.tasks.readers import Row
@@ -6,7 +6,7 @@ from fastmem.lab.tasks.row_schema import Schema, text
 
 
 def summary_schema(name: str, article: str, reference: str, instruction: str) -> Schema:
-    """The schema that takes article and reference as they stand in two columns."""
+    """The schema of rows with an article and a reference in the columns of these names."""
 
     def parse(row: Row) -> Example:
         return Example("", "summary", text(row, article), instruction, (text(row, reference).strip(),))

@@ -1,10 +1,10 @@
 """WikiHow (arXiv 1810.09305): how-to articles, summarized by the headings of their steps.
 
-The hub holds a script that `datasets` no longer runs, so the data come from a file: `wikihowAll.csv` of
-mahnazkoupaee/WikiHow-Dataset, prepared by the publisher's rules as the paper did it (IAAR-Shanghai/FastMem
-`eval/get_data.py`): summaries of three quarters of the article's length or more are left out, stray commas go, and the
-summary is in lower case. Where the publisher's list of test titles, `all_test.txt`, lies beside the CSV, only these
-rows are read.
+The hub has a loading script that `datasets` no longer runs, so the data are read from a file: `wikihowAll.csv` of
+mahnazkoupaee/WikiHow-Dataset. As in the paper (IAAR-Shanghai/FastMem `eval/get_data.py`), the publisher's rules apply:
+summaries of at least three quarters of the article's length are left out, stray commas are removed, and the summary is
+in lower case. If the publisher's list of test titles, `all_test.txt`, is in the folder of the CSV, only those rows are
+read.
 """
 
 import re
@@ -22,9 +22,9 @@ _LONGEST_SUMMARY = 0.75  # of the article's characters
 
 @lru_cache(maxsize=1)
 def _test_titles(folder: Path) -> frozenset[str] | None:
-    """The titles of `all_test.txt`, which are written without blanks; None where the list is absent."""
-    listed = folder / "all_test.txt"
-    return frozenset(listed.read_text(encoding="utf-8").splitlines()) if listed.is_file() else None
+    """The titles in `all_test.txt`, which have no spaces; None if there is no such file."""
+    path = folder / "all_test.txt"
+    return frozenset(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else None
 
 
 def _from_csv(row: Row) -> Example | None:

@@ -3,8 +3,8 @@
 from fastmem.lab.tasks.readers import Hub
 from fastmem.lab.tasks.summaries import summary_schema
 
-# A branch, not a commit: main was a loading script for years, which `datasets` no longer runs, and the hub's automatic
-# parquet copy is rewritten in place. What was loaded is recorded with every run.
+# A branch, not a commit: the hub's main branch held a loading script for years, which `datasets` no longer runs, and
+# its automatic parquet copy is overwritten in place. Every run records the commit that was loaded.
 HUB = Hub("EdinburghNLP/xsum", split="test", revision="refs/convert/parquet")
 
 INSTRUCTION = "Summarize the above article in 1 sentence."

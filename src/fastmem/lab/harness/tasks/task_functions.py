@@ -1,37 +1,40 @@
-"""What the YAML tasks of this folder call: prompts and scores are those of `fastmem.lab`."""
+"""Functions that the YAML tasks of this folder call. Prompts and scores are those of `fastmem.lab`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastmem.lab.scores import qa
 from fastmem.lab.tasks import Example, load
 from fastmem.lab.tasks.readers import dataset
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Doc = dict[str, Any]
 
 
 def _example(doc: Doc, swapped: bool) -> Example:
     side = "sub" if swapped else "org"
-    known = tuple(doc["org_answer"]) if swapped else ()
-    return Example("", "question", doc[f"{side}_context"], doc["question"], tuple(doc[f"{side}_answer"]), known)
+    original = tuple(doc["org_answer"]) if swapped else ()
+    return Example("", "question", doc[f"{side}_context"], doc["question"], tuple(doc[f"{side}_answer"]), original)
 
 
 def nq_swap_prompt(doc: Doc) -> str:
-    """The paper's user turn."""
+    """The paper's user turn, with the swapped passage."""
     return _example(doc, swapped=True).prompt
 
 
 def nq_prompt(doc: Doc) -> str:
-    """The same with the passage as it was."""
+    """The paper's user turn, with the original passage."""
     return _example(doc, swapped=False).prompt
 
 
 def nq_swap_results(doc: Doc, results: list[str]) -> dict[str, float]:
-    """Both forms of accuracy and failure."""
+    """The scores of a reply to `nq_swap_prompt`."""
     return _scores(results[0], _example(doc, swapped=True))
 
 
 def nq_results(doc: Doc, results: list[str]) -> dict[str, float]:
-    """The same with the passage as it was."""
+    """The scores of a reply to `nq_prompt`."""
     return _scores(results[0], _example(doc, swapped=False))
 
 
@@ -46,17 +49,17 @@ def _scores(reply: str, example: Example) -> dict[str, float]:
 
 
 def nq_doc(doc: Doc) -> Doc:
-    """An NQ row with its document where `FastMemLM` looks for one."""
+    """An NQ row with the original passage in the column that `FastMemLM` memorizes."""
     return doc | {"context": doc["org_context"], "sub_context": ""}
 
 
-def originals(dataset: Any) -> Any:
-    """All rows with the passage as it was."""
+def originals(dataset: "Dataset") -> "Dataset":
+    """All rows, each as `nq_doc` returns it."""
     return dataset.map(nq_doc)
 
 
-def wikihow(data: str = "", **_: Any) -> dict[str, Any]:
-    """The rows of a local file; `--metadata '{"data": "wikihowAll.csv"}'`. Errors: `TaskError` without one."""
+def wikihow(data: str = "", **_: Any) -> dict[str, "Dataset"]:
+    """The rows of a local file: `--metadata '{"data": "wikihowAll.csv"}'`. Errors: `TaskError` without one."""
     rows = load("wikihow", data or None).examples
     return {"test": dataset([{"article": e.context, "prompt": e.prompt, "summary": e.reference} for e in rows])}
 
