@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import fastmem.answer.batch
 from families import build
 from fastmem import FastMem, Recipe, Tokens
 from fastmem.answer.cache import PrefixCache
@@ -55,7 +56,7 @@ def test_a_stop_string_ends_one_answer_and_leaves_the_others(llm):
     assert whole.text == long.text
 
 
-@pytest.mark.parametrize("failing", ["forward", "head"])
+@pytest.mark.parametrize("failing", ["forward", "head", "choose"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_step_that_fails_costs_no_token(llm, monkeypatch, temperature, failing):
     """After a restart every answer goes on where it was, with the draws it would have made."""
@@ -65,15 +66,19 @@ def test_a_step_that_fails_costs_no_token(llm, monkeypatch, temperature, failing
     for _ in range(4):
         batch.step()
     before = [list(row.token_ids) for row in rows]
-    whole = getattr(llm.split_model, failing)
+    owner = fastmem.answer.batch if failing == "choose" else llm.split_model
+    whole, calls = getattr(owner, failing), []
 
     def broken(*args, **kwargs):
+        calls.append(1)
+        if failing == "choose" and len(calls) < 3:  # two rows have drawn when the third fails
+            return whole(*args, **kwargs)
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(llm.split_model, failing, broken)
+    monkeypatch.setattr(owner, failing, broken)
     with pytest.raises(RuntimeError, match="broken"):
         batch.step()
-    monkeypatch.setattr(llm.split_model, failing, whole)
+    monkeypatch.setattr(owner, failing, whole)
     assert [row.token_ids for row in rows] == before
     batch.restart(batch.rows)
     while batch.rows:

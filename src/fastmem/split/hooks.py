@@ -16,6 +16,10 @@ from torch import Tensor, nn
 
 from fastmem.split.structure import Layer, Structure, hidden_states
 
+# Arguments of a layer that a replay must not pass again: its input, and the cache under its names before and since
+# transformers 5.24.
+_NOT_RECORDED = ("hidden_states", "past_key_values", "cache", "use_cache")
+
 # The modules that make up FFNs, by name -> what is called in their place.
 FFN = Mapping[str, Callable[..., Any]]
 
@@ -107,7 +111,7 @@ def _record_input(index: int, layer: Layer, _: nn.Module, args: tuple[Any, ...],
             side_input = args[1 + at] if isinstance(at, int) else kwargs[at]
             record.mixed[name] = record.select(side_input).clone()
         record.inputs[index] = record.select(args[0] if args else kwargs["hidden_states"]).clone()
-        others = {k: v for k, v in kwargs.items() if k not in ("hidden_states", "past_key_values", "use_cache")}
+        others = {k: v for k, v in kwargs.items() if k not in _NOT_RECORDED}
         record.calls[index] = (args[1:], others)
 
 
