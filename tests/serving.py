@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from families import build
 from fastmem import FastMem, Recipe
 from fastmem.answer.running_batch import Piece
-from fastmem.serve.jobs import Done, Failed, Finished, Job
+from fastmem.serve.jobs import ActionFinished, AnswerFinished, Job, JobFailed
 from fastmem.serve.memory_source import MemorySource
 from tiny_tokenizer import build_tokenizer
 
@@ -53,7 +53,7 @@ class Asked:
         request = None
         if act is None:
             request = replace(llm.prepare(prompt, method, **options), shared_tokens=shared, salt=tenant)
-        self.job = Job(emit, want, request, act=act, durable=durable)
+        self.job = Job(emit, want, request, action=act, durable=durable)
 
     def to(self, engine):
         """Submit."""
@@ -64,14 +64,14 @@ class Asked:
         """The last event."""
         while True:
             event = self.events.get(timeout=PATIENCE_SECONDS)
-            if isinstance(event, Finished | Done | Failed):
+            if isinstance(event, AnswerFinished | ActionFinished | JobFailed):
                 return event
             self.pieces.append(event.text)
 
     def text(self):
         """The whole answer. Errors: what the job failed with."""
         end = self.end()
-        if isinstance(end, Failed):
+        if isinstance(end, JobFailed):
             raise end.error
         return "".join(self.pieces)
 

@@ -6,7 +6,7 @@ import pytest
 
 from fastmem.memory.recipe import Recipe
 from fastmem.serve.engine import Engine, EngineLimits
-from fastmem.serve.jobs import Failed, Finished, OverloadedError
+from fastmem.serve.jobs import AnswerFinished, JobFailed, OverloadedError
 from fastmem.serve.store import Budget, Store
 from serving import RECIPE, Asked, eventually, make_llm, source
 
@@ -57,7 +57,7 @@ def test_one_memory_is_made_once_for_all_who_wait(llm, started):
     ends = [
         asked.end() for asked in [Asked(llm, want=source(llm, "same"), method="fastmem").to(engine) for _ in range(6)]
     ]
-    assert all(isinstance(end, Finished) for end in ends)
+    assert all(isinstance(end, AnswerFinished) for end in ends)
     assert sum(end.made for end in ends) == 1
     assert len({end.memory["id"] for end in ends}) == 1
 
@@ -104,8 +104,8 @@ def test_a_long_memorization_lets_the_others_go_on(llm, started):
         assert first_piece.wait(60)
         slow = Asked(llm, want=source(llm, "slow", recipe=Recipe(learning_rate=1e-3, steps=60)), method="fastmem")
         slow.to(engine)
-        assert isinstance(reader.end(), Finished)
-        assert isinstance(slow.end(), Finished)
+        assert isinstance(reader.end(), AnswerFinished)
+        assert isinstance(slow.end(), AnswerFinished)
     begun = order.index("update")
     until = max(i for i, what in enumerate(order) if what == "update")
     during = order[begun:until]
@@ -136,15 +136,15 @@ def test_a_full_queue_refuses_with_a_time_to_come_back(llm, started):
     with pytest.raises(OverloadedError, match="ask again in") as refused:
         Asked(llm).to(engine)
     assert 1 <= refused.value.retry_after_seconds <= 60
-    assert all(isinstance(asked.end(), Finished) for asked in held)
+    assert all(isinstance(asked.end(), AnswerFinished) for asked in held)
     eventually(lambda: engine.waiting == 0)
-    assert isinstance(Asked(llm).to(engine).end(), Finished)
+    assert isinstance(Asked(llm).to(engine).end(), AnswerFinished)
 
 
 def test_who_waits_too_long_is_refused(llm, started):
     engine = started(rows=1, wait_seconds=0.0)
     end = Asked(llm).to(engine).end()
-    assert isinstance(end, Failed)
+    assert isinstance(end, JobFailed)
     assert isinstance(end.error, OverloadedError)
 
 
@@ -156,7 +156,7 @@ def test_memories_that_do_not_fit_together_wait_for_each_other(llm, started, tmp
     base = [Asked(llm, "q").to(engine) for _ in range(3)]
     expected = {text: offline(llm, "q", text, "fastmem").text for text in set(texts)}
     assert [one.text() for one in asked] == [expected[text] for text in texts]
-    assert all(isinstance(one.end(), Finished) for one in base)
+    assert all(isinstance(one.end(), AnswerFinished) for one in base)
     assert engine.store.totals()["ram"][1] <= 2 * size
     assert engine.store.evictions["ram"] > 0
     assert engine.store.totals()["disk"][0] == 5
@@ -174,16 +174,16 @@ def test_who_holds_a_memory_goes_on_and_who_waits_for_room_gets_it(llm, started)
     several = [asked(text, number) for number, text in enumerate("abaaa")]
     for one in several:
         one.to(engine)
-    assert all(isinstance(one.end(), Finished) for one in several)
+    assert all(isinstance(one.end(), AnswerFinished) for one in several)
     assert list(dict.fromkeys(begun)).index(1) <= 2  # one may overtake it, the others may not
 
 
 def test_a_client_that_leaves_frees_its_row_and_its_memory(llm, started):
     engine = started()
     asked = Asked(llm, want=source(llm, "left"), method="fastmem", max_new_tokens=300).to(engine)
-    eventually(lambda: len(engine.rows) == 1)
+    eventually(lambda: len(engine.batch) == 1)
     engine.cancel(asked.job)
-    eventually(lambda: len(engine.rows) == 0)
+    eventually(lambda: len(engine.batch) == 0)
     assert asked.job.entry.holders == 0
     assert engine.waiting == 0
     waiting = Asked(llm, want=source(llm, "never", recipe=Recipe(steps=100)), method="fastmem").to(engine)

@@ -10,7 +10,7 @@ from fastmem.errors import InputError, MemoryFileError, ResourceError
 from fastmem.memory.recipe import Recipe
 from fastmem.prompts import Tokens
 from fastmem.serve.engine import Engine, EngineLimits
-from fastmem.serve.jobs import Done, DrainingError, Failed, Finished
+from fastmem.serve.jobs import ActionFinished, AnswerFinished, DrainingError, JobFailed
 from fastmem.serve.store import Store
 from serving import RECIPE, Asked, make_llm, source
 
@@ -66,7 +66,7 @@ def test_a_row_that_fails_is_refused_alone(llm, started, monkeypatch, position):
     for one in [*asked[:position], bad, *asked[position:]]:
         one.to(engine)
     end = bad.end()
-    assert isinstance(end, Failed)
+    assert isinstance(end, JobFailed)
     assert isinstance(end.error, ResourceError)
     assert [one.text() for one in asked] == expected
 
@@ -85,7 +85,7 @@ def test_a_row_that_fails_midway_leaves_the_others_where_they_were(llm, started,
         one.to(engine)
     assert begun.wait(60)
     bad = Asked(llm, Tokens([1, *POISON])).to(engine)
-    assert isinstance(bad.end(), Failed)
+    assert isinstance(bad.end(), JobFailed)
     assert [one.text() for one in asked] == expected
 
 
@@ -103,7 +103,7 @@ def test_a_memorization_that_fails_is_refused_alone(llm, started, monkeypatch):
     good = Asked(llm, "q", source(llm, "short"), "fastmem").to(engine)
     for one in bad:
         end = one.end()
-        assert isinstance(end, Failed)
+        assert isinstance(end, JobFailed)
         assert isinstance(end.error, ResourceError)
     assert good.text() == offline(llm, "q", "short", "fastmem").text
 
@@ -115,7 +115,7 @@ def test_a_loss_that_turns_nan_keeps_the_last_good_step(llm, started):
     )
     calm = Asked(llm, "q", source(llm, "calm"), "fastmem").to(engine)
     end = wild.end()
-    assert isinstance(end, Finished)
+    assert isinstance(end, AnswerFinished)
     assert calm.text() == offline(llm, "q", "calm", "fastmem").text
 
 
@@ -129,7 +129,7 @@ def test_a_damaged_file_is_made_again_by_who_has_the_document(llm, started, tmp_
     second = started(None, tmp_path)
     named = source(llm, "kept").__class__(want.key, "t", RECIPE)
     end = Asked(llm, want=named, method="fastmem").to(second).end()
-    assert isinstance(end, Failed)
+    assert isinstance(end, JobFailed)
     assert isinstance(end.error, MemoryFileError)
     again = Asked(llm, "q", want, "fastmem").to(second)
     assert again.text() == offline(llm, "q", "kept", "fastmem").text
@@ -150,7 +150,7 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(llm, started):
     with pytest.raises(DrainingError):
         Asked(llm).to(engine)
     end = running.end()
-    assert isinstance(end, Finished)
+    assert isinstance(end, AnswerFinished)
     assert len(end.answer.token_ids) == 100
     engine.close(timeout_seconds=60)
     assert not engine.alive
@@ -161,21 +161,21 @@ def test_a_bug_in_the_worker_fails_the_open_requests_and_no_later_one(llm, start
     real, faults = engine._decode, [ZeroDivisionError()]
 
     def decode():
-        if len(engine.rows) and faults:
+        if len(engine.batch) and faults:
             raise faults.pop()
         real()
 
     monkeypatch.setattr(engine, "_decode", decode)
     end = Asked(llm).to(engine).end()
-    assert isinstance(end, Failed)
+    assert isinstance(end, JobFailed)
     assert isinstance(end.error, ZeroDivisionError)
-    assert isinstance(Asked(llm).to(engine).end(), Finished)
+    assert isinstance(Asked(llm).to(engine).end(), AnswerFinished)
 
 
 def test_something_done_with_a_memory(llm, started, tmp_path):
     engine = started(None, tmp_path)
     end = Asked(llm, want=source(llm, "a"), act=lambda memory: len(memory.trace), durable=True).to(engine).end()
-    assert isinstance(end, Done)
+    assert isinstance(end, ActionFinished)
     assert end.result == 3
     assert len(list(tmp_path.glob("*.safetensors"))) == 1  # durable: on disk before it is answered
 
@@ -190,6 +190,6 @@ def test_a_disk_that_is_full_is_said_to_who_asked_for_it_only(llm, started, tmp_
     monkeypatch.setattr(engine.store, "save", full)
     want = source(llm, "kept in RAM")
     end = Asked(llm, want=want, act=lambda memory: None, durable=True).to(engine).end()
-    assert isinstance(end, Failed)
+    assert isinstance(end, JobFailed)
     assert isinstance(end.error, MemoryFileError)
     assert Asked(llm, "q", want, "fastmem").to(engine).text() == offline(llm, "q", "kept in RAM", "fastmem").text

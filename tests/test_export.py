@@ -87,7 +87,7 @@ def test_a_full_memory_is_truncated_and_the_loss_is_measured(tmp_path):
 def test_a_truncation_that_loses_too_much_is_refused(tmp_path):
     llm = FastMem(saved("llama", tmp_path / "base")(), None)
     memory = llm.memorize(TOKENS, FULL)
-    with pytest.raises(InputError, match=r"rank 1 keeps .*%.* KL .* \(limit 1e-09\): raise --rank.*--force"):
+    with pytest.raises(InputError, match=r"rank 1 keeps .*%.* KL .* \(limit 1e-09\): raise the rank.*or force it"):
         export(llm, memory, tmp_path / "adapter", rank=1, context=TOKENS, max_kl=1e-9)
     assert not (tmp_path / "adapter").exists()
     assert export(llm, memory, tmp_path / "adapter", rank=1, context=TOKENS, max_kl=1e-9, force=True).kl > 1e-9
@@ -98,7 +98,7 @@ def test_the_document_is_asked_for_and_must_be_the_one(tmp_path, tokenizer):
     memory = llm.memorize(TEXT, FULL)
     memory.save(tmp_path / "m")
     loaded = type(memory).load(tmp_path / "m", llm)
-    with pytest.raises(InputError, match="this memory does not hold: give it with --context FILE"):
+    with pytest.raises(InputError, match="this memory does not contain: give the document"):
         export(llm, loaded, tmp_path / "adapter")
     with pytest.raises(InputError, match=r"is not the one that was memorized \("):
         export(llm, loaded, tmp_path / "adapter", context="Another text.")
@@ -172,7 +172,7 @@ def test_refusals(tmp_path):
         export(llm, memory, tmp_path / "x", "gguf")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
-    with pytest.raises(InputError, match="is not an empty folder: give a new --output"):
+    with pytest.raises(InputError, match="is not an empty folder: give a new one"):
         export(llm, memory, tmp_path / "full")
     with pytest.raises(MemoryMismatchError):
         export(FastMem(build("llama", seed=1), None), memory, tmp_path / "x")

@@ -56,9 +56,9 @@ def serve(llm):
         ({"fastmem": {"method": "fastnem"}}, 400, None, "Did you mean 'fastmem'?"),
         ({"fastmem": {"method": "fastmem"}}, 400, None, "needs documents"),
         ({"fastmem": {"method": "cad"}}, 400, None, "compares with the prompt without documents"),
-        ({"documents": DOCUMENTS, "fastmem": {"recipe": {"lr": 1}}}, 400, None, "unknown recipe field 'lr'"),
-        ({"documents": DOCUMENTS, "fastmem": {"recipe": {"steps": -1}}}, 400, None, "whole number"),
-        ({"documents": DOCUMENTS, "fastmem": {"recipe": {"steps": 10**6}}}, 400, None, "at most 100"),
+        ({"documents": DOCUMENTS, "fastmem": {"recipe": {"lr": 1}}}, 400, "lr", "unknown recipe field 'lr'"),
+        ({"documents": DOCUMENTS, "fastmem": {"recipe": {"steps": -1}}}, 400, "steps", "whole number"),
+        ({"documents": DOCUMENTS, "fastmem": {"recipe": {"steps": 10**6}}}, 400, "steps", "at most 100"),
         ({"documents": DOCUMENTS, "fastmem": {"alpha": -1}}, 400, "fastmem.alpha", "greater than"),
         ({"documents": [{"text": "  "}]}, 400, None, "the context is empty"),
         ({"documents": [{"text": "long " * 200}]}, 400, None, "too many: the model has 512 positions"),
@@ -206,7 +206,7 @@ def test_draining_is_seen_from_outside(serve):
 
 def test_a_bug_is_answered_without_its_text(serve, monkeypatch):
     app = serve()
-    monkeypatch.setattr(app.state.service.engine.rows, "join", lambda jobs: 1 / 0)
+    monkeypatch.setattr(app.state.service.engine.batch, "join", lambda jobs: 1 / 0)
     found = ask(app, {})
     assert found.status_code == 500
     assert "division" not in found.text
@@ -215,18 +215,18 @@ def test_a_bug_is_answered_without_its_text(serve, monkeypatch):
 
 def test_one_answer_that_fails_ends_its_request_and_no_other(app, monkeypatch):
     service = app.state.service
-    real = service.llm.request
+    real = service.llm.with_memory
 
-    def request(prompt, memory=None, method="base", **options):
-        if memory is not None and options.get("seed") == 6:
+    def with_memory(request, memory):
+        if request.sampling.seed == 6:
             raise RuntimeError("a row that cannot be built")
-        return real(prompt, memory, method, **options)
+        return real(request, memory)
 
-    monkeypatch.setattr(service.llm, "request", request)
+    monkeypatch.setattr(service.llm, "with_memory", with_memory)
     body = {"documents": DOCUMENTS, "max_tokens": 200, "temperature": 1.0, "seed": 5, "n": 3}
     assert ask(app, body).status_code == 500
     eventually(lambda: not service.engine._open)
-    assert len(service.engine.rows) == 0
+    assert len(service.engine.batch) == 0
     assert ask(app, body | {"n": 1}).status_code == 200
 
 

@@ -9,7 +9,7 @@ from fastmem import FastMem
 from fastmem.errors import InputError, MemoryFileError, MemoryMismatchError
 from fastmem.memory.recipe import Recipe
 from fastmem.serve.engine import Engine
-from fastmem.serve.jobs import Finished
+from fastmem.serve.jobs import AnswerFinished
 from fastmem.serve.limits import Limits
 from fastmem.serve.memory_source import source_of
 from fastmem.serve.schemas import Document
@@ -101,7 +101,8 @@ def test_the_disk_has_a_budget(llm, tmp_path):
     store = Store(llm, folder=tmp_path)
     made(store, llm, "a")
     one = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
-    store = Store(llm, Budget(disk_bytes=2 * one), tmp_path)
+    # Files differ by a few bytes: the losses in their records have more or fewer digits.
+    store = Store(llm, Budget(disk_bytes=2 * one + one // 10), tmp_path)
     for text in "bcd":
         made(store, llm, text)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
@@ -117,7 +118,7 @@ def test_a_new_store_finds_what_an_earlier_one_wrote(llm, tmp_path):
     found = second.find("t", "alpha")
     assert found is not None
     assert found.record == a.record
-    assert [e.source.key for e in second.of("t")] == [a.source.key]
+    assert [e.source.key for e in second.of_tenant("t")] == [a.source.key]
     held = second.hold(found.source)
     second.load(held)
     assert all(torch.equal(t, a.memory.tensors[name]) for name, t in held.memory.tensors.items())
@@ -130,7 +131,7 @@ def test_unfinished_and_damaged_records_are_passed_over(llm, tmp_path):
     b.path.with_suffix(".json").write_text("{half")
     c.path.unlink()
     (tmp_path / "mem-x.json").write_text(json.dumps({"version": 99}))
-    assert Store(llm, folder=tmp_path).of("t") == []
+    assert Store(llm, folder=tmp_path).of_tenant("t") == []
 
 
 def test_memories_of_another_base_are_left_alone(llm, tmp_path):
@@ -138,7 +139,7 @@ def test_memories_of_another_base_are_left_alone(llm, tmp_path):
     from families import build
 
     other = FastMem(build("llama", seed=7), llm.tokenizer, recipe=RECIPE)
-    assert Store(other, folder=tmp_path).of("t") == []
+    assert Store(other, folder=tmp_path).of_tenant("t") == []
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
@@ -146,21 +147,21 @@ def test_memories_of_another_tokenizer_are_neither_found_nor_used(llm, tmp_path)
     """Made by the worker, so that what a server stores is seen to say how it was read."""
     want = source(llm, "a")
     engine = Engine(llm, Store(llm, folder=tmp_path))
-    assert isinstance(Asked(llm, "q", want, "fastmem", durable=True).to(engine).end(), Finished)
+    assert isinstance(Asked(llm, "q", want, "fastmem", durable=True).to(engine).end(), AnswerFinished)
     engine.close()
     tokenizer = build_tokenizer()
     tokenizer.add_tokens(["ferry"])  # the ids of this document and question stay as they are
     other = FastMem(llm.model, tokenizer, recipe=RECIPE)
-    assert Store(llm, folder=tmp_path).of("t") != []
-    assert Store(other, folder=tmp_path).of("t") == []
+    assert Store(llm, folder=tmp_path).of_tenant("t") != []
+    assert Store(other, folder=tmp_path).of_tenant("t") == []
 
     path = tmp_path / f"{want.key}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer": other.reader["tokenizer_sha256"]}))
     store = Store(other, folder=tmp_path)  # the record is believed, the file is not
-    (entry,) = store.of("t")
+    (entry,) = store.of_tenant("t")
     with pytest.raises(MemoryMismatchError, match="made with another tokenizer"):
         store.load(store.hold(entry.source))
-    assert store.of("t") == []
+    assert store.of_tenant("t") == []
 
 
 def test_the_tokenizer_is_part_of_a_memorys_name(llm):
@@ -195,11 +196,11 @@ def test_deleting_while_held_and_while_saving(llm, tmp_path):
     store.save(entry)
     assert list(tmp_path.iterdir()) == []
     assert entry.memory is not None  # who holds it still has it
-    assert store.of("t") == []
+    assert store.of_tenant("t") == []
 
 
 def test_budgets_too_small_are_refused(llm, size):
-    with pytest.raises(InputError, match=r"the store may hold 10 \(--ram-bytes\)"):
+    with pytest.raises(InputError, match=r"the store may hold 10 in RAM: raise that limit"):
         Store(llm, Budget(ram_bytes=10))
     store = Store(llm, Budget(ram_bytes=size))
     with pytest.raises(InputError, match="tune fewer layers"):

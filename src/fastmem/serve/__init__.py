@@ -1,1 +1,1 @@
-"""Many memories, served to many: the store, the engine, an OpenAI-compatible server and its page."""
+"""The server: a store of memories, an engine, an OpenAI-compatible interface, and a page for the browser."""

@@ -1,4 +1,4 @@
-"""The ASGI application: the service, its routes, and who may use them."""
+"""The ASGI application: the service, its routes, and their authorization."""
 
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -36,14 +36,15 @@ def create_app(
     template: Template = "context",
     name: str | None = None,
 ) -> FastAPI:
-    """The application for a loaded model; its worker starts at once and ends with the application's lifespan.
+    """The application for a loaded model. Its worker starts at once and ends with the application's lifespan.
 
-    folder: where memories are stored across restarts. name: the model name for clients. Errors: `InputError` for a
-    budget that is too small for one memory.
+    folder: where memories are stored; None keeps them in RAM only. api_keys: the accepted keys; none accepts every
+    client. template: how documents enter a prompt, unless the request says. name: the model name for clients. Errors:
+    `InputError` for a budget that is too small for one memory.
     """
     metrics = Metrics()
     store = Store(llm, budget, folder)
-    engine = Engine(llm, store, engine_limits, metrics.engine_event)
+    engine = Engine(llm, store, engine_limits, metrics.count_engine_event)
     metrics.registry.register(StoreCollector(engine, store))
     limits = limits or Limits()
     service = Service(
@@ -93,14 +94,14 @@ async def _authorized(request: Request) -> None:
 async def _models(request: Request, cache_salt: str | None = None) -> dict[str, Any]:
     """The base model and the caller's memories."""
     service = service_of(request)
-    mine = service.store.of(service.tenant(request, cache_salt))
-    data = [model_object(service.name, service.started)] + [_memory_model(service, e.record) for e in mine]
+    entries = service.store.of_tenant(service.tenant(request, cache_salt))
+    data = [model_object(service.name, service.started)] + [_memory_model(service, e.record) for e in entries]
     return {"object": "list", "data": data}
 
 
 async def _model(model: str, request: Request, cache_salt: str | None = None) -> dict[str, Any]:
     service = service_of(request)
-    entry = service.chosen(service.tenant(request, cache_salt), model)
+    entry = service.memory_of_model(service.tenant(request, cache_salt), model)
     return model_object(service.name, service.started) if entry is None else _memory_model(service, entry.record)
 
 
@@ -110,7 +111,7 @@ def _memory_model(service: Service, record: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _health(request: Request) -> Response:
-    """200 while the worker takes requests, 503 while it shuts down or is gone."""
+    """200 while the worker accepts requests, otherwise 503."""
     alive = service_of(request).engine.alive
     return JSONResponse({"status": "ok" if alive else "unavailable"}, 200 if alive else 503)
 
@@ -124,7 +125,7 @@ async def _metrics(request: Request) -> Response:
 
 
 async def _page() -> Response:
-    """The page for people, one file; its policy keeps the browser from loading anything from elsewhere."""
+    """The page for the browser. Its policy forbids the browser to load anything from another server."""
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
     )

@@ -1,4 +1,4 @@
-"""Prompts with documents: a conversation or a plain prompt, with the documents in front of the last message.
+"""Prompts with documents: a conversation, or a plain prompt, with the documents before the last message.
 
 There are two templates:
 
@@ -25,9 +25,8 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class DocumentPrompt:
-    """prompt, without: with and without the documents. shared_tokens: tokens before the message, which all prompts
-    about
-    these documents begin with."""
+    """prompt, without: with and without the documents; without is None if the method does not need it. shared_tokens:
+    how many tokens stand before the message, where all prompts about these documents are equal."""
 
     prompt: Tokens
     without: Tokens | None
@@ -51,16 +50,13 @@ def chat_prompt(
     if not documents:
         return DocumentPrompt(Tokens(llm.ids(messages)), None, 0)
     if messages[-1]["role"] != "user":
-        raise InputError("documents are put in front of the last message, which must be the user's.")
+        raise InputError("documents are put before the last message, which must be the user's.")
     text, message = documents_text(documents, limits), messages[-1]["content"]
     if template == "question":
-        turn, end, alone = (
-            prompts.question_prompt(text, message),
-            prompts.with_mark(message),
-            prompts.question_alone(message),
-        )
+        turn, alone = prompts.question_prompt(text, message), prompts.question_alone(message)
+        end = prompts.with_mark(message)
     else:
-        turn, end, alone = _with_context(text, message), message, message
+        turn, alone, end = _with_context(text, message), message, message
     ids, shared = prompts.chat_ids_before(llm.tokenizer, _with_last(messages, turn), end)
     without = Tokens(llm.ids(_with_last(messages, alone))) if method_named(method).kind == "cad" else None
     return DocumentPrompt(Tokens(ids), without, shared)
@@ -69,10 +65,10 @@ def chat_prompt(
 def completion_prompt(
     llm: FastMem, prompt: str | list[int], documents: Sequence[Document], method: str, limits: Limits
 ) -> DocumentPrompt:
-    """A plain prompt, with the documents in front in the template `context`. Errors: `InputError`."""
+    """A plain prompt, after the documents in the template `context`. Errors: `InputError`."""
     if not isinstance(prompt, str):
         if documents:
-            raise InputError("documents cannot be put in front of token ids: give the prompt as text.")
+            raise InputError("documents cannot be put before token ids: give the prompt as text.")
         vocabulary_size = llm.split_model.vocabulary_size
         if not prompt or not all(0 <= token < vocabulary_size for token in prompt):
             raise InputError(f"prompt takes token ids from 0 to {vocabulary_size - 1}, at least one.")
@@ -80,15 +76,18 @@ def completion_prompt(
     if not prompt:
         raise InputError("the prompt is empty: give a text to continue.")
     if not documents:
-        return DocumentPrompt(prompts.text_ids_before(llm.tokenizer, prompt, "")[0], None, 0)
-    whole = _with_context(documents_text(documents, limits), prompt)
-    ids, shared = prompts.text_ids_before(llm.tokenizer, whole, prompt)
-    cad = method_named(method).kind == "cad"
-    return DocumentPrompt(ids, prompts.text_ids_before(llm.tokenizer, prompt, "")[0] if cad else None, shared)
+        return DocumentPrompt(_plain_tokens(llm, prompt), None, 0)
+    text = _with_context(documents_text(documents, limits), prompt)
+    tokens, shared = prompts.text_ids_before(llm.tokenizer, text, prompt)
+    without = _plain_tokens(llm, prompt) if method_named(method).kind == "cad" else None
+    return DocumentPrompt(tokens, without, shared)
 
 
 def requested_method(options: FastMemOptions, with_memory: bool, with_documents: bool) -> str:
-    """The name of the method. Errors: `InputError` if it is unknown or lacks the documents or memory it needs."""
+    """The name of the method: by default `fastmem` with documents or a memory, otherwise `base`.
+
+    Errors: `InputError` if it is unknown, or if the documents or the memory that it needs are missing.
+    """
     name = options.method or ("fastmem" if with_memory or with_documents else "base")
     method = method_named(name)
     if method.memorized and not (with_memory or with_documents):
@@ -96,6 +95,10 @@ def requested_method(options: FastMemOptions, with_memory: bool, with_documents:
     if method.kind == "cad" and not with_documents:
         raise InputError(f"method {name!r} compares with the prompt without documents: give documents=[...].")
     return name
+
+
+def _plain_tokens(llm: FastMem, text: str) -> Tokens:
+    return Tokens(llm.tokenizer(text)["input_ids"])
 
 
 def _with_context(text: str, message: str) -> str:

@@ -1,8 +1,8 @@
-"""The engine: one thread that owns the model. It makes memories, lets rows join, steps them, and lets them leave.
+"""The engine: one worker thread that makes memories and decodes answers. No other thread uses the model.
 
 Between two tokens of the running rows it makes at most one update of one memory, so a long memorization slows the
-others by one update per token and never blocks them. Files are read and written by a second thread, which never uses
-the model. All others talk to the engine by messages: `submit`, `cancel`, `drain`, `close`.
+others by one update per token and never blocks them. Files are read and written by a second thread. `submit`,
+`cancel`, `drain` and `close` may be called from any thread; they send the worker a message.
 """
 
 import copy
@@ -21,7 +21,7 @@ from fastmem.device_memory import explained_out_of_memory
 from fastmem.errors import FastMemError, MemoryFileError
 from fastmem.model import FastMem
 from fastmem.serve.isolated_batch import IsolatedBatch
-from fastmem.serve.jobs import Done, DrainingError, Event, Failed, Job, OverloadedError
+from fastmem.serve.jobs import ActionFinished, DrainingError, Event, Job, JobFailed, OverloadedError
 from fastmem.serve.memorize_queue import MemorizeQueue
 from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.store import Entry, Store
@@ -32,19 +32,18 @@ log = logging.getLogger("fastmem")
 @dataclass(frozen=True)
 class EngineLimits:
     """rows: answers decoded at the same time. waiting: jobs that may wait, for wait_seconds at most. prefix_bytes:
-    keys
-    and values of documents that are kept for reuse."""
+    keys and values of documents that are kept for reuse. overtaking: how many later jobs may start to use stored
+    memories while an earlier job waits for room in the store."""
 
     rows: int = 16
     waiting: int = 64
     wait_seconds: float = 120.0
     prefix_bytes: int = 256 * 2**20
     overtaking: int = 16
-    """How many later jobs may start to use stored memories while an earlier job waits for room in the store."""
 
 
 class Engine:
-    """The worker and its queue. on_event: called in the worker's thread with the name and seconds of events."""
+    """The worker and its queue. on_event: called with the name of an event and the seconds it took."""
 
     def __init__(
         self,
@@ -55,9 +54,9 @@ class Engine:
     ):
         self.llm, self.store, self.limits, self._on_event = llm, store, limits or EngineLimits(), on_event
         self.prefixes = PrefixCache(self.limits.prefix_bytes)
-        # Fast tokenizers fail in two threads at once if one of them changes their settings.
+        # A fast tokenizer can fail in one thread while another changes its settings.
         self._tokenizer = copy.deepcopy(llm.tokenizer)
-        self.rows = self._new_rows()
+        self.batch = self._new_batch()
         self.draining = False
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: list[Job] = []
@@ -69,7 +68,7 @@ class Engine:
         self._last_end = time.perf_counter()
         self._files = ThreadPoolExecutor(1, "fastmem-files")
         self._closing = False
-        self._changed = False  # something that waiting jobs may have waited for
+        self._changed = False  # something that waiting jobs may wait for
         self._thread = threading.Thread(target=self._work, name="fastmem-worker", daemon=True)
         self._thread.start()
 
@@ -81,16 +80,16 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Jobs that were submitted and have no row yet."""
-        return max(len(self._open) - len(self.rows), 0)
+        return max(len(self._open) - len(self.batch), 0)
 
     def submit(self, *jobs: Job) -> None:
-        """All or none. Errors: `OverloadedError` where the queue is full, `DrainingError` while shutting down."""
+        """Submit all jobs or none. Errors: `OverloadedError` if the queue is full, `DrainingError` during shutdown."""
         with self._lock:
             if self.draining:
                 raise DrainingError("the server is shutting down and takes no new requests: ask again later.")
             if len(self._open) + len(jobs) > self.limits.rows + self.limits.waiting:
                 raise OverloadedError(
-                    f"{len(self._open)} answers are running or waiting, this server takes "
+                    f"{len(self._open)} answers are running or waiting, this server accepts "
                     f"{self.limits.rows + self.limits.waiting}: ask again in {self._retry_after()} s.",
                     self._retry_after(),
                 )
@@ -98,7 +97,7 @@ class Engine:
         self._inbox.put(lambda: self._waiting.extend(jobs))
 
     def cancel(self, job: Job) -> None:
-        """Its client has left: free what it holds. Does nothing for a job that is over."""
+        """End a job and free what it uses. Does nothing if it is over."""
         self._inbox.put(lambda: self._end(job, None))
 
     def drain(self) -> None:
@@ -107,7 +106,7 @@ class Engine:
         self._inbox.put(self._refuse_waiting)
 
     def close(self, timeout_seconds: float | None = None) -> None:
-        """`drain`, and wait until the worker and the files are done."""
+        """`drain`, then wait until all jobs are over and all files are written."""
         self.drain()
         self._closing = True
         self._inbox.put(lambda: None)
@@ -121,16 +120,16 @@ class Engine:
                 self._admit()
                 self._memorize()
                 self._decode()
-            except Exception as error:  # a bug; the next request must still find a server
+            except Exception as error:  # a bug; later requests must still be answered
                 log.exception("the worker met an unexpected error; all open requests fail")
                 self._memorize_queue = MemorizeQueue(self.llm)
-                self.rows = self._new_rows()
+                self.batch = self._new_batch()
                 for job in list(self._open):
-                    self._end(job, Failed(error))
+                    self._end(job, JobFailed(error))
 
     def _receive(self) -> None:
         """Process all messages; wait for one if there is nothing else to do."""
-        idle = not self._memorize_queue and not len(self.rows) and not self._changed
+        idle = not self._memorize_queue and not len(self.batch) and not self._changed
         self._changed = False
         try:
             while True:
@@ -145,36 +144,34 @@ class Engine:
         blocked: Job | None = None
         now = time.perf_counter()
         for job in list(self._waiting):
-            begun = (
-                job.entry is not None and not job.entry.made
-            )  # its memory is being made, so it does not wait for the queue
-            if now - job.submitted > self.limits.wait_seconds and not begun:
+            memorizing = job.entry is not None and not job.entry.made  # then it does not wait for the queue
+            if now - job.submitted > self.limits.wait_seconds and not memorizing:
                 late = f"no answer could be started within {self.limits.wait_seconds:g} s: ask again later."
-                self._end(job, Failed(OverloadedError(late, self._retry_after())))
+                self._end(job, JobFailed(OverloadedError(late, self._retry_after())))
                 continue
             try:
-                if job.source is not None and job.entry is None and not self._held(job, job.source, blocked):
+                if job.source is not None and job.entry is None and not self._hold(job, job.source, blocked):
                     blocked = blocked or job
                     continue
                 if not self._has_memory(job):
                     continue
-                if job.act is not None:
-                    self._act(job)
-                elif len(self.rows) + len(joining) < self.limits.rows and not self.rows.aside:
+                if job.action is not None:
+                    self._run_action(job)
+                elif len(self.batch) + len(joining) < self.limits.rows and not self.batch.set_aside:
                     self._add_memory(job)
                     joining.append(job)
             except Exception as error:
-                self._end(job, Failed(error))
+                self._end(job, JobFailed(error))
         for job in joining:
             self._waiting.remove(job)
         if joining:
-            self.rows.join(joining)
+            self.batch.join(joining)
 
-    def _held(self, job: Job, source: MemorySource, blocked: Job | None) -> bool:
+    def _hold(self, job: Job, source: MemorySource, blocked: Job | None) -> bool:
         """Hold the memory that a job needs; False if there is no room for it now.
 
-        blocked: an earlier job without room. Later jobs may only share a memory that is held already, and at most
-        `overtaking` of them. Jobs that hold one always go on, since only their end makes room.
+        blocked: an earlier job without room, or None. Later jobs may then only share a memory that is held already,
+        and at most `overtaking` of them. Jobs that hold a memory always go on, since only their end makes room.
         """
         if blocked is not None:
             if blocked.overtaken >= self.limits.overtaking or not self.store.is_held(source.key):
@@ -205,17 +202,17 @@ class Engine:
             job.request = self.llm.with_memory(job.request, self.store.ready(job.entry))
         job.memory_available = job.memory_available or time.perf_counter()
 
-    def _act(self, job: Job) -> None:
-        assert job.act is not None
+    def _run_action(self, job: Job) -> None:
+        assert job.action is not None
         assert job.entry is not None
         if job.durable and self.store.folder is not None and job.entry.path is None:
             raise MemoryFileError("the memory was made, but could not be written to the store: see the server's log.")
         with explained_out_of_memory():
-            result = job.act(self.store.ready(job.entry))
-        self._end(job, Done(result, job.entry.record))
+            result = job.action(self.store.ready(job.entry))
+        self._end(job, ActionFinished(result, job.entry.record))
 
     def _memorize(self) -> None:
-        """One update of the oldest memory under way."""
+        """One update of the oldest memory in the queue."""
         made = self._memorize_queue.step()
         if made is None:
             return
@@ -227,14 +224,14 @@ class Engine:
                 self._files.submit(self._save, made.entry)
             return
         self._on_event("memorize_failed", made.seconds)
-        for job in [job for job in self._waiting if job.entry is made.entry]:
-            self._end(job, Failed(made.error or FastMemError("memorizing gave nothing.")))
+        for job in self._waiting_for(made.entry):
+            self._end(job, JobFailed(made.error or FastMemError("memorizing returned no memory.")))
 
     def _decode(self) -> None:
-        if not len(self.rows):
+        if not len(self.batch):
             return
         started = time.perf_counter()
-        pieces, failed = self.rows.step()
+        pieces, failed = self.batch.step()
         self._on_event("stepped", time.perf_counter() - started)
         for job, piece in pieces:
             job.first_token = job.first_token or time.perf_counter()
@@ -246,29 +243,29 @@ class Engine:
                 self._last_end = now
                 self._end(job, job.finished(piece.answer))
         for job, error in failed:
-            self._end(job, Failed(error))
+            self._end(job, JobFailed(error))
 
     def _load(self, entry: Entry) -> None:
-        """In the thread for files. A damaged file is forgotten; jobs that bring the documents make the memory
-        again."""
+        """In the thread for files. A damaged file is deleted; jobs that bring the documents make the memory again."""
+        problem: Exception | None = None
         try:
             self.store.load(entry)
         except (FastMemError, OSError) as error:
             log.warning("a stored memory was dropped: %s", error)
             problem = error
-            self._inbox.put(lambda: self._loaded(entry, problem))
-        else:
-            self._inbox.put(lambda: self._loaded(entry, None))
+        self._inbox.put(lambda: self._loaded(entry, problem))
 
     def _loaded(self, entry: Entry, error: Exception | None) -> None:
         self._loading.discard(entry.source.key)
         self._on_event("loaded" if error is None else "load_failed", 0.0)
-        for job in [job for job in self._waiting if job.entry is entry and error is not None]:
+        if error is None:
+            return
+        for job in self._waiting_for(entry):
             if job.source is not None and job.source.tokens is not None:
                 self.store.release(entry)
                 job.entry = None
             else:
-                self._end(job, Failed(error or FastMemError()))
+                self._end(job, JobFailed(error))
 
     def _save(self, entry: Entry) -> None:
         """In the thread for files. A memory that cannot be written stays in RAM until it is evicted."""
@@ -280,18 +277,18 @@ class Engine:
         self._inbox.put(lambda: None)
 
     def _refuse_waiting(self) -> None:
-        refusal = DrainingError("the server is shutting down and has not begun this request: ask again later.")
+        refusal = DrainingError("the server is shutting down and has not started this request: ask again later.")
         for job in [job for job in self._waiting if job.entry is None]:
-            self._end(job, Failed(refusal))
+            self._end(job, JobFailed(refusal))
 
     def _end(self, job: Job, event: Event | None) -> None:
-        """End a job: free its row and its hold on a memory, and tell its owner."""
+        """End a job: free its row, release its memory, and emit its last event."""
         if job.over:
             return
         job.over = self._changed = True
         if job in self._waiting:
             self._waiting.remove(job)
-        self.rows.leave(job)
+        self.batch.leave(job)
         if job.entry is not None:
             self.store.release(job.entry)
         with self._lock:
@@ -300,9 +297,12 @@ class Engine:
             job.emit(event)
         job.release()
 
-    def _new_rows(self) -> IsolatedBatch:
+    def _waiting_for(self, entry: Entry) -> list[Job]:
+        return [job for job in self._waiting if job.entry is entry]
+
+    def _new_batch(self) -> IsolatedBatch:
         return IsolatedBatch(RunningBatch(self.llm.split_model, self._tokenizer, self.prefixes))
 
     def _retry_after(self) -> int:
-        """Seconds until about half of the queue will have been answered."""
+        """Seconds until about half of the queue will probably have been answered."""
         return int(min(max(math.ceil(self._seconds_per_job * self.waiting / 2), 1), 60))

@@ -15,7 +15,7 @@ log = logging.getLogger("fastmem")
 
 
 class HttpRefusal(Exception):  # noqa: N818 - an HTTP response, not an error of ours
-    """Answer with this status and message."""
+    """Answer with this status and message. An `InputError` is enough for status 400."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
         super().__init__(message)
@@ -25,21 +25,16 @@ class HttpRefusal(Exception):  # noqa: N818 - an HTTP response, not an error of 
 def install_error_handlers(app: FastAPI) -> None:
     """Answer every error in OpenAI's form."""
 
-    @app.exception_handler(HttpRefusal)
-    async def _refused(request: Request, error: HttpRefusal) -> JSONResponse:
-        kind = "authentication_error" if error.status == 401 else "invalid_request_error"
-        return JSONResponse(error_object(error.message, kind, error.param, error.code), error.status)
-
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        found = error.errors()[0]
-        param = ".".join(str(part) for part in found["loc"] if part != "body") or None
-        if found["type"] == "extra_forbidden":
-            text, code = f"unknown field {param!r}: this server does not know it. Leave it out.", "unknown_field"
-        elif found["type"] == "json_invalid":
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"] if part != "body") or None
+        if first["type"] == "extra_forbidden":
+            text, code = f"unknown field {param!r}: this server does not accept it. Leave it out.", "unknown_field"
+        elif first["type"] == "json_invalid":
             text, code, param = "the body is not JSON.", "invalid_json", None
         else:
-            text, code = f"{param}: {found['msg']}.", "invalid_value"
+            text, code = f"{param}: {first['msg']}.", "invalid_value"
         return JSONResponse(error_object(text, "invalid_request_error", param, code), 400)
 
     @app.exception_handler(HTTPException)
@@ -47,17 +42,17 @@ def install_error_handlers(app: FastAPI) -> None:
         text = f"{request.method} {request.url.path}: {error.detail}."
         return JSONResponse(error_object(text, "invalid_request_error"), error.status_code, error.headers)
 
+    @app.exception_handler(HttpRefusal)
     @app.exception_handler(FastMemError)
-    async def _failed(request: Request, error: FastMemError) -> JSONResponse:
-        return failure(error, request.state.request_id)
+    async def _failed(request: Request, error: Exception) -> JSONResponse:
+        return error_response(error, request.state.request_id)
 
 
-def failure(error: Exception, request_id: str) -> JSONResponse:
+def error_response(error: Exception, request_id: str) -> JSONResponse:
     """The response to a request that failed. The text of a bug goes to the log, not to the client."""
     if isinstance(error, HttpRefusal):
-        return JSONResponse(
-            error_object(error.message, "invalid_request_error", error.param, error.code), error.status
-        )
+        kind = "authentication_error" if error.status == 401 else "invalid_request_error"
+        return JSONResponse(error_object(error.message, kind, error.param, error.code), error.status)
     if isinstance(error, OverloadedError):
         headers = {"retry-after": str(error.retry_after_seconds)}
         return JSONResponse(error_object(error.text, "rate_limit_error", code="overloaded"), 429, headers)
@@ -65,11 +60,10 @@ def failure(error: Exception, request_id: str) -> JSONResponse:
         return JSONResponse(error_object(error.text, "server_error", code="shutting_down"), 503, {"retry-after": "5"})
     if isinstance(error, InputError):
         return JSONResponse(error_object(error.text, "invalid_request_error", error.field, "invalid_value"), 400)
-    if isinstance(error, ResourceError):
-        log.warning("%s: %s", request_id, error)
-        return JSONResponse(error_object(error.text, "server_error", code="out_of_memory"), 503)
     if isinstance(error, FastMemError):
         log.warning("%s: %s", request_id, error)
-        return JSONResponse(error_object(error.text, "server_error", code=type(error).__name__), 500)
+        memory = isinstance(error, ResourceError)
+        status, code = (503, "out_of_memory") if memory else (500, type(error).__name__)
+        return JSONResponse(error_object(error.text, "server_error", code=code), status)
     log.error("%s failed", request_id, exc_info=error)
     return JSONResponse(error_object(f"internal error; the log has it under {request_id}.", "server_error"), 500)

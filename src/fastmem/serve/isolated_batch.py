@@ -1,8 +1,8 @@
 """The running batch of the server: an answer that fails is found and refused without harm to the others.
 
 A step that raises does not tell which row caused it, and its batch cannot be used any more. So the rows go on in a new
-batch without the newest one. When that works, those that were set aside come back one at a time, and a row that makes
-a step fail although all others have been stepped together before is the one that is refused.
+batch without the newest one. When that works, the rows that were set aside return one at a time. A row that makes a
+step fail, although all others have been stepped together before, is the one that is refused.
 """
 
 import logging
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from fastmem.answer.batch import Row
 from fastmem.answer.running_batch import Piece, RunningBatch
 from fastmem.device_memory import explained_out_of_memory
 from fastmem.serve.jobs import Job
@@ -23,15 +24,15 @@ class IsolatedBatch:
 
     def __init__(self, batch: RunningBatch):
         self.jobs: list[Job] = []
-        self.aside: deque[Job] = deque()
+        self.set_aside: deque[Job] = deque()
         self._batch = batch
         self._proven = True  # the present jobs have been stepped together before
 
     def __len__(self) -> int:
-        return len(self.jobs) + len(self.aside)
+        return len(self.jobs) + len(self.set_aside)
 
     def join(self, jobs: Sequence[Job]) -> None:
-        """Add jobs, whose requests have their memory. The next step reads their prompts."""
+        """Add jobs whose requests have their memory. The next step reads their prompts."""
         rows = self._batch.join([job.request for job in jobs if job.request is not None])
         for job, row in zip(jobs, rows, strict=True):
             job.row = row
@@ -39,32 +40,31 @@ class IsolatedBatch:
 
     def leave(self, job: Job) -> None:
         """Remove a job that is over or no longer wanted."""
-        if job in self.aside:
-            self.aside.remove(job)
+        if job in self.set_aside:
+            self.set_aside.remove(job)
         if job in self.jobs:
             self.jobs.remove(job)
-            if job.row is not None:
-                self._batch.leave([job.row])
+            self._batch.leave(_rows([job]))
 
     def step(self) -> tuple[list[tuple[Job, Piece]], list[tuple[Job, Exception]]]:
         """One more token for every row: (jobs with their pieces, jobs that failed with the reason)."""
-        if self.aside and (self._proven or not self.jobs):
-            job = self.aside.popleft()
-            self._batch.resume([job.row] if job.row is not None else [])
+        if self.set_aside and (self._proven or not self.jobs):
+            job = self.set_aside.popleft()
+            self._batch.resume(_rows([job]))
             self.jobs.append(job)
         try:
             with explained_out_of_memory():
                 pieces = self._batch.step()
-        except Exception as error:  # whatever it is, it must not reach the other rows
-            return [], self._without_newest(error)
+        except Exception as error:  # of any kind: it must not end the other rows
+            return [], self._restart_without_newest(error)
         self._proven = True
         by_row = {id(job.row): job for job in self.jobs}
         for job in self.jobs:
             job.suspect = False
         return [(by_row[id(row)], piece) for row, piece in pieces], []
 
-    def _without_newest(self, error: Exception) -> list[tuple[Job, Exception]]:
-        """Restart without the newest job. It is refused if it was suspected before or is alone; else set aside."""
+    def _restart_without_newest(self, error: Exception) -> list[tuple[Job, Exception]]:
+        """The newest job is refused if it was suspected before or is alone, otherwise it is set aside."""
         newest = self.jobs.pop()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -74,7 +74,11 @@ class IsolatedBatch:
             failed = [(newest, error)]
         else:
             newest.suspect = True
-            self.aside.appendleft(newest)
-        self._batch.restart([job.row for job in self.jobs if job.row is not None])
+            self.set_aside.appendleft(newest)
+        self._batch.restart(_rows(self.jobs))
         self._proven = False
         return failed
+
+
+def _rows(jobs: Sequence[Job]) -> list[Row]:
+    return [job.row for job in jobs if job.row is not None]

@@ -1,7 +1,7 @@
-"""What the engine is asked to do, and what it reports while it works.
+"""Jobs for the engine, and the events it reports about them.
 
-A `Job` asks for an answer (`request`) or for something done with a memory (`act`). Its owner is told through `emit`,
-which is called in the worker's thread: with the `Piece`s of an answer, then with one `Finished`, `Done` or `Failed`.
+A `Job` asks for an answer (`request`) or for an `action` on a memory. Its events are passed to `emit`, which is called
+in the worker's thread: the `Piece`s of an answer, then one `AnswerFinished`, `ActionFinished` or `JobFailed`.
 """
 
 import time
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastmem.answer.batch import Row
-from fastmem.answer.request import Request
+from fastmem.answer.request import Request as DecodeRequest
 from fastmem.answer.running_batch import Answer, Piece
 from fastmem.errors import FastMemError
 from fastmem.memory.memory import Memory
@@ -19,7 +19,7 @@ from fastmem.serve.store import Entry
 
 
 class OverloadedError(FastMemError, RuntimeError):
-    """No room in the queue, or no answer from it in time. retry_after_seconds: when to ask again."""
+    """The queue is full, or a job waited in it for too long. retry_after_seconds: when to try again."""
 
     def __init__(self, text: str, retry_after_seconds: int):
         super().__init__(text)
@@ -31,7 +31,7 @@ class DrainingError(FastMemError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Finished:
+class AnswerFinished:
     """An answer is complete.
 
     seconds: since it was submitted. first_seconds: until its first token, including memory_seconds until its memory
@@ -47,36 +47,36 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Done:
-    """The result of `act`. memory: the memory's record."""
+class ActionFinished:
+    """The result of an action. memory: the memory's record."""
 
     result: Any
     memory: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Failed:
+class JobFailed:
     """The job has ended with an error."""
 
     error: Exception
 
 
-Event = Piece | Finished | Done | Failed
+Event = Piece | AnswerFinished | ActionFinished | JobFailed
 
 
 @dataclass(eq=False)
 class Job:
     """One task for the engine.
 
-    source: the memory it needs, if any. request: the answer to decode, still without its memory. act: a function of
-    the memory, for jobs without an answer. durable: wait until the memory is on disk. The other fields belong to the
-    engine.
+    source: the memory it needs, if any. request: the answer to decode, still without its memory. action: a function of
+    the memory, for jobs without an answer. durable: wait until the memory is on disk. The engine sets the other
+    fields; overtaken: how many later jobs have started while this one waited for room in the store.
     """
 
-    emit: Callable[[Event], None]
+    emit: Callable[[Event], None] = lambda event: None
     source: MemorySource | None = None
-    request: Request | None = None
-    act: Callable[[Memory], Any] | None = None
+    request: DecodeRequest | None = None
+    action: Callable[[Memory], Any] | None = None
     durable: bool = False
 
     submitted: float = field(default_factory=time.perf_counter)
@@ -89,9 +89,9 @@ class Job:
     suspect: bool = False
     over: bool = False
 
-    def finished(self, answer: Answer) -> Finished:
+    def finished(self, answer: Answer) -> AnswerFinished:
         """The last event of an answer. It holds no weights."""
-        return Finished(
+        return AnswerFinished(
             answer=replace(answer, memory=None),
             seconds=time.perf_counter() - self.submitted,
             first_seconds=self.first_token - self.submitted,
@@ -101,9 +101,10 @@ class Job:
         )
 
     def release(self) -> None:
-        """Drop the weights and the row that were used, and the owner.
+        """Drop the weights, the row and `emit`.
 
-        Job and owner refer to each other, so both would stay in memory until the garbage collector runs.
+        `emit` refers to the mailbox and the mailbox to the job, so both would stay in memory until the garbage
+        collector runs.
         """
-        self.act = self.request = self.row = None
+        self.action = self.request = self.row = None
         self.emit = lambda event: None

@@ -10,7 +10,7 @@ from fastapi import Request
 
 from fastmem.memory.memory import Memory
 from fastmem.serve.http_errors import HttpRefusal
-from fastmem.serve.jobs import Done, Event, Failed, Finished, Job
+from fastmem.serve.jobs import ActionFinished, AnswerFinished, Event, Job, JobFailed
 from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.service import Service
 
@@ -22,31 +22,43 @@ class Mailbox:
     cancels the others, since a request is answered completely or not at all.
     """
 
-    def __init__(self, service: Service, jobs: Sequence[Callable[[Callable[[Event], None]], Job]]):
+    def __init__(self, service: Service, jobs: Sequence[Job]):
+        self.jobs = jobs
         self._service, self._loop = service, asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._jobs = [job(partial(self._emit, i)) for i, job in enumerate(jobs)]
         self._open: set[int] = set()
+        for number, job in enumerate(jobs):
+            job.emit = partial(self._emit, number)
 
     def submit(self) -> "Mailbox":
         """All jobs or none. Errors: `OverloadedError`, `DrainingError`."""
-        self._service.engine.submit(*self._jobs)
-        self._open = set(range(len(self._jobs)))
+        self._service.engine.submit(*self.jobs)
+        self._open = set(range(len(self.jobs)))
         return self
 
     async def next(self) -> tuple[int, Event]:
         """Wait for the next event of any job."""
         number, event = await self._events.get()
-        if isinstance(event, Done | Failed | Finished):
+        if isinstance(event, AnswerFinished | ActionFinished | JobFailed):
             self._open.discard(number)
-        if isinstance(event, Failed):
+        if isinstance(event, JobFailed):
             self._cancel()
         return number, event
 
     async def next_or_gone(self, request: Request) -> tuple[int, Event]:
-        """The next event. Errors: `HttpRefusal` if the client leaves before."""
-        if not self._events.empty():
-            return await self.next()
+        """The next event. Errors: that of a job that failed; `HttpRefusal` if the client leaves first."""
+        number, event = await (self._next_unless_gone(request) if self._events.empty() else self.next())
+        if isinstance(event, JobFailed):
+            raise event.error
+        return number, event
+
+    def close(self) -> None:
+        """Cancel the jobs that are not over."""
+        if self._open:
+            self._service.metrics.abandoned.inc()
+            self._cancel()
+
+    async def _next_unless_gone(self, request: Request) -> tuple[int, Event]:
         leaving = asyncio.ensure_future(_disconnected(request))
         coming = asyncio.ensure_future(self.next())
         try:
@@ -58,15 +70,9 @@ class Mailbox:
             leaving.cancel()
             coming.cancel()
 
-    def close(self) -> None:
-        """Cancel the jobs that are not over."""
-        if self._open:
-            self._service.metrics.abandoned.inc()
-            self._cancel()
-
     def _cancel(self) -> None:
         for number in self._open:
-            self._service.engine.cancel(self._jobs[number])
+            self._service.engine.cancel(self.jobs[number])
         self._open = set()
 
     def _emit(self, number: int, event: Event) -> None:
@@ -74,16 +80,16 @@ class Mailbox:
             self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
 
 
-async def with_memory(service: Service, request: Request, source: MemorySource, act: Callable[[Memory], Any]) -> Done:
-    """Apply `act` to a memory in the worker's thread, when it exists and is on disk. Errors: those of the job."""
-    box = Mailbox(service, [lambda emit: Job(emit, source, act=act, durable=True)]).submit()
+async def with_memory(
+    service: Service, request: Request, source: MemorySource, action: Callable[[Memory], Any]
+) -> ActionFinished:
+    """Apply `action` to a memory in the worker's thread, once it exists and is on disk. Errors: those of the job."""
+    mailbox = Mailbox(service, [Job(source=source, action=action, durable=True)]).submit()
     try:
-        _, event = await box.next_or_gone(request)
+        _, event = await mailbox.next_or_gone(request)
     finally:
-        box.close()
-    if isinstance(event, Failed):
-        raise event.error
-    assert isinstance(event, Done)
+        mailbox.close()
+    assert isinstance(event, ActionFinished)
     return event
 
 

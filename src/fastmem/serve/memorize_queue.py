@@ -1,4 +1,4 @@
-"""The queue of memories to be made: the oldest gets one update at a time, as long as somebody waits for it."""
+"""The queue of memories to be made: the oldest gets one update at a time, as long as a job waits for it."""
 
 import time
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fastmem.serve.store import Entry
 
 @dataclass(eq=False)
 class Memorization:
-    """A memory being made. seconds: work on it, without what was done in between. memory, error: how it ended."""
+    """A memory being made. seconds: spent on it, without other work in between. memory, error: how it ended."""
 
     entry: Entry
     run: Run
@@ -33,7 +33,7 @@ class MemorizeQueue:
 
     def add(self, entry: Entry, source: MemorySource) -> bool:
         """Put a memory into the queue; False if it is there already."""
-        if any(one.entry is entry for one in self._queue):
+        if any(waiting.entry is entry for waiting in self._queue):
             return False
         assert source.tokens is not None
         self._queue.append(Memorization(entry, self.llm.memorizing(source.tokens, source.recipe, watch=False)))
@@ -41,7 +41,7 @@ class MemorizeQueue:
 
     def step(self) -> Memorization | None:
         """One update of the oldest memory. It is returned when it is complete or has failed."""
-        self._queue = [one for one in self._queue if one.entry.holders]
+        self._queue = [waiting for waiting in self._queue if waiting.entry.holders]
         if not self._queue:
             return None
         oldest, started = self._queue[0], time.perf_counter()
@@ -49,7 +49,7 @@ class MemorizeQueue:
             next(oldest.run)
         except StopIteration as end:
             (oldest.memory,) = end.value
-        except Exception as error:  # reported to those who wait for it
+        except Exception as error:  # the engine reports it to the jobs that wait
             oldest.error = error
         oldest.seconds += time.perf_counter() - started
         if oldest.memory is None and oldest.error is None:

@@ -1,6 +1,6 @@
-"""The record of a stored memory: a JSON file beside its safetensors file, which tells what it is without reading it.
+"""The record of a stored memory: a JSON file beside its safetensors file, to list memories without reading them.
 
-Both files replace older ones all at once, the memory first. A memory without a record was not finished and is ignored.
+Both files are replaced atomically, the memory first. A memory without a record was not finished and is ignored.
 """
 
 import json
@@ -18,8 +18,8 @@ from fastmem.serve.memory_source import MemorySource
 RECORD_VERSION = 2
 
 
-def record_of(source: MemorySource, memory: Memory) -> dict[str, Any]:
-    """The record of a memory that was just made."""
+def new_record(source: MemorySource, memory: Memory) -> dict[str, Any]:
+    """The record of a memory that was just made from `source`."""
     return {
         "version": RECORD_VERSION,
         "id": source.key,
@@ -42,10 +42,10 @@ def write_record(record: Mapping[str, Any], memory_path: Path) -> None:
         temporary.write(json.dumps(record).encode())
 
 
-def stored(folder: Path) -> Iterator[tuple[MemorySource, dict[str, Any], Path]]:
+def stored_memories(folder: Path) -> Iterator[tuple[MemorySource, dict[str, Any], Path]]:
     """(source without tokens, record, memory file) of every finished memory in `folder`, the oldest first.
 
-    Records of another version, damaged ones and those without a memory are ignored.
+    Ignores records of another version, damaged records and records without a memory.
     """
     found = []
     for path in folder.glob("mem-*.json"):
@@ -59,5 +59,5 @@ def stored(folder: Path) -> Iterator[tuple[MemorySource, dict[str, Any], Path]]:
             found.append((record["created"], source.key, source, record, memory_path))
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    for _, _, source, record, memory_path in sorted(found, key=lambda one: one[:2]):
+    for _, _, source, record, memory_path in sorted(found, key=lambda item: item[:2]):
         yield source, record, memory_path

@@ -1,4 +1,4 @@
-"""`/v1/memories`: make memories ahead, list, show and delete them, and compare surprisals before and after.
+"""`/v1/memories`: make, list, show and delete memories, and compare surprisals before and after memorizing.
 
 For GET and DELETE the salt is a query parameter, `?cache_salt=...`.
 """
@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from fastmem.errors import InputError
 from fastmem.serve.document_prompts import documents_text
 from fastmem.serve.http_errors import HttpRefusal
 from fastmem.serve.mailbox import with_memory
@@ -20,17 +21,14 @@ router = APIRouter(prefix="/v1/memories")
 
 
 @router.post("")
-async def make(body: MemoryRequest, request: Request) -> dict[str, Any]:
-    """Memorize documents, or find their memory; answered when it is on disk, if there is a store."""
+async def make_memory(body: MemoryRequest, request: Request) -> dict[str, Any]:
+    """Memorize documents, or find their memory. Answers when the memory is on disk, if the server stores memories."""
     service = service_of(request)
     if body.model not in (None, service.name):
-        raise HttpRefusal(
-            404, f"the model {body.model!r} does not exist: it is {service.name!r}.", "model", "model_not_found"
-        )
+        text = f"the model {body.model!r} does not exist: this server has {service.name!r}."
+        raise HttpRefusal(404, text, "model", "model_not_found")
     if body.name is not None and (body.name == service.name or body.name.startswith("mem-")):
-        raise HttpRefusal(
-            400, f"the name {body.name!r} is taken or reserved: choose another.", "name", "invalid_value"
-        )
+        raise InputError(f"the name {body.name!r} is taken or reserved: choose another.", field="name")
     tenant = service.tenant(request, body.cache_salt)
     recipe = requested_recipe(service.llm, body.fastmem, service.limits)
     source = source_of(service.llm, body.documents, recipe, tenant, service.limits, body.name)
@@ -46,23 +44,23 @@ async def make(body: MemoryRequest, request: Request) -> dict[str, Any]:
 
 
 @router.get("")
-async def listed(request: Request, cache_salt: str | None = None) -> dict[str, Any]:
+async def list_memories(request: Request, cache_salt: str | None = None) -> dict[str, Any]:
     """The caller's memories."""
     service = service_of(request)
-    mine = service.store.of(service.tenant(request, cache_salt))
-    return {"object": "list", "data": [memory_object(entry.record, service.name) for entry in mine]}
+    entries = service.store.of_tenant(service.tenant(request, cache_salt))
+    return {"object": "list", "data": [memory_object(entry.record, service.name) for entry in entries]}
 
 
 @router.get("/{reference}")
-async def shown(reference: str, request: Request, cache_salt: str | None = None) -> dict[str, Any]:
+async def show_memory(reference: str, request: Request, cache_salt: str | None = None) -> dict[str, Any]:
     """One memory, by id or name."""
     service = service_of(request)
     return memory_object(service.memory(service.tenant(request, cache_salt), reference).record, service.name)
 
 
 @router.delete("/{reference}")
-async def deleted(reference: str, request: Request, cache_salt: str | None = None) -> dict[str, Any]:
-    """Delete one memory, also on disk. Answers that use it are finished."""
+async def delete_memory(reference: str, request: Request, cache_salt: str | None = None) -> dict[str, Any]:
+    """Delete one memory, also on disk. Running answers that use it are completed."""
     service = service_of(request)
     entry = service.memory(service.tenant(request, cache_salt), reference)
     service.store.delete(entry)
@@ -76,10 +74,9 @@ async def surprise(reference: str, body: SurpriseRequest, request: Request) -> d
     tenant, llm = service.tenant(request, body.cache_salt), service.llm
     entry, text = service.memory(tenant, reference), documents_text(body.documents, service.limits)
     if entry.record["about"]["text_sha256"] != text_digest(text):
-        raise HttpRefusal(400, "these are not the documents the memory was made of.", "documents", "invalid_value")
+        text = "these are not the documents that the memory was made from: give those."
+        raise InputError(text, field="documents")
     tokens = llm.memory_tokens(text, entry.source.recipe)
     done = await with_memory(service, request, entry.source, lambda memory: surprisal_report(llm, tokens, memory))
-    return {
-        "object": "surprise",
-        "tokens": [{"text": t.text, "before": round(t.before, 4), "after": round(t.after, 4)} for t in done.result],
-    }
+    rows = [{"text": t.text, "before": round(t.before, 4), "after": round(t.after, 4)} for t in done.result]
+    return {"object": "surprise", "tokens": rows}

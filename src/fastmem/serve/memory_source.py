@@ -1,4 +1,4 @@
-"""Which memory a request needs, and what to make it from."""
+"""`MemorySource`: which memory a request needs, and what to make it from."""
 
 import hashlib
 import json
@@ -17,10 +17,10 @@ from fastmem.serve.schemas import Document, FastMemOptions
 
 @dataclass(frozen=True)
 class MemorySource:
-    """A memory that is found if it exists, and otherwise made from `tokens`.
+    """A memory, which is made from `tokens` if it does not exist.
 
-    key: its id, a hash of the tenant, the base, the recipe and the tokens. name: chosen by its owner. about: further
-    content of its record. tokens: None if the memory must exist already.
+    key: its id, a hash of the tenant, the base, the recipe and the tokens. tokens: None if the memory must exist
+    already. name: chosen by the client. about: further content of its record.
     """
 
     key: str
@@ -32,12 +32,11 @@ class MemorySource:
 
 
 def requested_recipe(llm: FastMem, options: FastMemOptions, limits: Limits) -> Recipe:
-    """The default recipe with the request's changes. Errors: `InputError` that names the field."""
+    """The server's recipe with the request's changes. Errors: `InputError` with the field."""
     recipe = changed_recipe(llm.recipe, options.recipe)
     if recipe.steps > limits.recipe_steps:
-        raise InputError(
-            f"recipe steps is {recipe.steps}: this server allows at most {limits.recipe_steps}.", field="steps"
-        )
+        text = f"recipe steps is {recipe.steps}: this server allows at most {limits.recipe_steps}."
+        raise InputError(text, field="steps")
     llm.split_model.indices(recipe.layers)
     return recipe
 
@@ -45,7 +44,7 @@ def requested_recipe(llm: FastMem, options: FastMemOptions, limits: Limits) -> R
 def source_of(
     llm: FastMem, documents: list[Document], recipe: Recipe, tenant: str, limits: Limits, name: str | None = None
 ) -> MemorySource:
-    """The memory of these documents, with this recipe, for this tenant. Errors: `InputError`."""
+    """The source of a memory of these documents. Errors: `InputError`."""
     text = documents_text(documents, limits)
     tokens = llm.memory_tokens(text, recipe)
     if len(tokens) > limits.document_tokens:
@@ -61,5 +60,5 @@ def source_of(
 
 
 def text_digest(text: str) -> str:
-    """SHA-256 of the text of a memory's documents, as its record holds it."""
+    """SHA-256 of the documents' text, as in a record."""
     return hashlib.sha256(text.encode()).hexdigest()

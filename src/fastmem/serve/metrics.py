@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, at `/metrics`. They contain nothing of a tenant, a document or an answer."""
+"""Metrics for Prometheus, at `/metrics`. They contain no data of tenants, documents or answers."""
 
 from collections.abc import Iterator
 
@@ -7,14 +7,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from fastmem.serve.engine import Engine
-from fastmem.serve.jobs import Finished
+from fastmem.serve.jobs import AnswerFinished
 from fastmem.serve.store import Store
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class Metrics:
-    """The counters of one server, in a registry of its own."""
+    """The counters of one server, in its own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -35,8 +35,8 @@ class Metrics:
             "fastmem_step_seconds", "One token for all running rows.", buckets=SECONDS, registry=self.registry
         )
 
-    def engine_event(self, name: str, seconds: float) -> None:
-        """Count an event that the engine reports."""
+    def count_engine_event(self, name: str, seconds: float) -> None:
+        """Count an event that the engine has reported."""
         if name == "stepped":
             self.step.observe(seconds)
             return
@@ -44,7 +44,7 @@ class Metrics:
         if name == "memorized":
             self.memorizing.observe(seconds)
 
-    def answered(self, method: str, end: Finished) -> None:
+    def count_answer(self, method: str, end: AnswerFinished) -> None:
         """Count a complete answer."""
         self.answers.labels(method, end.answer.reason).inc()
         self.tokens.labels("prompt").inc(end.answer.prompt_tokens)
@@ -58,13 +58,13 @@ class Metrics:
 
 
 class StoreCollector(Collector):
-    """Sizes that are read when Prometheus asks."""
+    """Sizes that are measured when Prometheus reads them."""
 
     def __init__(self, engine: Engine, store: Store):
         self.engine, self.store = engine, store
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        """One sample per place, and what is running and waiting."""
+        """Memories by place, rows, the queue, and cached prefixes."""
         memories = GaugeMetricFamily("fastmem_memories", "Memories by place.", labels=["place"])
         sizes = GaugeMetricFamily("fastmem_memory_bytes", "Bytes of memories by place.", labels=["place"])
         for place, (count, size_bytes) in self.store.totals().items():
@@ -74,7 +74,7 @@ class StoreCollector(Collector):
         for place, count in self.store.evictions.items():
             evictions.add_metric([place], count)
         yield from (memories, sizes, evictions)
-        yield GaugeMetricFamily("fastmem_rows_running", "Rows.", value=len(self.engine.rows))
+        yield GaugeMetricFamily("fastmem_rows_running", "Rows.", value=len(self.engine.batch))
         yield GaugeMetricFamily("fastmem_jobs_waiting", "Queue.", value=self.engine.waiting)
         prefixes = self.engine.prefixes.size_bytes
         yield GaugeMetricFamily("fastmem_prefix_bytes", "Keys and values kept for reuse.", value=prefixes)

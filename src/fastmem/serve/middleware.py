@@ -1,4 +1,4 @@
-"""ASGI middleware around every request: its id, the limit on its body, and a last resort for errors."""
+"""ASGI middleware around every request: its id, the limit on its body, and a response to unexpected errors."""
 
 import re
 import uuid
@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from fastmem.serve.http_errors import failure
+from fastmem.serve.http_errors import error_response
 from fastmem.serve.responses import error_object
 
 Scope = MutableMapping[str, Any]
@@ -30,12 +30,12 @@ class RequestMiddleware:
         request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given) else f"req-{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
 
-        begun = False
+        started = False
 
-        async def answer(message: MutableMapping[str, Any]) -> None:
-            nonlocal begun
+        async def send_with_id(message: MutableMapping[str, Any]) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
-                begun = True
+                started = True
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
                 self.on_response(scope["method"], scope["path"], message["status"])
             await send(message)
@@ -44,26 +44,22 @@ class RequestMiddleware:
         if body is None:
             text = f"the request is larger than {self.body_bytes} bytes, the most this server accepts."
             refusal = JSONResponse(error_object(text, "invalid_request_error", code="body_too_large"), 413)
-            await refusal(scope, receive, answer)
+            await refusal(scope, receive, send_with_id)
             return
-        first = True
+        unread = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def once() -> MutableMapping[str, Any]:
-            nonlocal first
-            if first:
-                first = False
-                return {"type": "http.request", "body": body, "more_body": False}
-            return await receive()
+        async def receive_body_first() -> MutableMapping[str, Any]:
+            return unread.pop() if unread else await receive()
 
         try:
-            await self.app(scope, once, answer)
-        except Exception as error:  # a bug; without this the response would lack its id
-            if begun:
+            await self.app(scope, receive_body_first, send_with_id)
+        except Exception as error:  # a bug; without this the response would have no id
+            if started:
                 raise
-            await failure(error, request_id)(scope, receive, answer)
+            await error_response(error, request_id)(scope, receive, send_with_id)
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
-        """The whole body; None if it is too large, without reading more than the limit."""
+        """The whole body; None if it is too large, in which case no more than the limit is read."""
         announced = headers.get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > self.body_bytes:
             return None

@@ -1,4 +1,4 @@
-"""Responses in the form of the OpenAI interface: pure functions from the engine's events to JSON objects."""
+"""Responses in OpenAI's form: pure functions from the engine's events to JSON objects."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastmem.answer.running_batch import Piece
-from fastmem.serve.jobs import Finished
+from fastmem.serve.jobs import AnswerFinished
 
 
 @dataclass(frozen=True)
-class Heading:
-    """What all objects of one request have in common. chat: of `/v1/chat/completions`, else `/v1/completions`. n:
-    answers
-    to each prompt. logprobs: whether they are reported."""
+class CommonFields:
+    """What all objects of one request have in common. chat: of `/v1/chat/completions`, otherwise `/v1/completions`. n:
+    answers to each prompt. logprobs: whether they are reported."""
 
     id: str
     created: int
@@ -24,69 +23,60 @@ class Heading:
     logprobs: bool
 
 
-def whole(heading: Heading, answers: Sequence[tuple[Finished, Sequence[Piece]]], tokenizer: Any) -> dict[str, Any]:
-    """All answers of a request, complete. answers: each with the pieces it came in."""
+def complete_response(
+    common: CommonFields, answers: Sequence[tuple[AnswerFinished, Sequence[Piece]]], tokenizer: Any
+) -> dict[str, Any]:
+    """All answers of a request, each with its pieces."""
     choices = []
     for index, (end, pieces) in enumerate(answers):
-        choice: dict[str, Any] = {"index": index, "finish_reason": end.answer.reason}
         text = end.answer.text
-        if heading.chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-            choice["logprobs"] = chat_logprobs(pieces, tokenizer) if heading.logprobs else None
-        else:
-            choice["text"] = text
-            choice["logprobs"] = completion_logprobs(pieces, tokenizer) if heading.logprobs else None
-        choices.append(choice)
+        content = (
+            {"message": {"role": "assistant", "content": text, "refusal": None}} if common.chat else {"text": text}
+        )
+        logprobs = _logprobs(common, pieces, tokenizer) if common.logprobs else None
+        choices.append({"index": index, "finish_reason": end.answer.reason, **content, "logprobs": logprobs})
     ends = [end for end, _ in answers]
-    kind = "chat.completion" if heading.chat else "text_completion"
-    return _object(heading, kind, choices) | {"usage": usage(heading, ends), "fastmem": costs(heading, ends)}
+    kind = "chat.completion" if common.chat else "text_completion"
+    return _object(common, kind, choices) | {"usage": usage(common, ends), "fastmem": costs(common, ends)}
 
 
-def chunk(heading: Heading, index: int, piece: Piece, tokenizer: Any, first: bool = False) -> dict[str, Any]:
-    """A piece of a streamed answer. first: it opens the assistant's turn."""
-    choice: dict[str, Any] = {"index": index, "finish_reason": None}
-    text, shown = piece.text, piece.logprob is not None
-    if heading.chat:
-        choice["delta"] = {"role": "assistant", "content": text} if first else {"content": text}
-        choice["logprobs"] = chat_logprobs([piece], tokenizer) if shown else None
-    else:
-        choice["text"] = text
-        choice["logprobs"] = completion_logprobs([piece], tokenizer) if shown else None
-    return _chunk_object(heading, [choice])
+def piece_chunk(common: CommonFields, index: int, piece: Piece, tokenizer: Any, first: bool = False) -> dict[str, Any]:
+    """A piece of a streamed answer. first: it is the first of its answer, which has the role."""
+    role = {"role": "assistant"} if first else {}
+    content = {"delta": {**role, "content": piece.text}} if common.chat else {"text": piece.text}
+    logprobs = _logprobs(common, [piece], tokenizer) if piece.logprob is not None else None
+    return _chunk(common, [{"index": index, "finish_reason": None, **content, "logprobs": logprobs}])
 
 
-def last_chunk(heading: Heading, index: int, end: Finished) -> dict[str, Any]:
-    """Why an answer ended, and what it cost."""
-    choice: dict[str, Any] = {"index": index, "finish_reason": end.answer.reason, "logprobs": None}
-    if heading.chat:
-        choice["delta"] = {}
-    else:
-        choice["text"] = ""
-    return _chunk_object(heading, [choice]) | {"fastmem": costs(heading, [end])}
+def last_chunk(common: CommonFields, index: int, end: AnswerFinished) -> dict[str, Any]:
+    """The end of a streamed answer: the reason and the costs."""
+    content: dict[str, Any] = {"delta": {}} if common.chat else {"text": ""}
+    choice = {"index": index, "finish_reason": end.answer.reason, "logprobs": None, **content}
+    return _chunk(common, [choice]) | {"fastmem": costs(common, [end])}
 
 
-def usage_chunk(heading: Heading, ends: Sequence[Finished]) -> dict[str, Any]:
-    """The usage of all answers, after the last of them."""
-    return _chunk_object(heading, []) | {"usage": usage(heading, ends)}
+def usage_chunk(common: CommonFields, ends: Sequence[AnswerFinished]) -> dict[str, Any]:
+    """The usage of all answers, after the last one."""
+    return _chunk(common, []) | {"usage": usage(common, ends)}
 
 
-def usage(heading: Heading, ends: Sequence[Finished]) -> dict[str, Any]:
-    """Tokens of the prompts and of the answers; cached tokens of the prompts. A prompt counts once."""
-    prompt_tokens = sum(end.answer.prompt_tokens for end in ends[:: heading.n])
+def usage(common: CommonFields, ends: Sequence[AnswerFinished]) -> dict[str, Any]:
+    """Numbers of tokens in the prompts, cached and in total, and in the answers. A prompt counts once."""
+    prompt_tokens = sum(end.answer.prompt_tokens for end in ends[:: common.n])
     completion_tokens = sum(len(end.answer.token_ids) for end in ends)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(end.answer.cached_tokens for end in ends[:: heading.n])},
+        "prompt_tokens_details": {"cached_tokens": sum(end.answer.cached_tokens for end in ends[:: common.n])},
     }
 
 
-def costs(heading: Heading, ends: Sequence[Finished]) -> dict[str, Any]:
-    """The `fastmem` object: method, memory, whether it was made for these answers, and seconds."""
+def costs(common: CommonFields, ends: Sequence[AnswerFinished]) -> dict[str, Any]:
+    """The `fastmem` object: the method, the memory, whether it was made for these answers, and seconds."""
     memory = ends[0].memory
     return {
-        "method": heading.method,
+        "method": common.method,
         "memory": memory["id"] if memory else None,
         "memory_made": any(end.made for end in ends),
         "stopped": memory["stopped"] if memory else None,
@@ -115,7 +105,7 @@ def memory_object(record: Mapping[str, Any], model: str) -> dict[str, Any]:
 
 
 def model_object(name: str, created: int, parent: str | None = None, root: str | None = None) -> dict[str, Any]:
-    """A model, or a memory with its base as parent."""
+    """A model, or a memory whose parent is its base."""
     return {
         "id": name,
         "object": "model",
@@ -131,7 +121,7 @@ def error_object(message: str, kind: str, param: str | None = None, code: str | 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def event(data: Mapping[str, Any] | str) -> bytes:
+def sse_event(data: Mapping[str, Any] | str) -> bytes:
     """One server-sent event."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
     return f"data: {text}\n\n".encode()
@@ -163,20 +153,24 @@ def completion_logprobs(pieces: Sequence[Piece], tokenizer: Any) -> dict[str, An
     }
 
 
+def _logprobs(common: CommonFields, pieces: Sequence[Piece], tokenizer: Any) -> dict[str, Any]:
+    return (chat_logprobs if common.chat else completion_logprobs)(pieces, tokenizer)
+
+
 def _reported(pieces: Sequence[Piece]) -> list[tuple[int, float, list[tuple[int, float]]]]:
     """(token, its log-probability, the most likely tokens with theirs), for every token that has text."""
     return [(piece.token, *piece.logprob) for piece in pieces if piece.logprob is not None]
 
 
-def _chunk_object(heading: Heading, choices: list[dict[str, Any]]) -> dict[str, Any]:
-    return _object(heading, "chat.completion.chunk" if heading.chat else "text_completion", choices)
+def _chunk(common: CommonFields, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    return _object(common, "chat.completion.chunk" if common.chat else "text_completion", choices)
 
 
-def _object(heading: Heading, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+def _object(common: CommonFields, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "id": heading.id,
+        "id": common.id,
         "object": kind,
-        "created": heading.created,
-        "model": heading.model,
+        "created": common.created,
+        "model": common.model,
         "choices": choices,
     }

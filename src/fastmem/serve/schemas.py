@@ -1,6 +1,6 @@
-"""What may be asked, as the OpenAI interface names it, plus `documents`, `cache_salt` and one `fastmem` object.
+"""Request bodies: those of the OpenAI interface, plus `documents`, `cache_salt` and one `fastmem` object.
 
-Fields that are not here are refused, never ignored: a client that sends `tools` must not believe that they were used.
+Other fields are refused and not ignored: a client that sends `tools` must not believe that they were used.
 """
 
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,16 +17,19 @@ class _Strict(BaseModel):
 
 
 class Document(_Strict):
-    """A document to be faithful to. title: may be left out."""
+    """A document that the answer must be faithful to. title: optional."""
 
     text: str = Field(min_length=1)
     title: str | None = None
 
 
 class FastMemOptions(_Strict):
-    """How to answer and how to memorize. method: one of `METHODS`; by default `fastmem` with documents or a memory,
-    `base` without. recipe: fields of `Recipe`, the rest from the server's default. template: how documents and message
-    become one turn, see `compose.py`; None takes the server's."""
+    """How to answer and how to memorize.
+
+    method: one of `METHODS`; by default `fastmem` with documents or a memory, otherwise `base`. recipe: fields of
+    `Recipe` that differ from the server's. template: how documents and message become one turn, see
+    `document_prompts.py`; None takes the server's.
+    """
 
     method: str | None = None
     alpha: float = Field(default=0.5, ge=0, le=100)
@@ -37,7 +40,7 @@ class FastMemOptions(_Strict):
 
 
 class TextPart(_Strict):
-    """A part of a message's content; only text is understood."""
+    """A part of a message's content. Only text is supported."""
 
     type: Literal["text"]
     text: str
@@ -51,19 +54,19 @@ class Message(_Strict):
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
-        """As chat templates take it."""
+        """The message as chat templates expect it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 class StreamOptions(_Strict):
-    """include_usage: a last chunk with the usage and no choice."""
+    """include_usage: end with a chunk that has the usage and no choices."""
 
     include_usage: bool = False
 
 
 class _Generation(_Strict):
-    """What both kinds of request share. temperature: 0, greedy, where OpenAI has 1. user: accepted, means nothing."""
+    """Fields of both kinds of request. temperature: the default is 0 (greedy), not 1 as in OpenAI's. user: ignored."""
 
     model: str
     documents: list[Document] = Field(default_factory=list)
@@ -85,8 +88,8 @@ class _Generation(_Strict):
 
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
-        found = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(text for text in found if text)
+        texts = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(text for text in texts if text)
 
     def sampling(self) -> dict[str, Any]:
         """The options of `Decoding` that choose tokens."""
@@ -95,7 +98,7 @@ class _Generation(_Strict):
 
 
 class ChatRequest(_Generation):
-    """`POST /v1/chat/completions`. The last message is the user's; documents are put in front of it."""
+    """`POST /v1/chat/completions`. Documents are put before the last message, which must be the user's."""
 
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
@@ -105,21 +108,21 @@ class ChatRequest(_Generation):
 
 
 class CompletionRequest(_Generation):
-    """`POST /v1/completions`: prompts as they stand, without a chat template: a text or token ids, one or several."""
+    """`POST /v1/completions`: one or several prompts, as text or token ids, without a chat template."""
 
     prompt: str | _Several[int] | _Several[str] | _Several[_Several[int]]
     max_tokens: int | None = Field(None, ge=1)
     logprobs: int | None = Field(None, ge=0, le=20)
 
     def prompts(self) -> list[str | list[int]]:
-        """Each prompt by itself."""
+        """The prompts as a list."""
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
 
 
 class MemoryRequest(_Strict):
-    """`POST /v1/memories`: memorize documents ahead. name: to be chosen by, `model="<name>"`."""
+    """`POST /v1/memories`: memorize documents in advance. name: what later requests give as `model`."""
 
     documents: list[Document] = Field(min_length=1)
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -129,7 +132,7 @@ class MemoryRequest(_Strict):
 
 
 class SurpriseRequest(_Strict):
-    """`POST /v1/memories/{id}/surprise`: the documents the memory was made of; the server does not keep them."""
+    """`POST /v1/memories/{id}/surprise`: the memory's documents, since the server does not store them."""
 
     documents: list[Document] = Field(min_length=1)
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None

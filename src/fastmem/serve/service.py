@@ -1,4 +1,4 @@
-"""`Service`: what every route needs: the model, its store and engine, the limits, and who is asking."""
+"""`Service`: what every route needs. The model, its store and engine, the limits, and the caller's tenant."""
 
 from dataclasses import dataclass, field
 
@@ -11,12 +11,12 @@ from fastmem.serve.limits import Limits
 from fastmem.serve.metrics import Metrics
 from fastmem.serve.schemas import Template
 from fastmem.serve.store import Entry, Store
-from fastmem.serve.tenants import bearer_key, is_accepted, tenant_of
+from fastmem.serve.tenants import bearer_key, is_accepted_key, tenant_of
 
 
 @dataclass(frozen=True)
 class Service:
-    """One server. api_keys: the accepted keys; none accepts everybody. template: the default for documents."""
+    """One server. api_keys: the accepted keys; none accepts every client. template: the default for documents."""
 
     llm: FastMem
     store: Store
@@ -29,27 +29,28 @@ class Service:
     template: Template = "context"
 
     def tenant(self, request: Request, salt: str | None) -> str:
-        """Whose memories this request may see."""
+        """The tenant whose memories this request may use."""
         return tenant_of(bearer_key(request), salt)
 
     def authorize(self, request: Request) -> None:
-        """Errors: `HttpRefusal` where a key is needed and none of the accepted ones was given."""
-        if self.api_keys and not is_accepted(bearer_key(request), self.api_keys):
+        """Errors: `HttpRefusal` if a key is needed and the request has no accepted one."""
+        if self.api_keys and not is_accepted_key(bearer_key(request), self.api_keys):
             text = "this server needs an API key: send it as 'Authorization: Bearer <key>'."
             raise HttpRefusal(401, text, code="invalid_api_key")
 
     def memory(self, tenant: str, reference: str) -> Entry:
-        """A memory of this tenant by id or name. Errors: `HttpRefusal`, the same whether or not another tenant has
-        it."""
+        """A memory of this tenant by id or name. Errors: `HttpRefusal`, which does not reveal other tenants'."""
         entry = self.store.find(tenant, reference)
         if entry is None:
             text = f"the memory {reference!r} does not exist: make it with POST /v1/memories."
             raise HttpRefusal(404, text, code="memory_not_found")
         return entry
 
-    def chosen(self, tenant: str, model: str) -> Entry | None:
-        """What `model` names: None for the base, else a memory, `<memory>` or `<base>:<memory>`. Errors:
-        `HttpRefusal`."""
+    def memory_of_model(self, tenant: str, model: str) -> Entry | None:
+        """The memory that `model` names, as `<memory>` or `<base>:<memory>`; None for the base.
+
+        Errors: `HttpRefusal`.
+        """
         if model == self.name:
             return None
         reference = model.removeprefix(f"{self.name}:")
@@ -63,5 +64,5 @@ class Service:
 
 
 def service_of(request: Request) -> Service:
-    """The service that a request was sent to."""
+    """The service of the application that received the request."""
     return request.app.state.service

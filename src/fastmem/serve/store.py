@@ -1,12 +1,11 @@
-"""Many memories within byte budgets: on the device, in RAM and on disk. The least recently used are evicted first.
+"""Memories on the device, in RAM and on disk, each within a byte budget. The least recently used are evicted first.
 
 An `Entry` is one memory of one tenant. A memory on the device (weights ready to use) is also in RAM (the float32
-difference), and a memory in RAM is written to disk soon after it was made, so evicting it from RAM loses nothing and
+difference). A memory in RAM is written to disk soon after it was made, so evicting it from RAM loses nothing and
 loading it again is bit-identical. Without a folder, a memory evicted from RAM is lost. Entries in use are held, and
-held entries are never evicted; since the budgets count them too, `hold` can fail for lack of room.
+held entries are never evicted. The budgets count them too, so `hold` can fail for lack of room.
 
-Threads: every method takes the same lock; files are written and read outside of it, by the callers of `save` and
-`load`.
+Threads: methods that change entries take one lock; `save` and `load` write and read weights outside of it.
 """
 
 import threading
@@ -18,13 +17,13 @@ from fastmem.errors import FastMemError, InputError, MemoryFileError
 from fastmem.memory.memory import Memory
 from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
-from fastmem.serve.memory_records import record_of, stored, write_record
+from fastmem.serve.memory_records import new_record, stored_memories, write_record
 from fastmem.serve.memory_source import MemorySource
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most bytes in each place. None: no limit."""
+    """The greatest number of bytes in each place. None: no limit."""
 
     device_bytes: int | None = None
     ram_bytes: int | None = None
@@ -33,10 +32,10 @@ class Budget:
 
 @dataclass(eq=False)
 class Entry:
-    """One memory and where it is. holders: how many use it or wait for it. used: a counter, larger is more recent.
+    """One memory and where it is.
 
-    made: it exists, in RAM or on disk. unsaved: still to be written. loading: still to be read. record: see
-    `memory_records.py`.
+    holders: how many jobs use it or wait for it. used: a counter, larger is more recent. made: it exists, in RAM or on
+    disk. unsaved: it will be written to disk. loading: it is being read from disk. record: see `memory_records.py`.
     """
 
     source: MemorySource
@@ -55,7 +54,7 @@ class Entry:
 
     @property
     def in_ram(self) -> bool:
-        """Whether its bytes count as RAM: it is there, being read or being made."""
+        """Whether it counts for the RAM budget: it is in RAM, being read or being made."""
         return self.memory is not None or self.loading or not self.made
 
 
@@ -79,8 +78,8 @@ class Store:
     def hold(self, source: MemorySource) -> Entry | None:
         """The entry, which is not evicted until `release`; None if other held entries take all the room.
 
-        It may still have to be made or loaded. Errors: `InputError` if it is larger than the whole budget, or no
-        longer exists and there is nothing to make it from.
+        It may still have to be made or loaded. Errors: `InputError` if it is larger than the whole budget, or if it
+        does not exist and the source has no tokens.
         """
         with self._lock:
             entry = self._entries.get(source.key)
@@ -98,12 +97,12 @@ class Store:
             return entry
 
     def is_held(self, key: str) -> bool:
-        """Whether this memory is held already, so that holding it once more takes no room."""
+        """Whether this memory is held already, so that another hold takes no room."""
         entry = self._entries.get(key)
         return entry is not None and entry.holders > 0
 
     def release(self, entry: Entry) -> None:
-        """End one hold. An entry that nobody holds and that was never made is forgotten."""
+        """End one hold. An entry that is no longer held and was never made is removed."""
         with self._lock:
             entry.holders -= 1
             if not entry.holders and not entry.made:
@@ -113,12 +112,12 @@ class Store:
         """Store the memory that was made for a held entry."""
         with self._lock:
             entry.memory = _in_ram(memory)
-            entry.record = record_of(entry.source, memory)
+            entry.record = new_record(entry.source, memory)
             entry.ram_bytes = memory.size_bytes
             entry.made, entry.unsaved = True, self.folder is not None
 
     def ready(self, entry: Entry) -> Memory:
-        """The memory of a held entry in RAM; its weights are on the device from now on. For the worker's thread."""
+        """The memory of a held entry in RAM, with its weights on the device. Called by the worker's thread only."""
         assert entry.memory is not None
         self.llm.ffn(entry.memory)
         entry.on_device = True
@@ -141,11 +140,12 @@ class Store:
             entry.unsaved = False
 
     def load(self, entry: Entry) -> None:
-        """Read a held entry from disk. Errors: `FastMemError` for a damaged or missing file, which is then
-        forgotten."""
+        """Read a held entry from disk. Errors: `FastMemError` for a damaged or missing file; the entry is removed."""
         try:
             if entry.path is None:
-                raise MemoryFileError(f"memory {entry.source.key} was deleted while it was waited for: make it again.")
+                raise MemoryFileError(
+                    f"memory {entry.source.key} was deleted while a request waited for it: make it again."
+                )
             entry.memory = _in_ram(Memory.load(entry.path, model=self.llm))
         except (FastMemError, OSError):
             with self._lock:
@@ -156,13 +156,13 @@ class Store:
 
     def find(self, tenant: str, reference: str) -> Entry | None:
         """A made memory of this tenant by id or name."""
-        return next((e for e in self.of(tenant) if reference in (e.source.key, e.record["name"])), None)
+        return next((e for e in self.of_tenant(tenant) if reference in (e.source.key, e.record["name"])), None)
 
-    def of(self, tenant: str) -> list[Entry]:
+    def of_tenant(self, tenant: str) -> list[Entry]:
         """The made memories of this tenant, oldest first."""
         with self._lock:
-            mine = [e for e in self._entries.values() if e.made and e.source.tenant == tenant]
-        return sorted(mine, key=lambda e: (e.record["created"], e.source.key))
+            entries = [e for e in self._entries.values() if e.made and e.source.tenant == tenant]
+        return sorted(entries, key=lambda e: (e.record["created"], e.source.key))
 
     def rename(self, entry: Entry, name: str) -> None:
         """Give a made memory a name, also on disk. Errors: `InputError` if another memory of the tenant has it."""
@@ -177,12 +177,12 @@ class Store:
                 write_record(entry.record, entry.path)
 
     def delete(self, entry: Entry) -> None:
-        """Remove it. Those who hold it keep it until they release it."""
+        """Remove an entry, also on disk. Jobs that hold it can use it until they release it."""
         with self._lock:
             self._forget(entry)
 
     def totals(self) -> dict[str, tuple[int, int]]:
-        """Place -> (memories, bytes)."""
+        """Number and bytes of the memories in each place: place -> (memories, bytes)."""
         with self._lock:
             entries = list(self._entries.values())
         sizes = {
@@ -197,29 +197,34 @@ class Store:
         entry.used = self._clock
 
     def _sizes(self, recipe: Recipe) -> tuple[int, int]:
-        """(RAM, device) bytes of a memory with this recipe, before it is made: float32 difference, model's type."""
-        own = list(self.llm.split_model.parameters(recipe.layers).values())
-        numbers = sum(t.numel() for t in own)
+        """(RAM, device) bytes of a memory with this recipe, before it is made.
+
+        In RAM it is a difference in float32, on the device it is weights in the model's type.
+        """
+        tuned = list(self.llm.split_model.parameters(recipe.layers).values())
+        numbers = sum(t.numel() for t in tuned)
         if recipe.parametrization == "lora":
-            sides = [(t.numel() // (t.shape[-1] * t.shape[-2]), t.shape[-2], t.shape[-1]) for t in own if t.ndim >= 2]
+            sides = [
+                (t.numel() // (t.shape[-1] * t.shape[-2]), t.shape[-2], t.shape[-1]) for t in tuned if t.ndim >= 2
+            ]
             numbers = sum(experts * min(recipe.rank, n, m) * (n + m) for experts, n, m in sides)
-        return numbers * max(4, own[0].element_size()), sum(t.numel() * t.element_size() for t in own)
+        return numbers * max(4, tuned[0].element_size()), sum(t.numel() * t.element_size() for t in tuned)
 
     def _check_budget(self, recipe: Recipe) -> None:
         ram_bytes, device_bytes = self._sizes(recipe)
-        for name, place, need, given in (
-            ("ram", "RAM", ram_bytes, self.budget.ram_bytes),
-            ("device", "device memory", device_bytes, self.budget.device_bytes),
+        for option, place, need, limit in (
+            ("ram_bytes", "RAM", ram_bytes, self.budget.ram_bytes),
+            ("device_bytes", "device memory", device_bytes, self.budget.device_bytes),
         ):
-            if given is not None and need > given:
+            if limit is not None and need > limit:
                 raise InputError(
-                    f"a memory of this recipe takes {need:,} bytes, the store may hold {given:,} in {place}: raise "
+                    f"a memory of this recipe takes {need:,} bytes, the store may hold {limit:,} in {place}: raise "
                     "that limit, or tune fewer layers.",
-                    field=f"{name}_bytes",
+                    options=(option,),
                 )
 
     def _make_room(self, entry: Entry) -> bool:
-        """Evict until `entry` fits on the device and in RAM; False, with nothing evicted, if it cannot."""
+        """Evict until `entry` fits on the device and in RAM. If it cannot fit, evict nothing and return False."""
         others = sorted((e for e in self._entries.values() if e is not entry), key=lambda e: e.used)
         evictable = [e for e in others if not e.holders and not e.unsaved]
         leaving: list[tuple[str, Entry]] = []
@@ -281,10 +286,10 @@ class Store:
         entry.path, entry.disk_bytes = None, 0
 
     def _find_stored(self, folder: Path) -> None:
-        """Find what an earlier server stored; memories of other bases and tokenizers are ignored."""
-        for source, record, path in stored(folder):
-            mine = (self.llm.base(source.recipe.layers).digest, self.llm.reader.get("tokenizer_sha256"))
-            if (record["base"], record["tokenizer"]) == mine:
+        """Find memories that an earlier server stored. Those of other bases and tokenizers are ignored."""
+        for source, record, path in stored_memories(folder):
+            digests = (self.llm.base(source.recipe.layers).digest, self.llm.reader.get("tokenizer_sha256"))
+            if (record["base"], record["tokenizer"]) == digests:
                 ram_bytes, device_bytes = self._sizes(source.recipe)
                 entry = Entry(source, ram_bytes, device_bytes, path=path, disk_bytes=path.stat().st_size, made=True)
                 entry.record = record
@@ -294,5 +299,5 @@ class Store:
 
 
 def _in_ram(memory: Memory) -> Memory:
-    """The same memory on the host."""
+    """The memory with its tensors on the CPU."""
     return replace(memory, tensors={name: t.detach().cpu() for name, t in memory.tensors.items()})

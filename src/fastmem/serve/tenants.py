@@ -1,4 +1,4 @@
-"""Who is asking: the API key of a request, and the tenant whose memories it may use."""
+"""The API key of a request, and the tenant it belongs to. Each tenant has its own memories."""
 
 import hashlib
 import hmac
@@ -14,11 +14,11 @@ def bearer_key(request: Request) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def is_accepted(key: str, accepted: Sequence[str]) -> bool:
+def is_accepted_key(key: str, accepted: Sequence[str]) -> bool:
     """Whether the key is among the accepted ones, compared in constant time."""
-    return any(hmac.compare_digest(key.encode(), one.encode()) for one in accepted)
+    return any(hmac.compare_digest(key.encode(), other.encode()) for other in accepted)
 
 
 def tenant_of(api_key: str, salt: str | None) -> str:
-    """The tenant of a key and a salt: neither can be read from it, and no other pair gives the same one."""
+    """The tenant of a key and a salt: a digest from which neither can be read, different for every pair."""
     return hashlib.sha256(json.dumps(["fastmem tenant", api_key, salt]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""uvicorn with a graceful end: after SIGTERM running requests are finished and waiting ones refused."""
+"""uvicorn with a graceful shutdown: after SIGTERM, running requests are completed and waiting ones refused."""
 
 import signal
 from types import FrameType
@@ -7,8 +7,8 @@ import uvicorn
 from fastapi import FastAPI
 
 
-class Server(uvicorn.Server):
-    """A server that tells its engine of the signal before the connections close."""
+class GracefulServer(uvicorn.Server):
+    """A server that drains its engine before the connections close."""
 
     def __init__(self, app: FastAPI, host: str, port: int):
         config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, lifespan="on")
@@ -22,7 +22,7 @@ class Server(uvicorn.Server):
 
 
 def run(app: FastAPI, host: str, port: int) -> None:
-    """Serve until a signal ends it. SIGTERM leaves with success, as process managers expect."""
-    server = Server(app, host, port)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # what uvicorn raises again once it has ended
+    """Serve until a signal ends it. After SIGTERM the process exits with code 0, as process managers expect."""
+    server = GracefulServer(app, host, port)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again when it has ended
     server.run()

@@ -67,7 +67,9 @@ class SplitModel:
         self._layers = [model_copy.get_submodule(layer.path) for layer in self.structure.layers]
         self._closing = [model_copy.get_submodule(name) for name in self.structure.closing]
         # Models with ALiBi take no positions (BLOOM, MPT).
-        self._takes_positions = "position_ids" in inspect.signature(self._body.forward).parameters
+        accepted = inspect.signature(self._body.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._cache_argument = "cache" if "cache" in accepted else "past_key_values"  # renamed in transformers 5.24
         # The base's own FFN modules, without hooks: for rows of a batch in which other rows have weights of their own.
         self.own_ffn = {
             n: weight_sharing_copy(model.get_submodule(n)) for layer in self.structure.layers for n in layer.ffn
@@ -161,7 +163,7 @@ class SplitModel:
         mask: [B, past + T], 0 at padding. positions: [B, T], position numbers. cache: a transformers cache, extended
         in place. ffn: FFN weights of this call. record: filled during the pass.
         """
-        kwargs: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None, "past_key_values": cache}
+        kwargs: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None, self._cache_argument: cache}
         if positions is not None and self._takes_positions:
             kwargs["position_ids"] = positions.to(self.input_device)
         with call_arguments(ffn=ffn or {}, record=record):
