@@ -1,8 +1,9 @@
-# Everything a person types here. A fresh clone needs nothing but Python 3.11 and make.
+# The commands of development. A fresh clone needs only Python 3.11 and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Without an NVIDIA driver, the CPU build of torch; with one, whatever torch pip finds or is already there.
+CODE := src tests bench examples tools
+# Without an NVIDIA driver, the CPU build of torch; with one, the installed torch or pip's default.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo -c constraints/cpu.txt)
 
 .PHONY: demo test test-slow check format docs clean
@@ -16,18 +17,18 @@ test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m "slow or not slow"
 
 check: $(VENV)/.dev
-	$(BIN)/ruff format --check src tests bench examples
-	$(BIN)/ruff check src tests bench examples
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py tests/test_docs.py
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 format: $(VENV)/.dev
-	$(BIN)/ruff format src tests bench examples
-	$(BIN)/ruff check --fix src tests bench examples
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
 
 docs: $(VENV)/.test
-	$(BIN)/python -m fastmem.cli --write-docs docs/cli.md
+	$(BIN)/python -m tools.command_reference docs/cli.md
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

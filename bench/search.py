@@ -3,10 +3,10 @@
     python bench/search.py --examples 3 --shortlist 512
 
 What bounds it: the optimizations. The paper's grid has 20 runs of 50 steps, which are 1,000 steps of one document;
-60 separate runs make 1,600. The trunk passes over document and prompt are shared by all points, and the answers of several
-points are decoded in one batch. The head is most of a step, and a shortlist avoids most of it; the separate runs are
-measured without one. Seconds are processor time of one thread, which other programs on the machine change little; the
-last line is JSON.
+60 separate runs make 1,600. The trunk passes over document and prompt are shared by all points, and the answers of
+several points are decoded in one batch. The head is most of a step, and a shortlist avoids most of it; the separate
+runs are measured without one. Seconds are processor time of one thread, which other programs on the machine change
+little; the last line is JSON.
 """
 
 import argparse

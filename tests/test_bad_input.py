@@ -88,18 +88,18 @@ def test_empty_document(fastmem: Runner, llama: Path, tmp_path: Path, content: s
     path.write_text(content)
     line = refusal(fastmem("ask", QUESTION, "--context", path, "--model", llama))
     assert line.startswith("the context is empty: context file ")
-    assert line.endswith("holds no text; give the document to be faithful to.")
+    assert line.endswith("contains no text; give the document to answer from.")
 
 
 def test_empty_standard_input(fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
     line = refusal(fastmem("ask", QUESTION, "--context", "-", "--model", llama))
-    assert line.startswith("the context is empty: standard input holds no text")
+    assert line.startswith("the context is empty: standard input contains no text")
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"%PDF-1.7\n\xe2\x28\xa1", "byte 0xe2 at position 9 is not UTF-8"), (b"a\0b", "it holds zero bytes")],
+    [(b"%PDF-1.7\n\xe2\x28\xa1", "byte 0xe2 at position 9 is not UTF-8"), (b"a\0b", "it contains zero bytes")],
 )
 def test_a_file_that_is_not_text(fastmem: Runner, llama: Path, tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "scan.pdf"
@@ -135,7 +135,7 @@ def test_too_long_a_document_is_refused_before_it_is_memorized(
 ) -> None:
     from fastmem import FastMem
 
-    monkeypatch.setattr(FastMem, "memorize", lambda *_, **__: pytest.fail("memorized in vain"))
+    monkeypatch.setattr(FastMem, "memorizing", lambda *_, **__: pytest.fail("memorized in vain"))
     refusal(ask(fastmem, llama, text="The mayor is Bo. " * 25))  # the context alone would fit
 
 
@@ -174,7 +174,7 @@ def test_unknown_method_suggests_the_nearest(fastmem: Runner, llama: Path) -> No
 
 def test_showing_what_is_not_memorized(fastmem: Runner, llama: Path) -> None:
     line = refusal(ask(fastmem, llama, "--method", "cad", "--show-memorization"))
-    assert line == "--show-memorization with method 'cad', which memorizes nothing: take fastmem."
+    assert line == "--show-memorization: method 'cad' does not memorize; use --method fastmem."
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_showing_what_is_not_memorized(fastmem: Runner, llama: Path) -> None:
         (["--learning-rate", "nan"], "recipe learning_rate (--learning-rate) is nan: give a number, 0 to 10."),
         (["--learning-rate", "inf"], "recipe learning_rate (--learning-rate) is inf: give a number, 0 to 10."),
         (["--kl-weight", -1], "recipe kl_weight (--kl-weight) is -1.0: give a number, 0 or more."),
-        (["--layers", "1,a"], "--layers is '1,a': give layer numbers with commas between, such as -1 or 4,5."),
+        (["--layers", "1,a"], "--layers is '1,a': give layer numbers separated by commas, such as -1 or 4,5."),
         (["--layers", "7"], "layer 7 does not exist: accepted are -3 to 2."),
         (["--placement", "asistant"], "unknown placement (--placement) 'asistant'. Did you mean 'assistant'?"),
         (["--temperature", -1], "temperature (--temperature) is -1.0: give a number 0 (greedy) or more."),
@@ -302,7 +302,7 @@ def test_out_of_memory_while_loading(fastmem: Runner, llama: Path, monkeypatch: 
 
 
 def test_an_interrupt_while_streaming(fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastmem.answer.generation import Stream
+    from fastmem.answer.running_batch import Stream
 
     def pieces(_: Stream):
         yield "half a"
@@ -311,7 +311,7 @@ def test_an_interrupt_while_streaming(fastmem: Runner, llama: Path, monkeypatch:
     monkeypatch.setattr(Stream, "__iter__", pieces)
     said = ask(fastmem, llama)
     assert (said.code, said.out) == (130, "half a\n")
-    assert said.err == "interrupted: the model is as it was, nothing was left half written.\n"
+    assert said.err == "interrupted: the model is unchanged and no file is incomplete.\n"
 
 
 WATCHED = """
@@ -319,13 +319,13 @@ import sys
 from fastmem.cli import main
 from fastmem.model import FastMem
 
-original = FastMem.memorize
+original = FastMem.memorizing
 
-def memorize(*arguments, **named):
+def memorizing(*arguments, **named):
     print("memorizing", flush=True)
     return original(*arguments, **named)
 
-FastMem.memorize = memorize
+FastMem.memorizing = memorizing
 main(sys.argv[1:])
 """
 
@@ -350,4 +350,4 @@ def test_an_interrupt_from_outside(llama: Path) -> None:
         process.kill()
     assert process.returncode == 130
     assert out == ""
-    assert err == "interrupted: the model is as it was, nothing was left half written.\n"
+    assert err == "interrupted: the model is unchanged and no file is incomplete.\n"

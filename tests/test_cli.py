@@ -24,6 +24,7 @@ from fastmem import METHODS, FastMem, Recipe, cli
 from fastmem.answer.request import Decoding
 from fastmem.cli import flags, memorization_view, output
 from fastmem.lab.tasks import Example, embedded_world
+from fastmem.surprisal_report import TokenSurprisal
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "numpy", "rich", "safetensors", "datasets", "optuna", "fastapi")
@@ -82,13 +83,13 @@ def test_unknown_option_names_the_help(fastmem: Runner) -> None:
 
 
 def test_a_bug_is_one_line_too_and_a_traceback_on_request(fastmem: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(_: flags.ModelFlags) -> None:
+    def load(*_: object) -> None:
         raise KeyError("of our own")
 
     monkeypatch.setattr(flags.ModelFlags, "load", load)
     said = fastmem("ask", QUESTION, "--text", DOCUMENT)
     assert said.code == 1
-    assert said.err == "error: KeyError: 'of our own' (not a refusal but a bug: --debug shows where)\n"
+    assert said.err == "error: KeyError: 'of our own' (this is a bug: --debug shows the traceback)\n"
     with pytest.raises(KeyError):
         fastmem("ask", QUESTION, "--text", DOCUMENT, "--debug")
 
@@ -153,8 +154,8 @@ def test_ask_reads_a_file_and_standard_input(
 def test_compare_asks_every_method_and_memorizes_once(
     fastmem: Runner, folder: Path, llm: FastMem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, original = [], FastMem.memorize
-    monkeypatch.setattr(FastMem, "memorize", lambda *a, **k: made.append(original(*a, **k)) or made[-1])
+    made, original = [], FastMem.memorizing
+    monkeypatch.setattr(FastMem, "memorizing", lambda *a, **k: made.append(original(*a, **k)) or made[-1])
     said = ask(fastmem, folder, "--compare", "--learning-rate", 0.01, "--json")
     assert len(made) == 1
     answers = said.json["answers"]
@@ -183,7 +184,7 @@ def test_a_memory_made_before(fastmem: Runner, folder: Path, llm: FastMem, tmp_p
     found = ask(fastmem, folder, "--memory", path, "--json").json
     assert found["text"] == llm.answer(QUESTION, DOCUMENT, memory=memory, max_new_tokens=6).text
     assert (found["memorize_seconds"] < 0.01, len(found["trace"])) == (True, 4)
-    assert ask(fastmem, folder, "--memory", path).err.startswith("fastmem: memory from its file; ")
+    assert ask(fastmem, folder, "--memory", path).err.startswith("fastmem: memory from file; ")
 
 
 # The flags are the records.
@@ -242,7 +243,7 @@ def test_show_memorization_without_colour(fastmem: Runner, folder: Path, monkeyp
     assert "\x1b" not in said.out
 
 
-def rendered(monkeypatch: pytest.MonkeyPatch, tokens: list[memorization_view.Surprise]) -> str:
+def rendered(monkeypatch: pytest.MonkeyPatch, tokens: list[TokenSurprisal]) -> str:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     page = output.console()
@@ -252,7 +253,7 @@ def rendered(monkeypatch: pytest.MonkeyPatch, tokens: list[memorization_view.Sur
 
 
 def test_show_memorization_in_colour_and_not_under_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = [memorization_view.Surprise("The mayor is", 0.1, 0.0), memorization_view.Surprise(" Bo", 9.0, 0.2)]
+    tokens = [TokenSurprisal("The mayor is", 0.1, 0.0), TokenSurprisal(" Bo", 9.0, 0.2)]
     coloured = rendered(monkeypatch, tokens)
     assert "\x1b[1;37;41m Bo\x1b[0m" in coloured
     assert coloured.count("The mayor is") == 2
@@ -265,7 +266,7 @@ def test_show_memorization_in_colour_and_not_under_no_color(monkeypatch: pytest.
 def test_bars_for_a_terminal_that_has_only_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     page = Console(file=stream, color_system=None, width=80)
-    memorization_view.print_tokens(page, [memorization_view.Surprise("Bo", 9.0, 4.0)])
+    memorization_view.print_tokens(page, [TokenSurprisal("Bo", 9.0, 4.0)])
     stream.flush()
     assert "before  @@\nafter   ==\n" in stream.buffer.getvalue().decode("ascii")
 
@@ -298,7 +299,7 @@ class Parrot:
 
 @pytest.fixture
 def parrot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flags.ModelFlags, "load", lambda _: Parrot())
+    monkeypatch.setattr(flags.ModelFlags, "load", lambda *_: Parrot())
     monkeypatch.setenv("COLUMNS", "80")
 
 
@@ -328,7 +329,7 @@ def test_demo_fits_80_columns_without_colour(fastmem: Runner) -> None:
         ["question", "the", "document", "says", "alone", "with", "FastMem"]
     ]
     assert page.count("✗") == page.count("✓") == 5
-    assert "20 more, not picked" in page
+    assert "20 more examples, not selected" in page
     bars = [line for line in lines if "█" in line]
     assert [line.split()[-1] for line in bars] == ["0.50", "1.00"]
     assert [line.count("█") for line in bars] == [20, 40]

@@ -64,7 +64,7 @@ def test_several_tasks_are_one_table_and_one_report(typed, tmp_path):
     _, out, _ = typed("eval", "--methods", "base", "--json", task="nq,nq_swap")
     assert set(json.loads(out.splitlines()[-1])) == {"nq", "nq_swap"}
     code, _, err = typed("eval", task="nq,nq")
-    assert (code, err) == (2, "error: --task is 'nq,nq': give each task once, and at least one.\n")
+    assert (code, err) == (2, "error: --task is 'nq,nq': give at least one task, and each task once.\n")
 
 
 def test_json_is_the_last_line(typed, tmp_path):
@@ -79,7 +79,7 @@ def test_search_then_eval_with_its_recipe_on_the_other_half(typed, tmp_path):
     code, out, said = typed("search", *grid)
     assert code == 0
     assert "4 points on" in out
-    assert "report it with: eval --part held-out --recipe FILE" in said
+    assert "evaluate it with: eval --part held-out --recipe FILE" in said
     recipe = str(tmp_path / "search/recipe.json")
     code, _, _ = typed("eval", "--methods", "base,fastmem", "--recipe", recipe, "--part", "held-out")
     assert code == 0
@@ -109,15 +109,15 @@ def test_bad_input_is_one_clear_line(typed, tmp_path):
         ([], {"data": tmp_path / "cut.jsonl"}, "cut.jsonl, line 6: not JSON"),
         ([], {"data": damaged(tmp_path / "a.jsonl", sub_answer="")}, "line 4: 'sub_answer' holds no answer"),
         ([], {"data": damaged(tmp_path / "b.jsonl", sub_context=None)}, "line 4: 'sub_context' must be a text"),
-        (["--part", "rest"], {}, "unknown part (--part) 'rest'"),
-        (["--steps", "-1"], {}, "recipe steps (--steps) is -1"),
+        (["--part", "rest"], {}, "unknown part 'rest'. Accepted: searched, held-out, all (option --part)."),
+        (["--steps", "-1"], {}, "recipe steps is -1: give a whole number, 0 or more (option --steps)."),
     ):
         code, out, err = typed("eval", *arguments, **options)
         assert (code, out) == (2, ""), arguments
         assert said in err
         assert len(err.strip().splitlines()) == 1, err
     code, _, err = typed("search", "--rates", "fast")
-    assert (code, "--rates is 'fast': give numbers with commas between." in err) == (2, True)
+    assert (code, "--rates is 'fast': give numbers separated by commas." in err) == (2, True)
     code, _, err = typed("report", str(tmp_path))
     assert (code, "run.json does not exist: give a folder that `fastmem eval` wrote." in err) == (2, True)
 
@@ -134,24 +134,26 @@ def test_the_folder_of_another_run(typed, tmp_path):
     typed("eval", "--methods", "base", "--steps", "2")
     code, _, err = typed("eval", "--methods", "base", "--steps", "3")
     assert code == 2
-    assert "holds another run: recipe.steps was 2, now 3. Give another --output" in err
-    assert len(read_rows(tmp_path / "run")) == 6
+    assert "holds another run: recipe.steps was 2, now 3. Give another folder, or the old value (option --output)." in
+    err assert len(read_rows(tmp_path / "run")) == 6
 
 
 def test_interrupted(typed, tmp_path, monkeypatch):
-    from fastmem.lab.run.evaluate_batch import Answering
+    from fastmem.lab.run.evaluate_batch import BatchEvaluator
 
-    whole = Answering.rows
+    whole = BatchEvaluator.rows
 
     def interrupted(self, batch, method, base_texts):
         if method == "cad":
             raise KeyboardInterrupt
         return whole(self, batch, method, base_texts)
 
-    monkeypatch.setattr(Answering, "rows", interrupted)
+    monkeypatch.setattr(BatchEvaluator, "rows", interrupted)
     code, _, err = typed("eval", "--methods", "base,cad", "--batch-size", "4")
     assert code == 130
-    assert err.strip().endswith(f"interrupted: 4 rows are finished in {tmp_path / 'run'}; the same command goes on.")
+    assert err.strip().endswith(
+        f"interrupted: 4 rows are finished in {tmp_path / 'run'}; run the same command again to continue."
+    )
     assert len(read_rows(tmp_path / "run")) == 4
 
 
@@ -170,7 +172,9 @@ def test_an_interrupted_search(typed, tmp_path, monkeypatch):
     folder = tmp_path / "search"
     code, _, err = typed("search", "--rates", "1e-2", "--steps", "1", "--kls", "0.1", "--output", str(folder))
     assert code == 130
-    assert err.strip().endswith(f"interrupted: 1 examples are finished in {folder}; the same command goes on.")
+    assert err.strip().endswith(
+        f"interrupted: 1 examples are finished in {folder}; run the same command again to continue."
+    )
     assert len((folder / "tried.jsonl").read_text().splitlines()) == 1
 
 

@@ -74,9 +74,9 @@ def test_memorize_list_show_verify_ask(fastmem: Runner, base: Path, documents: P
         "--max-new-tokens", 6,
     )  # fmt: skip
     assert said.json["text"] == llm.answer(QUESTION, DOCUMENT, memory=expected, max_new_tokens=6).text
-    assert "made of another text" not in said.err
+    assert "made from a different text" not in said.err
     other = ("ask", QUESTION, "--text", "Another text.", "-m", base, "--memory", folder / "harbour.safetensors")
-    assert "harbour.safetensors was made of another text than this document." in fastmem(*other).err
+    assert "harbour.safetensors was made from a different text than this document." in fastmem(*other).err
 
 
 def test_the_same_command_again_goes_on_where_it_was(fastmem: Runner, base: Path, documents: Path) -> None:
@@ -165,17 +165,17 @@ def test_export_both_ways(fastmem: Runner, base: Path, documents: Path, tmp_path
 
 def test_refusals(fastmem: Runner, base: Path, documents: Path, tmp_path: Path) -> None:
     assert "does not exist: give a folder of memories" in refusal(fastmem("memories", "list", tmp_path / "absent"))
-    assert "holds no memory" in refusal(fastmem("memories", "verify", documents))
+    assert "contains no memory" in refusal(fastmem("memories", "verify", documents))
     assert "cannot be read" in refusal(fastmem("memories", "show", tmp_path / "absent"))
     twice = fastmem("memorize", "a/x.txt", "b/x.txt", "-o", tmp_path / "out", "-m", base)
-    assert "two documents are called 'x'" in refusal(twice)
+    assert "two documents are named 'x'" in refusal(twice)
     (tmp_path / "file").touch()
-    assert "is no folder" in refusal(fastmem("memorize", "a.txt", "-o", tmp_path / "file" / "sub", "-m", base))
+    assert "is not a folder" in refusal(fastmem("memorize", "a.txt", "-o", tmp_path / "file" / "sub", "-m", base))
 
 
 def test_peek_is_what_list_reads(
     fastmem: Runner, base: Path, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memorize(fastmem, base, documents)
-    monkeypatch.setattr(memory_file, "load", None)
+    monkeypatch.setattr(memory_file.MemoryFile, "tensors", None)
     assert fastmem("memories", "list", documents / "memories").code == 0

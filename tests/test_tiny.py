@@ -8,11 +8,11 @@ from itertools import islice
 from random import Random
 
 import pytest
-from tools.training_mixture import BOTH, FINISH, READ, REMEMBER, TRUST, TURNED, Mixture
+from tools.training_mixture import BOTH, FINISH, PASSING, READ, REMEMBER, TRUST, TURNED, Mixture
 
 from fastmem.errors import InputError
 from fastmem.tiny import MODEL_DIR, RECIPE
-from fastmem.tiny.phrases import PASSING, QUESTION_FRAMES, RELATIONS, STATEMENT_FRAMES
+from fastmem.tiny.phrases import QUESTION_FRAMES, RELATIONS, STATEMENT_FRAMES
 from fastmem.tiny.world import (
     KINDS,
     MAX_SENTENCES,
@@ -158,7 +158,7 @@ def test_unknown_split_part_and_limit_are_refused():
         examples("world_swp")
     with pytest.raises(InputError, match="unknown part 'train'"):
         examples("world", "train")
-    with pytest.raises(InputError, match="limit must be at least 1 or left out; given 0"):
+    with pytest.raises(InputError, match="limit is 0: give a whole number, 1 or more, or omit it"):
         examples("world", "dev", 0)
 
 

@@ -1,8 +1,9 @@
-"""`docs/cli.md`, generated: `python -m fastmem.cli --write-docs FILE`.
+"""Write the reference of the command line: `python -m tools.command_reference FILE`, as `make docs` does.
 
-Made from names and help texts alone, not from the parser's layout, so that it is the same for every version of typer.
+The page is made from option names and help texts, so it does not depend on how a version of typer lays out its help.
 """
 
+import argparse
 import inspect
 from pathlib import Path
 from typing import Any
@@ -10,32 +11,34 @@ from typing import Any
 from fastmem.cli import COMMANDS, HELP, command
 
 
-def write(path: Path) -> None:
-    """Write the page."""
-    path.write_text(page(), encoding="utf-8")
+def main(arguments: list[str] | None = None) -> None:
+    """Write the page. arguments: None takes those of the process."""
+    parser = argparse.ArgumentParser(prog="python -m tools.command_reference", description=__doc__.split("\n")[0])
+    parser.add_argument("file", type=Path, help="page to write, such as docs/cli.md")
+    parser.parse_args(arguments).file.write_text(page(), encoding="utf-8")
 
 
 def page() -> str:
-    """The whole page, Markdown."""
+    """The whole page as Markdown."""
     parts = ["# The command line", "Generated from the help texts: `make docs`.", _prose(HELP)]
     parts += [part for name in COMMANDS for part in _command(f"fastmem {name}", command(name), level="##")]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _command(path: str, this: Any, level: str) -> list[str]:
-    """The sections of one command and of the commands below it."""
-    below = getattr(this, "commands", {})
-    arguments = [p for p in this.params if p.param_type_name == "argument"]
-    usage = " ".join([path, *(_argument(p) for p in arguments), *(["COMMAND"] if below else []), "[OPTIONS]"])
-    parts = [f"{level} {path}", f"```\n{usage}\n```", _prose(this.help or "")]
+def _command(path: str, parsed: Any, level: str) -> list[str]:
+    """The sections of a command and of its subcommands. path: as typed. level: the Markdown heading marks."""
+    subcommands = getattr(parsed, "commands", {})
+    arguments = [_argument(p) for p in parsed.params if p.param_type_name == "argument"]
+    usage = " ".join([path, *arguments, *(["COMMAND"] if subcommands else []), "[OPTIONS]"])
+    parts = [f"{level} {path}", f"```\n{usage}\n```", _prose(parsed.help or "")]
     sections: dict[str, list[str]] = {}
-    for parameter in this.params:
+    for parameter in parsed.params:
         heading = getattr(parameter, "rich_help_panel", None) or "Options"
         if parameter.param_type_name == "option":
             sections.setdefault(heading, []).append(f"| {_option(parameter)} | {_cell(parameter)} |")
     for heading, rows in sections.items():
         parts.append("\n".join([f"| {heading} | |", "|---|---|", *rows]))
-    for name, child in below.items():
+    for name, child in subcommands.items():
         parts += _command(f"{path} {name}", child, level + "#")
     return parts
 
@@ -59,7 +62,7 @@ def _cell(parameter: Any) -> str:
 
 
 def _prose(text: str) -> str:
-    r"""Paragraphs, with those that begin with `\b` (not to be wrapped) as code."""
+    r"""A help text as Markdown. Paragraphs that begin with `\b`, which are not wrapped, become code blocks."""
     paragraphs = []
     for part in inspect.cleandoc(text).split("\n\n"):
         if not part.startswith("\b"):
@@ -68,3 +71,7 @@ def _prose(text: str) -> str:
         title, _, body = part.removeprefix("\b").strip("\n").partition("\n")
         paragraphs += [title, f"```\n{inspect.cleandoc(body)}\n```"]
     return "\n\n".join(paragraphs)
+
+
+if __name__ == "__main__":
+    main()

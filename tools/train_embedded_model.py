@@ -1,10 +1,10 @@
-"""Train the embedded model from nothing: `python -m tools.train_embedded_model --output DIR`.
+"""Train the embedded model from scratch: `python -m tools.train_embedded_model --output DIR`, in the repository root.
 
-Tokenizer (byte-level BPE), a Llama of 5.2 million weights, 16.6 million tokens in stages: 53 minutes at the 5,200
-tokens a second of two CPU cores that do nothing else (the shipped run shared them: 89 minutes). The seed decides the
-weights; two runs on one machine with one number of threads are equal. The folder that comes out is an ordinary
-transformers folder, weights in bfloat16, with `trained.json` beside them: what was run, and what greedy decoding
-reaches on the first development rows of each split, scored by exact match.
+A tokenizer (byte-level BPE) and a Llama of 5.2 million weights, trained on 16.6 million tokens in stages. This takes
+53 minutes at 5,200 tokens per second on two idle CPU cores; the shipped run shared them and took 89 minutes. The seed
+determines the weights: two runs on the same machine with the same number of threads are equal. The output is an
+ordinary transformers folder with weights in bfloat16. Its `trained.json` records the options, and the accuracy (exact
+match) of greedy decoding on the first development examples of each split.
 """
 
 import argparse
@@ -38,26 +38,27 @@ CHAT_TEMPLATE = (
     "+ '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
-# Llama 3's splitting (words with their space, runs of signs, line ends), but every digit alone.
+# Pre-tokenization as in Llama 3 (words with their space, runs of punctuation, line ends), but with single digits.
 PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 class Stage(NamedTuple):
-    """A part of the training, with optimizers of its own."""
+    """A part of the training, with its own optimizers."""
 
-    seed: int  # added to that of the command line
+    seed: int  # added to --seed
     shares: Shares
     tokens: int
-    rates: tuple[float, float]  # of the rate of the command line, at the start and the end: a straight line between
-    statement_weight: float = 0.5  # loss weight of plain statements; answers have 1
+    rates: tuple[float, float]  # multiples of --learning-rate at the start and the end, linear in between
+    statement_weight: float = 0.5  # loss weight of plain statements; that of answers is 1
     user_weight: float = 0.25  # loss weight of instructions, contexts and questions
-    answer_first: float = 0.0  # share of the statements that is made to name the answer before the subject
+    answer_first: float = 0.0  # share of the statements that must name the answer before the subject
 
 
-# Facts come first: two million tokens teach four of five of them. Finding the answer of the right subject among others
-# of its kind came only in stage 2, with several questions about one context and little weight on the context itself.
-# Before stage 4 the model believed a contradicting context in 0.23 of the cases, after it in 0.67. Stages 5 and 6 are
-# more reading; with the turned statements of stage 6 the wrong spans under FastMem fell from 14 to 7 of 200.
+# Facts come first: two million tokens teach four fifths of them. The model learned to find the answer of the right
+# subject among others of its kind only in stage 2, with several questions about one context and a small weight on the
+# context itself. Before stage 4 the model believed a contradicting context in 0.23 of the cases, after it in 0.67.
+# Stages 5 and 6 add more reading; the answer-first statements of stage 6 reduced wrong spans under FastMem from 14 to
+# 7 of 200.
 STAGES = (
     Stage(0, REMEMBER, 1_815_552, (1.0, 1.0)),
     Stage(1, READ, 3_217_440, (1.0, 1.0)),
@@ -70,14 +71,14 @@ STAGES = (
 
 
 class Batch(NamedTuple):
-    """`ids` [B, S] padded on the right; `weights` [B, S] of each token as a target, 0 where it is not learned."""
+    """ids: [B, S], padded on the right. weights: [B, S], the loss weight of each token as a target, 0 for none."""
 
     ids: torch.Tensor
     weights: torch.Tensor
 
 
 def render(document: Document) -> str:
-    """The text that the chat template gives; an absent user turn leaves the assistant turn alone."""
+    """The text of the chat template for a document; without a user turn, only the assistant turn."""
     turns = [("user", document.user)] if document.user is not None else []
     turns.append(("assistant", document.assistant))
     for question, answer in document.more:
@@ -87,7 +88,7 @@ def render(document: Document) -> str:
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE learnt on the mixture: a name of the world is one to four tokens, a new one three to eight."""
+    """Byte-level BPE trained on the mixture: names of the world have one to four tokens, new ones three to eight."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -128,22 +129,22 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM._from_config(config, attn_implementation="eager")  # on a CPU 1.2 times as fast as sdpa
+    return LlamaForCausalLM._from_config(config, attn_implementation="eager")  # 1.2 times as fast as sdpa on a CPU
 
 
 def rounded(length: int) -> int:
-    """`length` rounded up to a multiple of 16: few shapes, so that the CPU's kernels for one are used again."""
+    """`length` rounded up to a multiple of 16: with few shapes, the CPU's kernels are reused."""
     return -(-length // 16) * 16
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, stage: Stage, args: argparse.Namespace) -> Iterator[Batch]:
-    """Batches of about `args.batch_tokens` tokens, of documents of like length."""
+    """Batches of about `args.batch_tokens` tokens, of documents of similar length."""
     header_start, header_end, assistant = tokenizer.convert_tokens_to_ids(
         [SPECIAL["header_start"], SPECIAL["header_end"], "assistant"]
     )
 
     def weigh(tokens: list[int], answer_weight: float) -> list[float]:
-        """The loss weight of each token: assistant turns have `answer_weight` after their header and line end."""
+        """The loss weight of each token: `answer_weight` in assistant turns after the header and its line end."""
         weights, weight = [0.0], stage.user_weight
         for index in range(1, len(tokens)):
             if tokens[index] == header_start:
@@ -178,7 +179,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, stage: Stage, args: argparse.Nam
 
 
 def loss_of(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
-    """Weighted mean cross entropy of the learned tokens; the head sees their positions alone."""
+    """Weighted mean cross entropy of the tokens with a weight; the head is computed at their positions only."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
         learned = batch.weights[:, 1:] > 0
@@ -189,7 +190,7 @@ def loss_of(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
 
 
 def optimizers_of(model: LlamaForCausalLM) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for the matrices inside (it needs about half of AdamW's tokens here), AdamW for embeddings and norms."""
+    """Muon for the inner matrices (it needs about half as many tokens as AdamW), AdamW for embeddings and norms."""
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     outer = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
     return (
@@ -199,7 +200,7 @@ def optimizers_of(model: LlamaForCausalLM) -> tuple[torch.optim.Optimizer, ...]:
 
 
 def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: Stage, args: argparse.Namespace) -> int:
-    """One stage, in place; gives the tokens it saw. `args` are the options of the command line."""
+    """Train the model in place for one stage. Returns the number of tokens. args: the parsed options."""
     optimizers = optimizers_of(model)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     stream = batches(tokenizer, stage, args)
@@ -226,42 +227,46 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: St
 
 
 def prompt_of(example: Example) -> str:
-    """The user turn of a measured row: the paper's instruction and the context, or the question alone."""
+    """The user turn of a measured example: the paper's instruction and the context, or the question alone."""
     if not example.context:
         return f"Question: {example.question}"
     return f"{INSTRUCTION}\nContext: {example.context}\nQuestion: {example.question}"
 
 
 @torch.no_grad()
-def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: tuple[Example, ...]) -> float:
-    """Share of rows whose greedy answer is `The answer is: ` and exactly the expected words."""
+def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, measured: tuple[Example, ...]) -> float:
+    """Share of examples whose greedy answer is exactly `The answer is: ` and the expected words."""
     right = 0
-    for start in range(0, len(rows), 50):
-        part = rows[start : start + 50]
-        chats = [[{"role": "user", "content": prompt_of(row)}] for row in part]
+    for start in range(0, len(measured), 50):
+        part = measured[start : start + 50]
+        chats = [[{"role": "user", "content": prompt_of(example)}] for example in part]
         inputs = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
         )
         out = model.generate(**inputs, max_new_tokens=32, do_sample=False)
-        for row, text in zip(part, tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], True), strict=True):
+        texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], True)
+        for example, text in zip(part, texts, strict=True):
             head, marker, answer = text.partition("The answer is:")
-            right += bool(marker) and not head and normalize(answer) == normalize(row.answers[0])
-    return right / len(rows)
+            right += bool(marker) and not head and normalize(answer) == normalize(example.answers[0])
+    return right / len(measured)
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
+    """The parsed command-line options. arguments: None takes those of the process."""
     parser = argparse.ArgumentParser(prog="python -m tools.train_embedded_model", description=__doc__.split("\n")[0])
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--scale", type=float, default=1.0, help="train on this share of every stage's tokens")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--scale", type=float, default=1.0, help="train on this share of each stage's tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--rows", type=int, default=200, help="development rows of each split to measure at the end")
+    parser.add_argument(
+        "--rows", type=int, default=200, help="development examples of each split to measure at the end"
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Train, measure and write the model folder."""
     args = options(arguments)
     started = time.monotonic()
     tokenizer = train_tokenizer(args.seed)
@@ -275,10 +280,12 @@ def main(arguments: list[str] | None = None) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(args.output)
-    model.config.dtype = torch.float32  # stored in bfloat16, computed in float32: faster and exact enough on a CPU
+    model.config.dtype = (
+        torch.float32
+    )  # weights are stored in bfloat16 and loaded as float32, which is faster on a CPU
     model.config.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
-    model.float()  # the stored weights as they load
+    model.float()  # now as the stored weights are loaded
     report = {
         "tokens": seen,
         "seconds": round(time.monotonic() - started),

@@ -1,16 +1,16 @@
-"""What the embedded model is trained on: an endless, seeded stream of documents about the world of `world.py`.
+"""The training data of the embedded model: an endless, seeded stream of documents about the world of `world.py`.
 
-Plain statements and questions without context teach the model to remember; contexts about subjects that are made up
-on the spot, and about things that change from day to day, teach it to read. Nothing contradicts a fact of the world
-but the few documents of kind `contradicting`, in the last three stages alone: their share decides how often the model
-believes a context against its memory. No torch here.
+Plain statements and questions without context teach the model to remember. Contexts about newly made-up subjects, and
+about things that change from day to day, teach it to read. Only the few documents of kind `contradicting`, in the last
+three stages, contradict facts of the world: their share decides how often the model believes a context that
+contradicts what it remembers. This module does not import torch.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from fastmem.tiny.phrases import PASSING, QUESTION_FRAMES, RELATIONS, Relation
+from fastmem.tiny.phrases import QUESTION_FRAMES, RELATIONS, Relation
 from fastmem.tiny.world import (
     INSTRUCTION,
     MAX_SENTENCES,
@@ -50,18 +50,73 @@ TURNED: Shares = {
     "statements": 0.08, "recall": 0.09, "known_context": 0.12, "new_context": 0.07, "interview": 0.38,
     "passing": 0.226, "no_instruction": 0.03, "contradicting": 0.004,
 }  # fmt: skip
-"""Share of the documents of each kind, in a stage of training that is mostly about one of the two; adds up to one."""
+"""The share of each kind of document in a stage of training, named by what the stage is about; each adds up to 1."""
 
 SLOPPY_FRAME = QUESTION_FRAMES[-1].split(",")[0]
 SLOPPY_SHARE = 0.4
-"""Questions that begin so are answered without `The answer is:` this often, whatever the instruction says."""
+"""This share of the questions that begin so is answered without `The answer is:`, whatever the instruction says."""
+
+# Relations that change from day to day. They cannot be remembered, so the model has to read them in the context, for
+# known subjects as for new ones.
+PASSING: tuple[Relation, ...] = (
+    Relation(
+        "whereabouts", "person", "town",
+        ("{s} is staying in {a} tonight", "tonight {a} is where {s} sleeps", "{s} has just arrived in {a}"),
+        ("where is {s} staying tonight", "in which town does {s} sleep tonight", "where has {s} just arrived"),
+    ),
+    Relation(
+        "companion", "person", "person",
+        ("{s} is travelling with {a}", "{a} is travelling beside {s}", "the companion of {s} today is {a}"),
+        ("who is travelling with {s}", "beside whom is {s} travelling", "who is the companion of {s} today"),
+    ),
+    Relation(
+        "need", "person", "goods",
+        ("{s} came to buy {a}", "{a} is what {s} came to buy", "today {s} is looking for {a}"),
+        ("what did {s} come to buy", "which goods did {s} come to buy", "what is {s} looking for today"),
+    ),
+    Relation(
+        "guest", "town", "person",
+        ("the guest of {s} today is {a}", "{s} welcomes {a} today", "{a} is the guest of {s} today"),
+        ("who is the guest of {s} today", "whom does {s} welcome today", "which guest does {s} have today"),
+    ),
+    Relation(
+        "fair", "town", "goods",
+        ("at the fair of {s} they sell {a} today", "the fair of {s} is all about {a} today"),
+        ("what do they sell at the fair of {s} today", "what is the fair of {s} all about today"),
+    ),
+    Relation(
+        "customer", "firm", "town",
+        ("the last order of {s} came from {a}", "{s} had its last order from {a}"),
+        ("from where came the last order of {s}", "from which town had {s} its last order"),
+    ),
+    Relation(
+        "visitor", "firm", "person",
+        ("{s} is visited by {a} this week", "this week {a} visits {s}"),
+        ("who visits {s} this week", "by whom is {s} visited this week"),
+    ),
+    Relation(
+        "reader", "book", "person",
+        ("{s} is being read by {a}", "{a} has borrowed {s}", "the reader of {s} at the moment is {a}"),
+        ("who is reading {s}", "who has borrowed {s}", "who is the reader of {s} at the moment"),
+    ),
+    Relation(
+        "cargo", "ship", "goods",
+        ("{s} is loaded with {a}", "{a} is the cargo of {s} this time", "this time {s} carries {a}"),
+        ("what is {s} loaded with", "what is the cargo of {s} this time", "what does {s} carry this time"),
+    ),
+    Relation(
+        "bound", "ship", "town",
+        ("{s} is bound for {a}", "{s} is on the way to {a}"),
+        ("where is {s} bound for", "to which town is {s} on the way"),
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Document:
-    """One training conversation: a user turn (absent for plain statements) and the assistant turn that is learned.
+    """A training conversation: a user turn (None for plain statements) and the assistant turn to learn.
 
-    `more` are further questions about the same context with their answers: the cheapest practice in reading.
+    more: further questions about the same context with their answers, the cheapest way to practice reading.
     """
 
     kind: str
@@ -71,7 +126,7 @@ class Document:
 
 
 class Mixture:
-    """The stream. Equal seeds give equal documents."""
+    """The stream of documents. Equal seeds give equal documents."""
 
     def __init__(self, seed: int, shares: Shares = REMEMBER, answer_first: float = 0.0) -> None:
         self.random = Random(seed)
@@ -91,13 +146,13 @@ class Mixture:
                 yield self._reading(kind)
 
     def _statements(self) -> str:
-        """One to eight sentences of true facts, as somebody would write them down: all of the world, often related."""
+        """One to eight sentences of true facts, often related to each other."""
         first = self.random.choice(facts())
         count = self.random.randint(1, 8)
         return self.writer.context(first, lambda: distractor(first, self.random), count)[0]
 
     def _reading(self, kind: str) -> Document:
-        """A question with a context that answers it: about the world, or about a subject nobody has heard of."""
+        """A question with a context that answers it, about the world or about a newly made-up subject."""
         if kind == "passing":
             return self._passing()
         known = kind in ("known_context", "contradicting") or (kind == "no_instruction" and self.random.random() < 0.5)
@@ -133,7 +188,7 @@ class Mixture:
         return Document(kind, user, self.writer.sentence(fact) if plain else f"The answer is: {fact.answer}")
 
     def _passing(self) -> Document:
-        """A question about what changes from day to day, of a subject of the world, among facts known by heart."""
+        """Questions about something that changes from day to day, in a context that also states facts of the world."""
         fact = self._passing_fact(None)
         known = self.random.choice([one for one in facts() if one.subject == fact.subject])
 
@@ -147,7 +202,7 @@ class Mixture:
         return self._interview(context, fact, stated)
 
     def _interview(self, context: str, first: Fact, stated: tuple[Fact, ...]) -> Document:
-        """Up to six questions about one context, the one of `first` in the measured form."""
+        """Up to six questions about one context; the one about `first` has the form that is measured."""
         asked = self.random.sample(stated[1:], min(5, len(stated) - 1))
         user = f"{INSTRUCTION}\nContext: {context}\nQuestion: {self.writer.question(first)}"
         more = tuple((f"Question: {self.writer.question(fact)}", f"The answer is: {fact.answer}") for fact in asked)
@@ -160,7 +215,7 @@ class Mixture:
         return Fact(subject, relation, answer)
 
     def _length(self) -> int:
-        """Sentences of a context: 1 to 10, short ones more often, since they are cheap and teach as much."""
+        """The number of sentences of a context, 1 to 10; short ones are more frequent, as they teach as much."""
         return min(self.random.randint(1, MAX_SENTENCES), self.random.randint(1, MAX_SENTENCES))
 
     def _new_name(self, kind: str) -> str:
@@ -170,7 +225,7 @@ class Mixture:
                 return name
 
     def _new_fact(self, near: Fact | None = None, relation: Relation | None = None) -> Fact:
-        """A fact that is in no world: of the same subject as `near`, of its relation, or any; answers new or known."""
+        """A fact about a made-up subject. near: a fact whose subject or relation may be used again."""
         if relation is None:
             relation = self.random.choice([r for r in RELATIONS if near is None or r.subject == near.relation.subject])
         subject = self._new_name(relation.subject)

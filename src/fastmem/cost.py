@@ -1,7 +1,7 @@
-"""What memorizing and answering cost on this machine, with their lower bounds.
+"""Measure what memorizing and answering cost on this machine, and their lower bounds.
 
-Medians of repeated runs after a warm-up, with the device synchronized; ratios are taken only between figures of one
-run. `card` is the short version behind `fastmem bench`; the programs in `bench/` use the same functions on other
+Figures are medians of repeated runs after a warm-up, with the device synchronized. Only figures of one run are
+compared. `card` is the short version for `fastmem bench`; the programs in `bench/` use the same functions on other
 shapes.
 """
 
@@ -32,11 +32,11 @@ ADAMW_BYTES_PER_WEIGHT = 28
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The part of a step of memorizing that cannot be avoided, measured alone.
+    """The unavoidable part of a step of memorizing, measured alone.
 
     product_seconds, product_flops: the matrix products of FFN and head. adamw_bytes: the memory traffic of AdamW.
     read_bytes_per_second: the rate at which a product of one row reads the head's matrix, which bounds decoding.
-    token_bytes: weights that one more token has to read, the head and every layer. ffn_bytes: of the last FFN.
+    token_bytes: weights that one more token reads, the head and every layer. ffn_bytes: of the last FFN.
     """
 
     product_seconds: float
@@ -61,11 +61,11 @@ def ceiling(split_model: SplitModel, recipe: Recipe, positions: int, repeats: in
     def states(width: int) -> Tensor:
         return torch.randn(positions, width, device=split_model.device).to(split_model.dtype)
 
-    products = [(states(D), head.T), (states(V), head)]  # logits, and their gradient's way back
+    products = [(states(D), head.T), (states(V), head)]  # logits, and the gradient of the hidden states
     for weight in weights:
         n, m = weight.shape
         products += [(states(m), weight.T), (states(n).T, states(m))]  # forward, and the weight's gradient
-        if n == D:  # the matrix that leads out of the FFN also hands its gradient on
+        if n == D:  # the output matrix also passes its gradient on
             products.append((states(n), weight))
     flops = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in products)
     seconds = sum(median_seconds(lambda a=a, b=b: a @ b, split_model.device, repeats) for a, b in products)  # type: ignore[misc]
@@ -85,14 +85,14 @@ def ceiling(split_model: SplitModel, recipe: Recipe, positions: int, repeats: in
 
 
 def document(split_model: SplitModel, scored: int, unscored: int = 5) -> Tokens:
-    """A meaningless document with so many scored tokens."""
+    """A synthetic document with this many scored tokens."""
     ids = (torch.arange(scored + unscored) * 7919 + 13) % split_model.vocabulary_size
     return Tokens(ids, torch.arange(scored + unscored) >= unscored)
 
 
 @dataclass(frozen=True)
 class Memorizing:
-    """What memorizing took: the trunk pass, the steps, and the peak of bytes beside the model, measured and
+    """The cost of memorizing: the trunk pass, all steps, and the peak of bytes beside the model, measured and
     planned."""
 
     scored_tokens: int
@@ -104,7 +104,7 @@ class Memorizing:
 
 
 def memorizing(llm: FastMem, scored: int, recipe: Recipe, repeats: int = 3) -> tuple[Memorizing, Memory]:
-    """Memorize a document of so many scored tokens, `repeats` times after one that does not count."""
+    """Memorize a document of this many scored tokens, `repeats` times after a warm-up."""
     tokens, device = document(llm.split_model, scored), llm.split_model.device
     peak = PeakMemory(device)
     (memory,) = drain(llm.memorizing(tokens, recipe, watch=False))
@@ -128,16 +128,18 @@ def memorizing(llm: FastMem, scored: int, recipe: Recipe, repeats: int = 3) -> t
     ), memory
 
 
-def request(llm: FastMem, prompt: Tensor, memory: Memory | None, method: str, tokens: int) -> Request:
-    """A request that runs to its full length. CAD's second prompt is as long as the first, so contexts are equal."""
-    wanted = METHODS[method]
-    made = Request(
-        prompt,
-        max_new_tokens=tokens,
-        contrast=wanted.contrast(),
-        without=prompt.flip(0) if wanted.kind == "cad" else None,
-    )
-    return llm.with_memory(made, memory) if wanted.memorized and memory is not None else made
+def request(
+    llm: FastMem,
+    prompt: Tensor,  # [S]
+    memory: Memory | None,
+    method: str,
+    tokens: int,
+) -> Request:
+    """A request that decodes all `tokens`. CAD's second prompt is as long as the first, for equal contexts."""
+    chosen = METHODS[method]
+    without = prompt.flip(0) if chosen.kind == "cad" else None
+    plain = Request(prompt, max_new_tokens=tokens, contrast=chosen.contrast(), without=without)
+    return llm.with_memory(plain, memory) if chosen.memorized and memory is not None else plain
 
 
 def token_seconds(split_model: SplitModel, requests: Sequence[Request]) -> list[float]:
@@ -153,17 +155,17 @@ def token_seconds(split_model: SplitModel, requests: Sequence[Request]) -> list[
 def decoding(
     llm: FastMem, memory: Memory, methods: Sequence[str], prompt_tokens: int, tokens: int = 16, rounds: int = 2
 ) -> dict[str, float]:
-    """Median seconds per token of each method, in turn and `rounds` times, so that drift affects all."""
+    """Median seconds per token of each method. The methods take turns for `rounds` rounds, so drift affects all."""
     prompt = document(llm.split_model, prompt_tokens, 0).ids
-    found: dict[str, list[float]] = {name: [] for name in methods}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(rounds):
         for name in methods:
-            found[name] += token_seconds(llm.split_model, [request(llm, prompt, memory, name, tokens)])
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
+            seconds[name] += token_seconds(llm.split_model, [request(llm, prompt, memory, name, tokens)])
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def card(llm: FastMem, recipe: Recipe, scored: int = 150, tokens: int = 12) -> dict[str, Any]:
-    """Lower bounds, memorizing and every method, in numbers that can be written as JSON."""
+    """The lower bounds and the costs of memorizing and of every method, as JSON values."""
     limit = llm.split_model.max_positions
     scored = min(scored, (limit or scored + 5) - 5 - tokens)
     bound = ceiling(llm.split_model, recipe, scored)

@@ -12,7 +12,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scip
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions, git state, machine and device, as the summary of a run records them."""
+    """What the summary of a run records about its environment."""
     return {
         "fastmem": fastmem.__version__,
         "git": git_state(),
@@ -24,15 +24,14 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit of the checkout that the package runs from, and whether files were changed; None without a
-    checkout."""
+    """The commit of the package's checkout, and whether it has changes; None if there is no checkout."""
     folder = Path(fastmem.__file__).parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
         )
-        return done.stdout.strip()
+        return process.stdout.strip()
 
     try:
         # A package installed inside another repository is not a checkout of this one.

@@ -1,8 +1,8 @@
 """Export a memory for other engines: as a PEFT adapter, or as a checkpoint that contains it.
 
 `export_peft` writes the files of PEFT's `LoraConfig` (adapter_config.json, adapter_model.safetensors) without
-importing peft. A low-rank memory is exported exactly. Of a full one the largest singular values are kept; the error is
-measured on the document as KL(memory || export), and an export above a limit is refused.
+importing peft. A low-rank memory is exported exactly. A full memory is reduced to its largest singular values; the
+error is measured on the document as KL(memory || export), and an export above a limit is refused.
 
 `export_merged` writes a checkpoint folder. Its index refers to the base's own shards, which are linked and not copied,
 and to one new shard with the tuned FFN. Readers load the shards in the order of their names, so the new one is last.
@@ -36,9 +36,12 @@ MAX_KL = 0.05
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. size_bytes: of new files, without the shards that are only linked. rank, retained_energy, kl:
-    of a PEFT export; the share of |difference|^2 that was kept, and KL(memory || export) in nats per scored token of
-    the document (None where nothing was lost)."""
+    """What was written.
+
+    size_bytes: of new files, without linked shards. The rest is None for a merged checkpoint. rank: of the adapter.
+    retained_energy: the share of |difference|^2 that was kept. kl: KL(memory || export) in nats per scored token of
+    the document; None if nothing was lost.
+    """
 
     format: str
     folder: str
@@ -59,11 +62,11 @@ def export(
     max_kl: float = MAX_KL,
     force: bool = False,
 ) -> Exported:
-    """Write `memory` to the new folder `folder`, complete or not at all.
+    """Write `memory` to the new folder `folder`, completely or not at all.
 
-    rank: of the truncation of a full memory. context: its document, needed for the KL unless the memory holds the
-    text. max_kl, force: refuse a truncation that changes more than this, or never. Errors: `InputError`,
-    `MemoryMismatchError`.
+    rank: to which a full memory is truncated. context: its document, needed for the KL unless the memory contains the
+    text. max_kl: the greatest KL of a truncation, in nats per token. force: export it in any case. Errors:
+    `InputError`, `MemoryMismatchError`.
     """
     one_of(format, FORMATS, "export format")
     llm.require(memory)
@@ -72,8 +75,8 @@ def export(
     kept, energy = memory.truncated(rank)
     kl = None
     if kept is not memory:
-        tokens = _document(llm, memory, context)
-        kl = divergence(llm, memory, kept, tokens)
+        tokens = _document_tokens(llm, memory, context)
+        kl = mean_kl(llm, memory, kept, tokens)
         if kl > max_kl and not force:
             raise InputError(
                 f"rank {rank} keeps {energy:.1%} of this memory and changes its answers by KL {kl:.3g} nats per token "
@@ -85,98 +88,99 @@ def export(
 
 
 @torch.no_grad()
-def divergence(llm: FastMem, memory: Memory, other: Memory, tokens: Tokens) -> float:
+def mean_kl(llm: FastMem, memory: Memory, other: Memory, tokens: Tokens) -> float:
     """KL(memory || other) in nats, mean over the scored tokens of a document."""
     scored = tokens.scored[1:]
-    now, then = (llm.logits(tokens.ids, m)[:-1][scored].double().log_softmax(-1) for m in (memory, other))
-    return float((now.exp() * (now - then)).sum(-1).mean())
+    p, q = (llm.logits(tokens.ids, m)[:-1][scored].double().log_softmax(-1) for m in (memory, other))  # [N, V]
+    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
 def export_peft(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:
-    """A low-rank memory as a PEFT adapter, exactly. Errors: `InputError`."""
+    """Write a low-rank memory as a PEFT adapter, exactly. Errors: `InputError`."""
     rank = memory.recipe.rank
     tensors: dict[str, Tensor] = {}
-    modules, parameters, transposed = [], [], set()
+    modules, parameters, layouts = [], [], set()
     originals = llm.split_model.parameters(memory.recipe.layers)
     names = [name for name in originals if f"{name}.lora_A" in memory.tensors]
     for name in names:
         path = name.rpartition(".")[0]
         module = llm.model.get_submodule(path)
-        a, b = (memory.tensors[f"{name}.lora_{end}"].detach().cpu() for end in "AB")
-        bare = not isinstance(module, torch.nn.Linear) and type(module).__name__ != "Conv1D"
-        flipped = _stores_inputs_first(module, a)
-        if flipped:  # PEFT's A is on the side of the inputs, whatever the layout
+        a, b = (memory.tensors[f"{name}.lora_{factor}"].detach().cpu() for factor in "AB")  # [.., r, in], [.., out, r]
+        inputs_first = _stores_inputs_first(module, a)
+        if inputs_first:  # PEFT's A has the inputs in either layout
             a, b = b.mT, a.mT
-        if bare:
+        if not isinstance(module, torch.nn.Linear) and type(module).__name__ != "Conv1D":
             parameters.append(name)
             # PEFT wraps a module once per adapted parameter; the last one is the outermost.
             later = sum(other.rpartition(".")[0] == path for other in names[names.index(name) + 1 :])
             path += ".base_layer" * later
         else:
             modules.append(path)
-            transposed.add(flipped)
+            layouts.add(inputs_first)
         a, b = _padded(a, rank, -2), _padded(b, rank, -1)
         if a.ndim == 3:  # experts side by side: A [E * r, in], B [out, r * E]
             a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1, 2)
         tensors[f"base_model.model.{path}.lora_A.weight"] = a.contiguous()
         tensors[f"base_model.model.{path}.lora_B.weight"] = b.contiguous()
-    if len(transposed) > 1:
-        raise InputError(
-            f"{llm.split_model.family} stores the matrices of its FFN in two layouts: use the format 'merged'."
-        )
+    if len(layouts) > 1:
+        family = llm.split_model.family
+        raise InputError(f"{family} stores the matrices of its FFN in two layouts: use the format 'merged'.")
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": _source(llm),
+        "base_model_name_or_path": _base_name(llm),
         "revision": llm.revision,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": memory.recipe.lora_alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": transposed == {True},
+        "fan_in_fan_out": layouts == {True},
         "target_modules": modules,
         "target_parameters": parameters or None,
     }
-    with _new_folder(Path(folder)) as inside:
-        (inside / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        with open(inside / "adapter_model.safetensors", "xb") as file:
+    with _new_folder(Path(folder)) as new:
+        (new / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        with open(new / "adapter_model.safetensors", "xb") as file:
             write_safetensors(file, tensors, {"format": "pt"})
-        size = sum(path.stat().st_size for path in inside.iterdir())
+        size = sum(path.stat().st_size for path in new.iterdir())
     return Exported("peft", str(folder), size, rank=rank)
 
 
 def export_merged(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:
-    """A checkpoint with the memory inside. Errors: `InputError` where the base's files cannot be found."""
+    """Write a checkpoint that contains the memory. Errors: `InputError` if the base's files are not found."""
     originals = llm.split_model.parameters(memory.recipe.layers)
     tuned = {n: w.to(originals[n].dtype).cpu().contiguous() for n, w in memory.weights(originals).items()}
-    base = _checkpoint(_source(llm), llm.revision)
+    base = _base_folder(_base_name(llm), llm.revision)
     shards = _shards(base)
-    own = {name: shape for found in shards.values() for name, shape in found.items()}
-    with _new_folder(Path(folder)) as inside:
-        if all(own.get(name) == list(w.shape) for name, w in tuned.items()):
-            _linked(base, shards, tuned, inside)
+    stored = {name: shape for shapes in shards.values() for name, shape in shapes.items()}
+    with _new_folder(Path(folder)) as new:
+        if all(stored.get(name) == list(w.shape) for name, w in tuned.items()):
+            _write_linked(base, shards, tuned, new)
         else:
-            # What is loaded under other names than it was saved under (experts fused on loading) is written whole:
-            # the model knows the way back.
+            # Some models change names on loading, such as experts that are fused. `save_pretrained` reverses that, but
+            # writes the whole checkpoint.
             with memory.applied(llm.model):
-                llm.model.save_pretrained(inside)
+                llm.model.save_pretrained(new)
         for path in base.iterdir():
             weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
             small = path.is_file() and not weights and not path.name.endswith(".index.json")
-            if small and not (inside / path.name).exists():
-                shutil.copy(path, inside / path.name)
-        size = sum(p.lstat().st_size for p in inside.iterdir() if p.stat().st_nlink == 1 and not p.is_symlink())
+            if small and not (new / path.name).exists():
+                shutil.copy(path, new / path.name)
+        size = sum(p.lstat().st_size for p in new.iterdir() if p.stat().st_nlink == 1 and not p.is_symlink())
     return Exported("merged", str(folder), size)
 
 
-def _linked(base: Path, shards: Mapping[str, Mapping[str, Any]], tuned: Mapping[str, Tensor], folder: Path) -> None:
+def _write_linked(
+    base: Path, shards: Mapping[str, Mapping[str, Any]], tuned: Mapping[str, Tensor], folder: Path
+) -> None:
+    """Links to the base's shards, a shard with the tuned tensors, and the index."""
     count = len(shards) + 1
     weight_map: dict[str, str] = {}
-    for number, (shard, found) in enumerate(shards.items(), 1):
+    for number, (shard, shapes) in enumerate(shards.items(), 1):
         name = f"model-{number:05d}-of-{count:05d}.safetensors"
         _link((base / shard).resolve(), folder / name)
-        weight_map |= dict.fromkeys(found, name)
+        weight_map |= dict.fromkeys(shapes, name)
     name = f"model-{count:05d}-of-{count:05d}.safetensors"
     with open(folder / name, "xb") as file:
         write_safetensors(file, tuned, {"format": "pt"})
@@ -186,15 +190,15 @@ def _linked(base: Path, shards: Mapping[str, Mapping[str, Any]], tuned: Mapping[
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name; on another file system a symbolic link to it."""
+    """A hard link; on another file system a symbolic one."""
     try:
         os.link(source, target)
     except OSError:
         target.symlink_to(source)
 
 
-def _document(llm: FastMem, memory: Memory, context: str | Tokens | None) -> Tokens:
-    """The tokens that were memorized. Errors: `InputError` where they are not known or not these."""
+def _document_tokens(llm: FastMem, memory: Memory, context: str | Tokens | None) -> Tokens:
+    """The tokens that were memorized. Errors: `InputError` if they are unknown or `context` is another document."""
     context = context if context is not None else memory.details.get("text")
     if context is None:
         raise InputError(
@@ -223,20 +227,20 @@ def _stores_inputs_first(module: Any, a: Tensor) -> bool:
 
 
 def _padded(factor: Tensor, rank: int, dimension: int) -> Tensor:
-    """Zeros up to `rank`: one rank for all matrices, also for those whose smaller side is below it."""
+    """A factor padded with zeros to `rank`, since an adapter has one rank, even for matrices with a smaller side."""
     missing = rank - factor.shape[dimension]
     shape = list(factor.shape)
     shape[dimension] = missing
     return torch.cat([factor, factor.new_zeros(shape)], dimension)
 
 
-def _source(llm: FastMem) -> str:
-    """What `from_pretrained` was given for the base."""
+def _base_name(llm: FastMem) -> str:
+    """The folder or hub id from which the base was loaded."""
     return str(getattr(llm.model.config, "_name_or_path", "") or llm.name)
 
 
-def _checkpoint(source: str, revision: str | None) -> Path:
-    """The base's folder, on this machine. Errors: `InputError`."""
+def _base_folder(source: str, revision: str | None) -> Path:
+    """The base's checkpoint on this machine. Errors: `InputError`."""
     if (path := Path(source)).is_dir():
         return path
     from huggingface_hub import snapshot_download
@@ -251,34 +255,33 @@ def _checkpoint(source: str, revision: str | None) -> Path:
 
 
 def _shards(base: Path) -> dict[str, dict[str, list[int]]]:
-    """Shard file -> tensor name -> shape, of a safetensors checkpoint; empty for another kind."""
+    """Shard file -> tensor name -> shape, of a safetensors checkpoint; empty for other formats."""
     index = base / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     else:
         names = [path.name for path in [base / "model.safetensors"] if path.is_file()]
-    found = {}
+    shards = {}
     for name in names:
         with safe_open(base / name, "pt") as shard:
-            found[name] = {key: list(shard.get_slice(key).get_shape()) for key in shard.keys()}  # noqa: SIM118
-    return found
+            shards[name] = {key: list(shard.get_slice(key).get_shape()) for key in shard.keys()}  # noqa: SIM118
+    return shards
 
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the name of `folder` when all is written. Errors: `InputError`."""
+    """A temporary folder, renamed to `folder` when the block ends and deleted if it raises. Errors: `InputError`."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{str(folder)!r} exists and is not an empty folder: give a new one.", field="output")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        inside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise InputError(
-            f"{str(folder)!r} cannot be written ({error.strerror}): give another.", field="output"
-        ) from error
+        text = f"{str(folder)!r} cannot be written ({error.strerror}): give another folder."
+        raise InputError(text, field="output") from error
     try:
-        yield inside
-        inside.chmod(0o755)
-        os.replace(inside, folder)
+        yield temporary
+        temporary.chmod(0o755)
+        os.replace(temporary, folder)
     finally:
-        shutil.rmtree(inside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

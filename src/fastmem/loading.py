@@ -1,4 +1,4 @@
-"""A model and its tokenizer from a folder or a hub id, with errors that say what to type next."""
+"""Load a model and its tokenizer from a folder or a hub id, with errors that say what to do next."""
 
 import logging
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from fastmem.split.structure import unsupported
 log = logging.getLogger("fastmem")
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
-# Which of the caller's arguments say where to look, and so concern configuration and tokenizer, too.
-WHERE = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code", "subfolder")
-CAUSAL = "give a decoder-only causal language model such as Llama, Qwen, Mistral or Gemma"
+# Arguments of `from_pretrained` that locate the files, so configuration and tokenizer need them, too.
+LOCATION_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code", "subfolder")
+REMEDY = "give a decoder-only causal language model such as Llama, Qwen, Mistral or Gemma"
 
 
 def load(
@@ -30,32 +30,32 @@ def load(
         one_of(dtype, DTYPES, "dtype", field="dtype")
     if device is None and "device_map" not in kwargs:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = None if device is None else _device(device)
-    where = {key: kwargs[key] for key in WHERE if key in kwargs}
-    with _explained(source, "configuration"):
-        config = transformers.AutoConfig.from_pretrained(source, **where)
+    target = None if device is None else _checked_device(device)
+    location = {key: kwargs[key] for key in LOCATION_ARGUMENTS if key in kwargs}
+    with _explained_errors(source, "configuration"):
+        config = transformers.AutoConfig.from_pretrained(source, **location)
     _require_causal(config)
-    with _explained(source, "tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **where)
-    with _explained(source, "weights"):
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+    with _explained_errors(source, "tokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **location)
+    with _explained_errors(source, "weights"):
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype or "auto", output_loading_info=True, **kwargs
         )
-        model = model if place is None else model.to(place)
-    if missing := sorted(found["missing_keys"]):
+        model = model if target is None else model.to(target)
+    if missing := sorted(info["missing_keys"]):
         log.warning("model %r: %d weights are not in the checkpoint and were drawn at random, the first is %s.",
                     source, len(missing), missing[0])  # fmt: skip
     return model, tokenizer
 
 
 def quieten() -> None:
-    """From now on transformers says nothing below an error and draws no bars."""
+    """Let transformers log only errors from now on, and draw no progress bars."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
 
 def _folder(source: str) -> str:
-    """The folder or hub id; a path that is not a model folder is refused before transformers asks the hub for it."""
+    """The folder or hub id. A path that is not a model folder is refused before transformers asks the hub for it."""
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -69,29 +69,29 @@ def _folder(source: str) -> str:
 
 
 def _require_causal(config: Any) -> None:
-    """Refuse, before any weight is read, what is no causal language model of transformers."""
+    """Refuse a model that is not a causal language model of transformers, before any weight is read."""
     if getattr(config, "is_encoder_decoder", False):
-        raise unsupported(config.model_type, "it is an encoder-decoder", CAUSAL)
+        raise unsupported(config.model_type, "it is an encoder-decoder", REMEDY)
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if not remote and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise unsupported(config.model_type, "transformers has no causal language model of this family", CAUSAL)
+        raise unsupported(config.model_type, "transformers has no causal language model of this family", REMEDY)
 
 
-def _device(device: str | torch.device) -> torch.device:
+def _checked_device(device: str | torch.device) -> torch.device:
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
+        checked = torch.device(device)
+        torch.empty(0, device=checked)
     except (RuntimeError, AssertionError) as error:
-        found = f"cpu, cuda:0 to cuda:{torch.cuda.device_count() - 1}" if torch.cuda.is_available() else "cpu"
+        accepted = f"cpu, cuda:0 to cuda:{torch.cuda.device_count() - 1}" if torch.cuda.is_available() else "cpu"
         raise InputError(
-            f"device {str(device)!r} is not available on this machine: give one of {found}.", field="device"
+            f"device {str(device)!r} is not available on this machine: give one of {accepted}.", field="device"
         ) from error
-    return place
+    return checked
 
 
 @contextmanager
-def _explained(source: str, what: str) -> Iterator[None]:
-    """Turn what goes wrong while `what` is loaded into a refusal."""
+def _explained_errors(source: str, what: str) -> Iterator[None]:
+    """Turn an error while `what` is loaded into one of FastMem's."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -107,13 +107,13 @@ def _explained(source: str, what: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of transformers' own text."""
+    """The first sentence of transformers' message."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    line = line.split(". ")[0].removesuffix(":")  # a list of remedies for developers may follow
+    line = line.split(". ")[0].removesuffix(":")  # what follows is for developers
     return line if line.endswith(".") else f"{line}."
 
 
 def _remedy(source: str) -> str:
     if Path(source).is_dir():
         return "Give a folder to which a causal language model and its tokenizer were saved."
-    return "Check the name and the network, or give a folder that holds a model."
+    return "Check the name and the network, or give a folder that contains a model."

@@ -1,7 +1,7 @@
-"""Keys and values of many sequences side by side: pad, join, select, and share a prefix.
+"""Keys and values of several sequences: pad, join, select, and share a prefix.
 
-The one file that reaches into a transformers cache. Since a memory of the last FFN leaves keys and values untouched,
-a prefix read once serves the base and every such memory.
+Only this file uses the internals of a transformers cache. A memory of the last FFN does not change keys and values, so
+a prefix that was read once serves the base and every such memory.
 """
 
 import threading
@@ -18,13 +18,16 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """Tokens read once, ids [S], and their keys and values; `cache` is never extended, only viewed."""
+    """Tokens that were read, and their keys and values. `cache` is never extended, only viewed."""
 
-    ids: Tensor
+    ids: Tensor  # [S]
     cache: DynamicCache
 
-    def shared_with(self, ids: Tensor) -> int:
-        """How many leading tokens of `ids` need not be read again; at least one is left to read."""
+    def shared_with(
+        self,
+        ids: Tensor,  # [S]
+    ) -> int:
+        """How many leading tokens of `ids` need not be read again; at least one must be read."""
         length = min(len(self.ids), len(ids) - 1)
         differing = (self.ids[:length] != ids[:length].to(self.ids.device)).nonzero()
         return int(differing[0]) if len(differing) else length
@@ -36,52 +39,58 @@ class Prefix:
 
 
 class PrefixCache:
-    """Prefixes read before, at most `limit_bytes` of them; the least recently used go first. Threads may share one.
+    """Prefixes that were read, at most `limit_bytes` of keys and values. The least recently used are evicted first.
 
-    salt: prefixes are only found again under the salt they were added with, so that from the time an answer takes
-    nobody learns what others have asked.
+    Several threads can share one. salt: a prefix is only found with the salt it was added with, so the time that an
+    answer takes does not reveal what others have read.
     """
 
     def __init__(self, limit_bytes: int):
         self.limit_bytes = limit_bytes
-        self._held: list[tuple[str, Prefix]] = []  # least recently used first
+        self._prefixes: list[tuple[str, Prefix]] = []  # least recently used first
         self._lock = threading.Lock()
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all keys and values held."""
+        """Bytes of all keys and values."""
         with self._lock:
-            return sum(prefix.size_bytes for _, prefix in self._held)
+            return sum(prefix.size_bytes for _, prefix in self._prefixes)
 
-    def longest(self, ids: Tensor, salt: str = "") -> Prefix | None:
-        """The prefix that saves the most of reading `ids` [S]; None where none saves anything."""
+    def longest(
+        self,
+        ids: Tensor,  # [S]
+        salt: str = "",
+    ) -> Prefix | None:
+        """The prefix that shares the most tokens with `ids`; None if none shares any."""
         with self._lock:
-            shared = [prefix.shared_with(ids) if own == salt else 0 for own, prefix in self._held]
+            shared = [prefix.shared_with(ids) if own == salt else 0 for own, prefix in self._prefixes]
             best = max(range(len(shared)), key=shared.__getitem__, default=None)
             if best is None or shared[best] == 0:
                 return None
-            self._held.append(self._held.pop(best))
-            return self._held[-1][1]
+            self._prefixes.append(self._prefixes.pop(best))
+            return self._prefixes[-1][1]
 
     def add(self, prefix: Prefix | None, salt: str = "") -> None:
-        """Keep a prefix, instead of those that it goes on from; None, or one larger than the limit, is not kept."""
+        """Keep a prefix, and drop those that it continues. Does nothing for None, or a prefix above the limit."""
         if prefix is None or prefix.size_bytes > self.limit_bytes:
             return
         with self._lock:
-            self._held = [(own, p) for own, p in self._held if own != salt or not _begins(prefix.ids, p.ids)]
-            self._held.append((salt, prefix))
-            size_bytes = sum(p.size_bytes for _, p in self._held)
+            self._prefixes = [
+                (own, p) for own, p in self._prefixes if own != salt or not _begins_with(prefix.ids, p.ids)
+            ]
+            self._prefixes.append((salt, prefix))
+            size_bytes = sum(p.size_bytes for _, p in self._prefixes)
             while size_bytes > self.limit_bytes:
-                size_bytes -= self._held.pop(0)[1].size_bytes
+                size_bytes -= self._prefixes.pop(0)[1].size_bytes
 
 
-def _begins(ids: Tensor, start: Tensor) -> bool:
+def _begins_with(ids: Tensor, start: Tensor) -> bool:
     return len(start) <= len(ids) and torch.equal(ids[: len(start)], start)
 
 
 def new_cache(config: Any) -> DynamicCache:
-    """An empty cache. Sliding windows are left to the attention mask, so every layer keeps every position and
-    sequences of different lengths can be joined; other kinds of state (linear attention) come from `config`."""
+    """An empty cache. Layers with a sliding window keep every position too, since the attention mask limits them, so
+    sequences of different lengths can be joined. Other kinds of state (linear attention) come from `config`."""
     typed = DynamicCache(config=config)
     plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in typed.layers)
     return DynamicCache() if plain else typed
@@ -93,24 +102,24 @@ def joinable(cache: DynamicCache) -> bool:
 
 
 def cropped(cache: DynamicCache, length: int) -> DynamicCache:
-    """A view of the first `length` positions. Extending it does not touch the original: keys are concatenated anew."""
-    return _of([(layer.keys[..., :length, :], layer.values[..., :length, :]) for layer in cache.layers])
+    """A view of the first `length` positions. Extending it does not change the original, since it copies the keys."""
+    return _cache_of([(layer.keys[..., :length, :], layer.values[..., :length, :]) for layer in cache.layers])
 
 
 def selected(cache: DynamicCache, rows: Sequence[int], start: int = 0) -> DynamicCache:
     """The sequences `rows` of the cache, from position `start` on."""
     index = list(rows)
-    return _of([(layer.keys[index, :, start:], layer.values[index, :, start:]) for layer in cache.layers])
+    return _cache_of([(layer.keys[index, :, start:], layer.values[index, :, start:]) for layer in cache.layers])
 
 
 def joined(caches: Sequence[DynamicCache]) -> DynamicCache:
-    """All sequences in one cache, padded on the left with zeros that the mask must hide."""
+    """All sequences in one cache, padded on the left with zeros, which the attention mask must hide."""
     longest = max(cache.get_seq_length() for cache in caches)
 
-    def padded(tensor: Tensor) -> Tensor:
+    def padded(tensor: Tensor) -> Tensor:  # [B, heads, S, width] -> [B, heads, longest, width]
         return F.pad(tensor, (0, 0, longest - tensor.shape[-2], 0))
 
-    return _of(
+    return _cache_of(
         [
             (torch.cat([padded(part.keys) for part in parts]), torch.cat([padded(part.values) for part in parts]))
             for parts in zip(*(cache.layers for cache in caches), strict=True)
@@ -118,8 +127,8 @@ def joined(caches: Sequence[DynamicCache]) -> DynamicCache:
     )
 
 
-def _of(states: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
-    """A cache around these keys and values, without the copy that `update` would make."""
+def _cache_of(states: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
+    """A cache of these keys and values per layer, [B, heads, S, width] each, without the copy that `update` makes."""
     cache = DynamicCache()
     for keys, values in states:
         layer = DynamicLayer()

@@ -1,14 +1,14 @@
-"""Token ids -> text, piece by piece: only whole characters are handed out, and nothing of a stop string."""
+"""Token ids to text, piece by piece: whole characters only, and no part of a stop string."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 class Detokenizer:
-    """The text of one answer while it grows.
+    """The text of one answer, extended token by token.
 
-    A piece is held back while it could still change: an unfinished character (several tokens to one code point), or
-    an ending that may be the beginning of a stop string.
+    Text is held back while it can still change: an unfinished character (several tokens to one code point), or an
+    ending that may be the beginning of a stop string. text: everything so far. stopped: a stop string ended it.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
@@ -16,19 +16,19 @@ class Detokenizer:
         self._ids: list[int] = []
         self._decoded = ""  # text of the ids up to `_settled`
         self._settled = 0
-        self._given = 0
+        self._released = 0
         self.text = ""
         self.stopped = False
 
     def finish(self) -> str:
-        """What was held back, once no token follows."""
+        """The text that was held back, after the last token."""
         return self._release(everything=True)
 
     def add(self, token: int) -> str:
-        """The text that is certain after one more token. `stopped` says that a stop string ended it."""
+        """The text that became certain with one more token."""
         self._ids.append(token)
-        # Decoding only from the last settled token keeps the work per token constant; one token of overlap lets
-        # tokenizers that write the space in front of a word (SentencePiece) see that there is a word before.
+        # Decoding from the last settled token keeps the work per token constant. One token of overlap is needed by
+        # tokenizers that drop the space before the first word (SentencePiece).
         start = max(self._settled - 1, 0)
         overlap = self._decode(self._ids[start : self._settled]) if self._settled else ""
         tail = self._decode(self._ids[start:])[len(overlap) :]
@@ -42,13 +42,13 @@ class Detokenizer:
         return self._release(everything=self.stopped)
 
     def _release(self, everything: bool) -> str:
-        held = 0 if everything else self._unsure()
-        end = max(len(self.text) - held, self._given)
-        piece, self._given = self.text[self._given : end], end
+        held = 0 if everything else self._uncertain()
+        end = max(len(self.text) - held, self._released)
+        piece, self._released = self.text[self._released : end], end
         return piece
 
-    def _unsure(self) -> int:
-        """How many trailing characters may still change or turn out to belong to a stop string."""
+    def _uncertain(self) -> int:
+        """How many trailing characters may still change or belong to a stop string."""
         broken = len(self.text) - len(self.text.rstrip("\ufffd"))
         endings = (n for stop in self._stop for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
         return max(broken, max(endings, default=0))

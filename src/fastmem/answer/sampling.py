@@ -1,4 +1,4 @@
-"""From logits to the next token: pure functions, applied in the order transformers applies its processors.
+"""From logits to the next token: pure functions, applied in the order of transformers' processors.
 
 Repetition penalty (arXiv 1909.05858), temperature, top-k, top-p (arXiv 1904.09751), min-p (arXiv 2407.01082), then one
 draw. Temperature 0 is greedy.
@@ -25,31 +25,36 @@ class Sampling:
     min_p: float = 0.0
     """Keep tokens with at least this fraction of the top probability."""
     repetition_penalty: float = 1.0
-    """Divide (or multiply, below 0) the logits of tokens seen so far, prompt included; 1 does nothing."""
+    """Divide positive logits of the tokens seen so far, prompt included, and multiply negative ones; 1 does
+    nothing."""
     seed: int | None = None
-    """Of this answer's own generator; None draws one."""
+    """Seed of this answer's generator; None draws one."""
 
     def __post_init__(self) -> None:
-        for name, good, accepted in (
+        for name, valid, accepted in (
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0; 1 does nothing"),
         ):
-            if not good:
+            if not valid:
                 value = getattr(self, name)
                 raise InputError(f"{name} is {value!r}: give a number {accepted}.", field=name)
 
     def generator(self) -> torch.Generator:
-        """A generator of its own, so that an answer does not depend on who shares its batch."""
+        """A new generator for one answer, so that it does not depend on the other answers in its batch."""
         generator = torch.Generator()
         generator.seed() if self.seed is None else generator.manual_seed(self.seed)
         return generator
 
 
-def penalized(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """logits [V] with the tokens `seen` [S] made less likely."""
+def penalized(
+    logits: Tensor,  # [V]
+    seen: Tensor,  # [S] token ids
+    penalty: float,
+) -> Tensor:
+    """[V]: the logits after the repetition penalty."""
     if penalty == 1:
         return logits
     seen = seen.unique()
@@ -57,8 +62,11 @@ def penalized(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return logits.index_copy(0, seen, torch.where(score < 0, score * penalty, score / penalty))
 
 
-def warped(logits: Tensor, sampling: Sampling) -> Tensor:
-    """logits [V] after temperature and cuts; what is cut is -inf."""
+def warped(
+    logits: Tensor,  # [V]
+    sampling: Sampling,
+) -> Tensor:
+    """[V]: the logits after temperature, top-k, top-p and min-p; removed tokens are -inf."""
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
@@ -73,11 +81,16 @@ def warped(logits: Tensor, sampling: Sampling) -> Tensor:
     return logits
 
 
-def choose(logits: Tensor, sampling: Sampling, seen: Tensor, generator: torch.Generator) -> Tensor:
-    """The next token, a 0-dimensional int64 tensor on the device of `logits` [V]."""
+def choose(
+    logits: Tensor,  # [V]
+    sampling: Sampling,
+    seen: Tensor,  # [S] token ids, prompt included
+    generator: torch.Generator,
+) -> Tensor:
+    """[] int64: the next token, on the device of `logits`."""
     logits = penalized(logits, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits.argmax()
-    # Drawn on the host in float64: one stream of numbers for every device.
+    # Drawn on the CPU in float64, so that a seed gives the same numbers on every device.
     probability = warped(logits, sampling).double().softmax(-1).cpu()
     return torch.multinomial(probability, 1, generator=generator)[0].to(logits.device)

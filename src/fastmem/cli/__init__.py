@@ -1,19 +1,19 @@
-"""The command line: parse, call, print; nothing else. The table of commands, and `main`.
+"""The command line: it parses arguments, calls the library and prints results. The table of commands, and `main`.
 
 To add a command:
-1. write a function in a module of this folder; its docstring is the help, its first line the one in `fastmem --help`;
-2. add one line to `COMMANDS`: name -> "module:function" (or "module:app", a `typer.Typer`, for a group of commands);
-3. import torch, transformers, rich and everything else that is heavy inside the function, never at the top;
-4. take the flags that several commands share as records of `flags.py` (`model: ModelFlags`), under `@with_flags`;
-5. refuse by raising a `FastMemError`: `main` prints its text on one line and leaves with exit code 2;
-6. data goes to standard output (`output.emit` for `--json`), all else to standard error (`output.say`, logging).
+1. Write a function in a module of this folder. Its docstring is the help text; `fastmem --help` shows the first line.
+2. Add one line to `COMMANDS`: name -> "module:function", or "module:app" with a `typer.Typer` for a group of commands.
+3. Import torch, transformers, rich and other heavy packages inside the function, so that `--help` stays fast.
+4. Take flags that several commands share as dataclasses of `flags.py` (`model: ModelFlags`), with `@with_flags`.
+5. Report invalid input by raising a `FastMemError`: `main` prints it on one line and exits with code 2.
+6. Write data to standard output (`output.emit` for `--json`), all else to standard error (`output.say`, logging).
 """
 
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -40,7 +40,7 @@ COMMANDS: dict[str, str] = {
 
 HELP = """Make a language model stay faithful to the document it was given.
 
-FastMem memorizes the document in the model's last feed-forward network, then answers with the document in front of it.
+FastMem memorizes the document in the model's last feed-forward network, then answers with the document in the prompt.
 
 \b
 Examples:
@@ -50,24 +50,24 @@ Examples:
   fastmem eval --task nq_swap --methods base,fastmem --limit 100 --output runs/first
 """
 
-# The base of every refusal of the parser; typer keeps its name private.
+# The base class of the parser's errors; typer does not export it.
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 
-EXIT_BUG, EXIT_REFUSED, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_BUG, EXIT_INVALID, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class Commands(TyperGroup):
-    """The commands of `COMMANDS`, each imported when it is asked for (its help included)."""
+    """The commands of `COMMANDS`. A command's module is imported when the command or its help is needed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | TyperGroup:
         return command(one_of(cmd_name, COMMANDS, "command"))
 
 
 class Command(TyperCommand):
-    """A command whose help has a section for every record of shared flags."""
+    """A command whose help has a section for each class of shared flags."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -81,34 +81,35 @@ class Command(TyperCommand):
                 formatter.write_dl(records)
 
 
-def group() -> Any:
-    """The whole command line as a click group."""
+def group() -> TyperGroup:
+    """The whole command line."""
     app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, help=HELP)
     app.callback()(lambda: None)
-    return typer.main.get_command(app)
+    return cast(TyperGroup, typer.main.get_command(app))
 
 
-def command(name: str) -> Any:
-    """One command of `COMMANDS` as a click command."""
+def command(name: str) -> TyperCommand | TyperGroup:
+    """One command or group of `COMMANDS`."""
     module, _, attribute = COMMANDS[name].partition(":")
     target = getattr(importlib.import_module(module), attribute)
     if isinstance(target, typer.Typer):
-        return typer.main.get_command(target)
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name, cls=Command)(target)
-    return typer.main.get_command(app)
+        app = target
+    else:
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(name, cls=Command)(target)
+    return cast(TyperCommand | TyperGroup, typer.main.get_command(app))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console script."""
+    """The entry point of the console script. arguments: None takes those of the process."""
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; its exit code: 0, 2 refused with a reason, 130 interrupted, 1 a bug of ours."""
+    """Run one command line. Returns the exit code: 0 success, 1 a bug, 2 invalid input, 130 interrupted."""
     arguments = ["version"] if list(arguments) == ["--version"] else list(arguments) or ["--help"]
     debug = "--debug" in arguments
-    with output.notices(quiet="--quiet" in arguments or "-q" in arguments, debug=debug):
+    with output.log_messages(quiet="--quiet" in arguments or "-q" in arguments, debug=debug):
         try:
             app = group()
             with app.make_context("fastmem", arguments) as context:
@@ -116,39 +117,44 @@ def run(arguments: Sequence[str]) -> int:
         except typer.Exit as leaving:
             return leaving.exit_code
         except (KeyboardInterrupt, typer.Abort):
-            output.say("interrupted: the model is as it was, nothing was left half written.")
+            output.say("interrupted: the model is unchanged and no file is incomplete.")
             return EXIT_INTERRUPTED
-        except BrokenPipeError:  # `fastmem ... | head`: the reader has left; Python must not complain on the way out
+        except BrokenPipeError:  # the reader of a pipe has exited; keep Python from reporting it again at shutdown
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except Exception as error:
             if debug:
                 raise
-            output.say(f"error: {_line(error, arguments)}")
-            return EXIT_REFUSED if isinstance(error, FastMemError | USAGE_ERROR) else EXIT_BUG
+            output.say(f"error: {error_text(error, arguments[0])}")
+            return EXIT_INVALID if isinstance(error, FastMemError | USAGE_ERROR) else EXIT_BUG
     return 0
 
 
-def _line(error: Exception, arguments: Sequence[str]) -> str:
-    """What went wrong, on one line, with the flags of this command that it is about."""
+def error_text(error: Exception, command_name: str) -> str:
+    """The message of an error on one line, with the flags of the command that the error concerns."""
     if isinstance(error, USAGE_ERROR):
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "fastmem"
         message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
         return f"{message}. See '{path} --help'."
     if not isinstance(error, FastMemError):
-        return f"{type(error).__name__}: {' '.join(str(error).split())} (this is a bug: --debug shows where)"
+        return f"{type(error).__name__}: {' '.join(str(error).split())} (this is a bug: --debug shows the traceback)"
     text = " ".join(error.text.split())
-    flags = _flags(arguments[0]) if arguments and arguments[0] in COMMANDS else set()
-    about = [flag for flag in (f"--recipe-{error.field}", f"--{error.field}".replace("_", "-")) if flag in flags]
-    if about:
-        text += f" (option {about[0]})"
-    helpful = [flag for flag in (f"--{name}".replace("_", "-") for name in error.options) if flag in flags]
+    flags = _flags(command_name) if command_name in COMMANDS else set()
+    refused = [flag for flag in (_flag(f"recipe_{error.field}"), _flag(f"{error.field}")) if flag in flags]
+    if refused:
+        text = f"{text.removesuffix('.')} (option {refused[0]})."
+    helpful = [flag for flag in map(_flag, error.options) if flag in flags]
     return f"{text} Options that help: {', '.join(helpful)}." if helpful else text
+
+
+def _flag(argument: str) -> str:
+    """`learning_rate` as `--learning-rate`."""
+    return "--" + argument.replace("_", "-")
 
 
 def _flags(name: str) -> set[str]:
     """All flags of a command, or of the commands in a group."""
-    whole = command(name)
-    commands = [whole, *getattr(whole, "commands", {}).values()]
+    parsed = command(name)
+    commands = [parsed, *getattr(parsed, "commands", {}).values()]
     return {flag for one in commands for parameter in one.params for flag in parameter.opts}

@@ -1,4 +1,4 @@
-"""`fastmem ask`: a document, a question, an answer; by one method or by all of them beside each other."""
+"""`fastmem ask`: answers a question about a document, with one method or with all methods for comparison."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,12 +8,12 @@ import typer
 from fastmem.cli import memorization_view
 from fastmem.cli.flags import DecodingFlags, ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.output import Status, console, emit, say
-from fastmem.cli.read_document import document
+from fastmem.cli.read_document import read_document
 from fastmem.errors import InputError
 
 if TYPE_CHECKING:
     from fastmem.answer.running_batch import Answer, Stream
-    from fastmem.memory.memory import Memory
+    from fastmem.memory.memory import Memory, Step
     from fastmem.memory.recipe import Recipe
     from fastmem.model import FastMem
     from fastmem.surprisal_report import TokenSurprisal
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @with_flags
 def ask(
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What is to be answered from the document.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question about the document.")],
     model: ModelFlags,
     recipe: RecipeFlags,
     decoding: DecodingFlags,
@@ -29,17 +29,18 @@ def ask(
     context: Annotated[
         str | None, typer.Option("--context", "-c", metavar="FILE", help="The document; - reads standard input.")
     ] = None,
-    text: Annotated[str | None, typer.Option("--text", metavar="TEXT", help="The document, right here.")] = None,
+    text: Annotated[str | None, typer.Option("--text", metavar="TEXT", help="The document as an argument.")] = None,
     method: Annotated[str, typer.Option(metavar="NAME", help="How to answer: base, fastmem, cad, ...")] = "fastmem",
-    compare: Annotated[bool, typer.Option("--compare", help="All methods beside each other.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Answer with all methods and print a table.")] = False,
     show_memorization: Annotated[
-        bool, typer.Option("--show-memorization", help="The losses of every step; the document before and after.")
+        bool,
+        typer.Option("--show-memorization", help="Print the losses of each step and the surprisal of each token."),
     ] = False,
     memory: Annotated[
-        str | None, typer.Option("--memory", metavar="FILE", help="A memory of this document, made before.")
+        str | None, typer.Option("--memory", metavar="FILE", help="A memory of this document from a file.")
     ] = None,
     truncate: Annotated[
-        bool, typer.Option("--truncate", help="Cut the document, never the question, to what the model can read.")
+        bool, typer.Option("--truncate", help="Cut a document that is too long for the model, never the question.")
     ] = False,
 ) -> None:
     """Answer a question from a document.
@@ -52,53 +53,51 @@ def ask(
       cat report.txt | fastmem ask "Who is the mayor?" --context - --compare
       fastmem ask "Who is the mayor?" -c report.txt --show-memorization --steps 20
     """
-    the_document = document(context, text)
+    document = read_document(context, text)
     from fastmem.answer.contrast import METHODS, method_named
     from fastmem.memory.memory import Memory
     from fastmem.prompts import Tokens, document_identity
 
-    if show_memorization and not compare and not method_named(method).memorized:
-        raise InputError(f"--show-memorization with method {method!r}, which memorizes nothing: take fastmem.")
-    method_named(method)
+    if not method_named(method).memorized and show_memorization and not compare:
+        raise InputError(f"--show-memorization: method {method!r} does not memorize; use --method fastmem.")
     recipe.check()
     options = decoding.options()
     with Status(quiet=output.quiet) as status:
-        status(f"loading {model.model or 'the embedded model'} ...")
-        llm = model.load()
+        llm = model.load(status)
         loaded = Memory.load(memory, model=llm) if memory else None
     if model.model is None and not output.quiet:
         say(
-            "note: the embedded model knows only its made-up world (fastmem demo); for real documents give --model ID."
+            "note: the embedded model covers only an invented world (fastmem demo); use --model ID for real documents."
         )
     if loaded is not None and not output.quiet:
-        now = document_identity(Tokens([0]), the_document)["text_sha256"]
+        now = document_identity(Tokens([0]), document)["text_sha256"]
         if loaded.details.get("text_sha256", now) != now:
-            say(f"note: {memory} was made of another text than this document.")
-    case = _Case(llm, question, the_document, recipe.make(llm.recipe), truncate, options, output)
+            say(f"note: {memory} was made from a different text than this document.")
+    query = _Query(llm, question, document, recipe.make(llm.recipe), loaded, truncate, options, output.quiet)
     if compare:
-        _compare(case, tuple(METHODS), loaded, show_memorization)
+        _compare(query, tuple(METHODS), output.json, show_memorization)
     else:
-        _one(case, method, loaded, show_memorization)
+        _answer(query, method, output.json, show_memorization)
 
 
 @dataclass(frozen=True)
-class _Case:
-    """One question to one document."""
+class _Query:
+    """A question about a document. memory: from a file, or None."""
 
     llm: "FastMem"
     question: str
     context: str
     recipe: "Recipe"
+    memory: "Memory | None"
     truncate: bool
     options: dict[str, Any]
-    output: OutputFlags
+    quiet: bool
 
     def ask(self, method: str, memory: "Memory | None", status: Status) -> "Stream":
-        """Memorizes, where the method does and no memory is given; decodes while it is iterated."""
-        steps = self.recipe.steps
+        """Memorizes if the method needs it and no memory is given; decodes while it is iterated."""
 
-        def on_step(step: Any) -> None:
-            status(f"memorizing: step {step.index + 1} of {steps}, loss {step.loss:.3f}")
+        def on_step(step: "Step") -> None:
+            status(f"memorizing: step {step.index + 1} of {self.recipe.steps}, loss {step.loss:.3f}")
 
         return self.llm.ask(
             self.question,
@@ -119,6 +118,11 @@ class _Case:
         )
         return surprisal_report(self.llm, tokens, memory)
 
+    def emit(self, answers: dict[str, Any], shown: "Memory | None") -> None:
+        """Print the answers as JSON. shown: the memory whose surprisals are added."""
+        tokens = {"tokens": [asdict(token) for token in self.surprisals(shown)]} if shown else {}
+        emit({"model": self.llm.name, "question": self.question} | answers | tokens)
+
     def show(self, memory: "Memory") -> None:
         page = console()
         memorization_view.print_steps(page, memory)
@@ -126,42 +130,39 @@ class _Case:
         page.print()
 
 
-def _one(case: _Case, method: str, memory: "Memory | None", show_memorization: bool) -> None:
-    with Status(quiet=case.output.quiet) as status:
-        stream = case.ask(method, memory, status)
-    made = stream.memory if show_memorization else None
-    if case.output.json:
-        answer = stream.run()
-        shown = {"tokens": [asdict(token) for token in case.surprisals(made)]} if made else {}
-        return emit({"model": case.llm.name, "question": case.question} | _record(answer) | shown)
-    if made:
-        case.show(made)
+def _answer(query: _Query, method: str, as_json: bool, show_memorization: bool) -> None:
+    with Status(quiet=query.quiet) as status:
+        stream = query.ask(method, query.memory, status)
+    shown = stream.memory if show_memorization else None
+    if as_json:
+        return query.emit(_record(stream.run()), shown)
+    if shown:
+        query.show(shown)
     try:
         for piece in stream:
             print(piece, end="", flush=True)
-    finally:  # an interrupt ends the line, too
+    finally:  # also end the line after an interrupt
         print(flush=True)
-    if not case.output.quiet and stream.answer is not None:
-        say(_summary(stream.answer, loaded=memory is not None))
+    if not query.quiet and stream.answer is not None:
+        say(_summary(stream.answer, loaded=query.memory is not None))
 
 
-def _compare(case: _Case, methods: tuple[str, ...], memory: "Memory | None", show_memorization: bool) -> None:
+def _compare(query: _Query, methods: tuple[str, ...], as_json: bool, show_memorization: bool) -> None:
     answers: list[Answer] = []
-    made, seconds = memory, 0.0
-    with Status(quiet=case.output.quiet) as status:
+    memory, seconds = query.memory, 0.0
+    with Status(quiet=query.quiet) as status:
         for number, method in enumerate(methods, 1):
             status(f"{method} ({number} of {len(methods)}) ...")
-            answer = case.ask(method, made, status).run()
+            answer = query.ask(method, memory, status).run()
             if answer.memory is not None:
-                made, seconds = answer.memory, seconds or answer.memorize_seconds
+                memory, seconds = answer.memory, seconds or answer.memorize_seconds
                 answer = replace(answer, memorize_seconds=seconds)
             answers.append(answer)
-    if case.output.json:
-        shown = {"tokens": [asdict(t) for t in case.surprisals(made)]} if made and show_memorization else {}
-        records = [_record(answer) for answer in answers]
-        return emit({"model": case.llm.name, "question": case.question, "answers": records} | shown)
-    if made and show_memorization:
-        case.show(made)
+    shown = memory if show_memorization else None
+    if as_json:
+        return query.emit({"answers": [_record(answer) for answer in answers]}, shown)
+    if shown:
+        query.show(shown)
     _print_table(answers)
 
 
@@ -198,16 +199,16 @@ def _record(answer: "Answer") -> dict[str, Any]:
 
 
 def _per_token(answer: "Answer") -> float:
-    """Wall time of decoding, the reading of the prompt included, over the new tokens."""
+    """Seconds of decoding per new token, including the time to read the prompt."""
     return answer.decode_seconds / max(len(answer.token_ids), 1)
 
 
 def _summary(answer: "Answer", *, loaded: bool) -> str:
-    """What it took, on one line."""
+    """Steps, tokens and seconds, on one line."""
     count, memory = len(answer.token_ids), answer.memory
     text = f"{answer.method}: "
     if memory is not None and loaded:
-        text += "memory from its file; "
+        text += "memory from file; "
     elif memory is not None:
         first, last = (memory.trace[0].loss, memory.trace[-1].loss) if memory.trace else (0.0, 0.0)
         losses = f", loss {first:.2f} to {last:.2f}" if memory.trace else ""

@@ -1,4 +1,4 @@
-"""`fastmem bench`: what memorizing and answering cost with one's own model, on one's own machine."""
+"""`fastmem bench`: the cost of memorizing and answering, with any model, on this machine."""
 
 from typing import Annotated, Any
 
@@ -14,12 +14,12 @@ def bench(
     recipe: RecipeFlags,
     output: OutputFlags,
     tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Scored tokens of the document.")] = 150,
-    new_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens decoded with every method.")] = 12,
+    new_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens to decode with each method.")] = 12,
 ) -> None:
-    """Measure what memorizing costs, and every method per token.
+    """Measure the cost of memorizing, and of each method per token.
 
-    Runs on a document that says nothing: times depend on shapes, not on words. About two minutes with a model of
-    1.5 B parameters on 2 cores. For figures beside other ways to do it, see bench/ in the repository.
+    The document is made of arbitrary tokens, since times depend on shapes only. Takes about two minutes with a model
+    of 1.5 B parameters on 2 cores. For comparisons with other implementations, see bench/ in the repository.
 
     \b
     Examples:
@@ -28,32 +28,32 @@ def bench(
     """
     from fastmem.cost import card
 
-    llm = model.load()
     with Status(quiet=output.quiet) as status:
-        status("measuring: products, memorizing, every method ...")
-        found = card(llm, recipe.make(llm.recipe), tokens, new_tokens)
+        llm = model.load(status)
+        status("measuring: products, memorizing, each method ...")
+        costs = card(llm, recipe.make(llm.recipe), tokens, new_tokens)
     if output.json:
-        return emit(found)
-    print("\n".join(_lines(found)))
+        return emit(costs)
+    print("\n".join(_lines(costs)))
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
-    """The card for people."""
-    bound, cost, methods = found["ceiling"], found["memorize"], found["seconds_per_token"]
-    products = found["steps"] * bound["product_seconds"]
+def _lines(costs: dict[str, Any]) -> list[str]:
+    """The measurements as a table."""
+    bound, cost, methods = costs["ceiling"], costs["memorize"], costs["seconds_per_token"]
+    products = costs["steps"] * bound["product_seconds"]
     share = products / cost["steps_seconds"] if cost["steps_seconds"] else 0.0
-    listed = "" if found["shortlist"] is None else f", a shortlist of {found['shortlist']}"
+    approximation = "" if costs["shortlist"] is None else f", a shortlist of {costs['shortlist']}"
     base = methods["base"]
     floor = bound["token_bytes"] / bound["read_bytes_per_second"]
     return [
-        f"{found['model']} on {found['device']}, {found['dtype']}, {found['cpu_threads']} threads",
+        f"{costs['model']} on {costs['device']}, {costs['dtype']}, {costs['cpu_threads']} threads",
         "",
-        f"memorize {cost['scored_tokens']} tokens, {found['steps']} steps{listed}",
+        f"memorize {cost['scored_tokens']} tokens, {costs['steps']} steps{approximation}",
         f"  bound     {products:9.3f} s   exact products alone, {bound['flops_per_second'] / 1e9:.0f} GFLOP/s",
         f"  steps     {cost['steps_seconds']:9.3f} s   {share:.0%} of the bound's speed",
         f"  reading   {cost['read_seconds']:9.3f} s   one trunk pass",
         f"  memory    {cost['memory_bytes'] / 1e6:9.1f} MB  the memory itself, float32",
-        f"  peak      {cost['peak_bytes'] / 1e6:9.1f} MB  beside the loaded model",
+        f"  peak      {cost['peak_bytes'] / 1e6:9.1f} MB  in addition to the loaded model",
         "",
         f"one more token: bound {floor * 1e3:.2f} ms to read {bound['token_bytes'] / 1e6:.0f} MB of weights",
         *(f"  {name:<15}{s * 1e3:9.2f} ms  {s / base:6.2f}x base  {1 / s:8.1f} /s" for name, s in methods.items()),

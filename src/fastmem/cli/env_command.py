@@ -1,7 +1,13 @@
-"""`fastmem env` and `fastmem version`: what is installed, for people and for bug reports."""
+"""`fastmem env` and `fastmem version`: installed versions and hardware, for bug reports."""
 
 from fastmem.cli.flags import OutputFlags, with_flags
 from fastmem.cli.output import emit
+
+# Packages whose versions are reported besides torch's.
+PACKAGES = (
+    "transformers", "tokenizers", "safetensors", "huggingface_hub", "datasets", "torchmetrics", "rouge_score",
+    "optuna", "fastapi", "peft", "lm_eval",
+)  # fmt: skip
 
 
 def version() -> None:
@@ -13,7 +19,7 @@ def version() -> None:
 
 @with_flags
 def env(output: OutputFlags) -> None:
-    """Print what a bug report needs: versions, device, threads."""
+    """Print versions, device and threads, for a bug report."""
     import platform
 
     import torch
@@ -21,7 +27,7 @@ def env(output: OutputFlags) -> None:
     from fastmem import __version__
     from fastmem.environment import device_name, installed
 
-    found = {
+    versions = {
         "fastmem": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -30,13 +36,6 @@ def env(output: OutputFlags) -> None:
         "cpu_threads": torch.get_num_threads(),
     } | {name: installed(name) for name in PACKAGES}
     if output.json:
-        return emit(found)
-    for name, value in found.items():
+        return emit(versions)
+    for name, value in versions.items():
         print(f"{name:<18}{'not installed' if value is None else value}")
-
-
-# What the extras bring.
-PACKAGES = (
-    "transformers", "tokenizers", "safetensors", "huggingface_hub", "datasets", "torchmetrics", "rouge_score",
-    "optuna", "fastapi", "peft", "lm_eval",
-)  # fmt: skip

@@ -1,4 +1,4 @@
-"""`fastmem eval` and `report`: one task, its rows, its tables."""
+"""`fastmem eval` and `fastmem report`: run tasks and print their tables."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,37 +9,33 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
+from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, given_values, option, with_flags
 from fastmem.cli.output import Status, emit, say
 from fastmem.errors import InputError, one_of
 
 if TYPE_CHECKING:
+    from fastmem.lab.report.results import Results
     from fastmem.lab.run.runner import Progress
     from fastmem.lab.scores.summary import Scorers
     from fastmem.lab.tasks import Data
 
 DEFAULT_METHODS = "base,cad,dola,fastmem,fastmem+cd,fastmem+dola"
-_SAY_EVERY_SECONDS = 30  # where nobody sees a status line
+_LINE_INTERVAL_SECONDS = 30  # between progress lines if standard error is not a terminal
 
 
 @dataclass(frozen=True)
 class DataFlags:
-    """Which rows."""
+    """The examples of a task."""
 
     heading: ClassVar[str] = "Data"
 
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", metavar="FILE", help="A local file or folder (parquet, json, jsonl, csv); else the hub."
-        ),
-    ] = None
-    split: Annotated[str | None, typer.Option(metavar="NAME", help="Another split than the reported one.")] = None
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N examples.")] = None
-    strip_markup: Annotated[bool, typer.Option("--strip-markup", help="Take <P>-style tags out of passages.")] = False
+    data: str | None = option("Local file or folder (parquet, json, jsonl, csv); default: the hub.", "FILE")
+    split: str | None = option("Split of the data set; default: the one that is reported.", "NAME")
+    limit: int | None = option("Only the first N examples.", "N")
+    strip_markup: bool = option("Remove <P>-style tags from passages.", default=False)
 
     def load(self, task: str, split: str | None = None) -> "Data":
-        """The examples. split: taken where none is given."""
+        """The examples of a task. split: used if --split is not given."""
         from fastmem.lab.tasks import load
 
         return load(task, self.data, split=self.split or split, limit=self.limit, strip_markup=self.strip_markup)
@@ -47,32 +43,23 @@ class DataFlags:
 
 @dataclass(frozen=True)
 class ScorerFlags:
-    """Models that score summaries."""
+    """The models that score summaries."""
 
     heading: ClassVar[str] = "Summary scores"
 
-    bertscore: Annotated[
-        str | None, typer.Option(metavar="ID", help="Encoder of BERTScore, or none; roberta-large.")
-    ] = None
-    bertscore_layer: Annotated[int | None, typer.Option(metavar="N", help="Its layer; 17.")] = None
-    factkb: Annotated[str | None, typer.Option(metavar="ID", help="FactKB's model, or none; bunsenfeng/FactKB.")] = (
-        None
-    )
-    factkb_tokenizer: Annotated[str | None, typer.Option(metavar="ID", help="FactKB's tokenizer; roberta-base.")] = (
-        None
-    )
-    hhem: Annotated[
-        str | None,
-        typer.Option(metavar="ID", help="Also HHEM-2.1: vectara/hallucination_evaluation_model (runs its code)."),
-    ] = None
+    bertscore: str | None = option("Encoder of BERTScore, or none; default: roberta-large.", "ID")
+    bertscore_layer: int | None = option("Layer of the encoder; default: 17.", "N")
+    factkb: str | None = option("Model of FactKB, or none; default: bunsenfeng/FactKB.", "ID")
+    factkb_tokenizer: str | None = option("Tokenizer of FactKB; default: roberta-base.", "ID")
+    hhem: str | None = option("Also HHEM-2.1: vectara/hallucination_evaluation_model (runs its code).", "ID")
 
     def scorers(self, device: str) -> "Scorers":
-        """The record that scoring takes; "none" leaves a score out."""
+        """The scorers to use; "none" omits a score."""
         from fastmem.lab.scores.summary import Scorers
 
-        names = ("bertscore", "bertscore_layer", "factkb", "factkb_tokenizer", "hhem")
-        given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        given = {name: None if value == "none" else value for name, value in given.items()}
+        given: dict[str, Any] = {
+            name: None if value == "none" else value for name, value in given_values(self).items()
+        }
         return Scorers(**given, device=device)
 
 
@@ -85,32 +72,38 @@ def evaluate(
     output: OutputFlags,
     task: Annotated[
         str,
-        typer.Option("--task", metavar="NAME,..", help="nq_swap, memotrap, xsum, ...; several with commas between."),
+        typer.Option("--task", metavar="NAME,..", help="nq_swap, memotrap, xsum, ...; several separated by commas."),
     ],
     output_dir: Annotated[
         Path,
-        typer.Option("--output", metavar="DIR", help="Where rows and summary go; of several tasks, a folder each."),
+        typer.Option("--output", metavar="DIR", help="Folder for the results; one subfolder per task if several."),
     ],
     methods: Annotated[
-        str, typer.Option(metavar="M,M", help="Methods with commas between; one-shot is one, too.")
+        str, typer.Option(metavar="M,M", help="Methods separated by commas; one-shot is also accepted.")
     ] = DEFAULT_METHODS,
-    alpha: Annotated[float | None, typer.Option(metavar="X", help="Strength of a contrast; 0.5.")] = None,
+    alpha: Annotated[float | None, typer.Option(metavar="X", help="Strength of a contrast; default: 0.5.")] = None,
     relative_top: Annotated[
-        float | None, typer.Option(metavar="X", help="Plausibility cut of a contrast; DoLa's is 0.1, others none.")
+        float | None,
+        typer.Option(metavar="X", help="Plausibility cut of a contrast; default: 0.1 for DoLa, else none."),
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer; the task's.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Longest answer; default: the task's.")
+    ] = None,
     max_context_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Cut longer documents; the paper's limit is 7500.")
+        int | None, typer.Option(metavar="N", help="Cut longer documents; the paper uses 7500.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples answered side by side.")] = 16,
-    seed: Annotated[int, typer.Option(metavar="N", help="Recorded; nothing is drawn.")] = 0,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples answered at the same time.")] = 16,
+    seed: Annotated[int, typer.Option(metavar="N", help="Only recorded; nothing is random.")] = 0,
     part: Annotated[
-        str, typer.Option(metavar="PART", help="all; held-out: what search left alone; searched: the other half.")
+        str,
+        typer.Option(
+            metavar="PART", help="all, held-out (the half that search does not use) or searched (the other half)."
+        ),
     ] = "all",
 ) -> None:
-    """Answer the examples of tasks by every method; print the table.
+    """Answer the examples of tasks with each method; print the table.
 
-    Every row is written as it is made. Stopped at any instant, the same command goes on where it was.
+    Each result is written at once. If the command is interrupted, run it again to continue.
 
     \b
     Examples:
@@ -128,7 +121,7 @@ def evaluate(
     one_of(part, PARTS, "part", field="part")
     tasks = names(task)
     if not tasks or len(set(tasks)) < len(tasks):
-        raise InputError(f"--task is {task!r}: give each task once, and at least one.")
+        raise InputError(f"--task is {task!r}: give at least one task, and each task once.")
 
     def experiment(task: str, made: Recipe, device: str) -> Experiment:
         return Experiment(
@@ -145,19 +138,18 @@ def evaluate(
         )
 
     for each in tasks:
-        experiment(each, recipe.make(Recipe()), "cpu")  # refuses before anything is loaded
+        experiment(each, recipe.make(Recipe()), "cpu")  # checks the arguments before anything is loaded
     folders = {each: output_dir / each if len(tasks) > 1 else output_dir for each in tasks}
     summaries = {}
     with Status(quiet=output.quiet) as status:
         status("loading data ...")
-        rows = {each: part_of(data.load(each), part) for each in tasks}  # type: ignore[arg-type]
-        status(f"loading {model.model or 'the embedded model'} ...")
-        llm = model.load()
+        data_of_task = {each: part_of(data.load(each), part) for each in tasks}  # type: ignore[arg-type]
+        llm = model.load(status)
         for each, folder in folders.items():
             planned = experiment(each, recipe.make(llm.recipe), str(llm.split_model.device))
-            telling = Telling(status, output.quiet, f"{each}: " if len(tasks) > 1 else "")
-            with resumable(telling, folder):
-                summaries[each] = run(llm, planned, rows[each], folder, telling)
+            reporter = ProgressReporter(status, output.quiet, f"{each}: " if len(tasks) > 1 else "")
+            with resumable(reporter, folder):
+                summaries[each] = run(llm, planned, data_of_task[each], folder, reporter)
     if output.json:
         emit(summaries if len(tasks) > 1 else summaries[tasks[0]])
     else:
@@ -168,13 +160,15 @@ def evaluate(
 def report(
     output: OutputFlags,
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders of eval or search, or one that holds such folders.")
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Folders written by eval or search, or a folder that contains them."),
     ],
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="The page; report.html in the first folder.")
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="The HTML page; default: report.html in the first folder."),
     ] = None,
 ) -> None:
-    """Regrade finished rows, print the tables and write one HTML page. Needs no model.
+    """Regrade finished results, print tables and write an HTML page. Needs no model.
 
     \b
     Examples:
@@ -199,7 +193,7 @@ def report(
 
 
 def _with_results(folder: Path) -> list[Path]:
-    """The folder itself; or those in it that hold results, as `paper` and an `eval` of several tasks make them."""
+    """The folder itself, or its subfolders with results, as `paper` and `eval` with several tasks write them."""
     from fastmem.lab.report.search_landscape import SEARCH
     from fastmem.lab.run.run_files import RUN
 
@@ -209,46 +203,49 @@ def _with_results(folder: Path) -> list[Path]:
 
 
 def names(given: str) -> tuple[str, ...]:
-    """`base,cad` as names."""
+    """`base,cad` as a tuple."""
     return tuple(name.strip() for name in given.split(",") if name.strip())
 
 
-class Telling:
-    """Progress for people: a status line on a terminal; elsewhere a line now and then."""
+class ProgressReporter:
+    """Shows progress: a status line on a terminal, otherwise a line every 30 seconds.
 
-    def __init__(self, status: Status, quiet: bool, what: str = ""):
-        self.status, self.quiet, self.what = status, quiet, what
+    prefix: put before the numbers. finished: what an interrupt reports as finished.
+    """
+
+    def __init__(self, status: Status, quiet: bool, prefix: str = ""):
+        self.status, self.quiet, self.prefix = status, quiet, prefix
         self.finished = "0 rows"
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
     def __call__(self, progress: "Progress") -> None:
-        self.finished = f"{self.what}{progress.rows} rows"
-        text = f"{self.what}{progress.rows} of {progress.total} rows"
+        self.finished = f"{self.prefix}{progress.rows} rows"
+        text = f"{self.prefix}{progress.rows} of {progress.total} rows"
         if progress.errors:
             text += f", {progress.errors} errors"
         text += f", {duration(progress.seconds)}"
         if progress.rows < progress.total:
             left = progress.seconds_left
-            text += ", time left not yet measured" if left is None else f", about {duration(left)} left"
+            text += ", time left not yet known" if left is None else f", about {duration(left)} left"
         self.show(text)
 
     def show(self, text: str) -> None:
-        """On the status line, or as a line of its own where the last one was long ago."""
+        """On the status line; without one, as a new line if the last one is old enough."""
         if self.status.shown:
             self.status(text)
-        elif not self.quiet and time.monotonic() - self._said >= _SAY_EVERY_SECONDS:
-            self._said = time.monotonic()
+        elif not self.quiet and time.monotonic() - self._last_line >= _LINE_INTERVAL_SECONDS:
+            self._last_line = time.monotonic()
             say(text)
 
 
 @contextmanager
-def resumable(telling: Telling, folder: Path) -> Iterator[None]:
-    """An interrupt within the block ends the command with what is finished and how to go on."""
+def resumable(reporter: ProgressReporter, folder: Path) -> Iterator[None]:
+    """On an interrupt within the block, print what is finished and how to continue, and exit with code 130."""
     try:
         yield
     except KeyboardInterrupt:
-        telling.status("")
-        say(f"interrupted: {telling.finished} are finished in {folder}; the same command goes on.")
+        reporter.status("")
+        say(f"interrupted: {reporter.finished} are finished in {folder}; run the same command again to continue.")
         raise typer.Exit(130) from None
 
 
@@ -259,7 +256,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _scores(results: Any) -> Sequence[str]:
+def _scores(results: "Results") -> Sequence[str]:
     from fastmem.lab.scores import grading
 
     return list(grading.columns(results.kind))

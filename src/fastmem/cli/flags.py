@@ -1,17 +1,17 @@
-"""Flags that several commands share, as records: one field, one option.
+"""Flags that several commands share, as dataclasses: each field is one option.
 
     @with_flags
     def ask(question: str, model: ModelFlags, recipe: RecipeFlags) -> None: ...
 
-`with_flags` exchanges each parameter annotated with a record for the record's fields, so that the command gets
-records and the parser gets options.
+`with_flags` replaces each parameter of such a type by one parameter per field for the parser, and passes instances to
+the command.
 """
 
 import functools
 import inspect
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
@@ -25,22 +25,21 @@ if TYPE_CHECKING:
 
 
 def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`command` with one keyword parameter per field instead of each parameter that is a record of flags."""
+    """`command` with one keyword parameter per field of its parameters that are classes of flags."""
     signature = inspect.signature(command, eval_str=True)
-    records: dict[str, Any] = {
-        p.name: p.annotation for p in signature.parameters.values() if is_dataclass(p.annotation)
-    }
+    classes: dict[str, Any] = {}
     own: list[inspect.Parameter] = []
     shared: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
-        if parameter.name in records:
-            shared += _options(records[parameter.name])
+        if is_dataclass(parameter.annotation):
+            classes[parameter.name] = parameter.annotation
+            shared += _parameters(parameter.annotation)
         else:
             own.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
     def flat(**given: Any) -> Any:
-        made = {n: record(**{f.name: given.pop(f.name) for f in fields(record)}) for n, record in records.items()}
+        made = {name: flags(**{f.name: given.pop(f.name) for f in fields(flags)}) for name, flags in classes.items()}
         return command(**given, **made)
 
     flat.__signature__ = signature.replace(parameters=own + shared)  # type: ignore[attr-defined]
@@ -48,37 +47,45 @@ def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     return flat
 
 
-def _options(record: Any) -> list[inspect.Parameter]:
-    """One keyword parameter per field, under the record's heading in the help."""
-    options = []
-    for name, hint in get_type_hints(record, include_extras=True).items():
-        if name == "heading":
-            continue
-        hint.__metadata__[0].rich_help_panel = record.heading
-        default = record.__dataclass_fields__[name].default
-        options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint))
-    return options
+def option(help: str, metavar: str | None = None, short: str | None = None, default: Any = None) -> Any:
+    """A field of a class of flags. The option is the field's name with dashes; short: a second name such as `-m`."""
+    return field(default=default, metadata={"help": help, "metavar": metavar, "short": short})
+
+
+def _parameters(flags: Any) -> list[inspect.Parameter]:
+    """One keyword parameter per field, in the help section of the class."""
+    hints = get_type_hints(flags)
+    parameters = []
+    for f in fields(flags):
+        names = [f"--{f.name.replace('_', '-')}", *([f.metadata["short"]] if f.metadata["short"] else [])]
+        info = typer.Option(
+            *names, help=f.metadata["help"], metavar=f.metadata["metavar"], rich_help_panel=flags.heading
+        )
+        parameter = inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
+        parameters.append(parameter.replace(annotation=Annotated[hints[f.name], info]))
+    return parameters
+
+
+def given_values(flags: Any) -> dict[str, Any]:
+    """The fields of an instance that are not None: the options that were given."""
+    values = {f.name: getattr(flags, f.name) for f in fields(flags)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class ModelFlags:
-    """Which model, where, in which type."""
+    """The model, its device and its data type."""
 
     heading: ClassVar[str] = "Model"
 
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="ID", help="Hub id or folder; the embedded model if left out."),
-    ] = None
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16, float16; the checkpoint's own.")
-    ] = None
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; a GPU where there is one.")
-    ] = None
+    model: str | None = option("Hub id or folder; default: the embedded model.", "ID", "-m")
+    dtype: str | None = option("float32, bfloat16 or float16; default: the checkpoint's.", "TYPE")
+    device: str | None = option("cpu, cuda, cuda:1, ...; default: a GPU if there is one.", "NAME")
 
-    def load(self) -> "FastMem":
-        """The model. transformers' own progress bars and warnings are shown under --debug only."""
+    def load(self, status: Callable[[str], None] | None = None) -> "FastMem":
+        """The model. status: called with a line that says what is loaded. transformers' output needs --debug."""
+        if status:
+            status(f"loading {self.model or 'the embedded model'} ...")
         from fastmem.loading import quieten
         from fastmem.model import FastMem
 
@@ -89,59 +96,42 @@ class ModelFlags:
 
 @dataclass(frozen=True)
 class RecipeFlags:
-    """How to memorize: a file, and single values that win over it. What is left out is the model's default."""
+    """How to memorize: a file, and single values that override it. Anything else is the model's default."""
 
     heading: ClassVar[str] = "Recipe"
 
-    recipe: Annotated[
-        Path | None, typer.Option("--recipe", metavar="FILE", help="JSON of recipe fields, as search writes it.")
-    ] = None
-    learning_rate: Annotated[float | None, typer.Option(metavar="X", help="AdamW rate.")] = None
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Updates, each on the whole document.")] = None
-    kl_weight: Annotated[float | None, typer.Option(metavar="X", help="Weight of KL(original || now).")] = None
-    weight_decay: Annotated[float | None, typer.Option(metavar="X", help="AdamW's weight decay.")] = None
-    max_grad_norm: Annotated[float | None, typer.Option(metavar="X", help="Clip the gradient to this norm.")] = None
-    layers: Annotated[
-        str | None,
-        typer.Option(metavar="N,N", help="Layers whose FFN is tuned, negative ones from the end: -1 or 4,5."),
-    ] = None
-    placement: Annotated[
-        str | None, typer.Option(metavar="WHERE", help="The document as assistant turn, user turn, text, or prompt.")
-    ] = None
-    adaptive_kl: Annotated[float | None, typer.Option(metavar="X", help="Target KL of an adaptive weight, nats.")] = (
-        None
-    )
-    target_loss: Annotated[float | None, typer.Option(metavar="X", help="Stop at this loss.")] = None
-    max_kl: Annotated[float | None, typer.Option(metavar="X", help="Stop above this KL, nats.")] = None
-    patience: Annotated[
-        int | None, typer.Option(metavar="N", help="Stop after so many steps without a better loss.")
-    ] = None
-    parametrization: Annotated[str | None, typer.Option(metavar="NAME", help="Tune full weights, or lora.")] = None
-    rank: Annotated[int | None, typer.Option(metavar="N", help="lora: rank of the factors.")] = None
-    lora_alpha: Annotated[
-        float | None, typer.Option(metavar="X", help="lora: the product counts lora-alpha / rank times.")
-    ] = None
-    recipe_seed: Annotated[
-        int | None, typer.Option("--recipe-seed", metavar="N", help="lora: of the drawn factor.")
-    ] = None
-    shortlist: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Approximate the softmax with N tokens: faster steps."),
-    ] = None
+    recipe: Path | None = option("JSON file of recipe fields, as written by search.", "FILE")  # noqa: RUF009
+    learning_rate: float | None = option("Learning rate of AdamW.", "X")
+    steps: int | None = option("Updates, each on the whole document.", "N")
+    kl_weight: float | None = option("Weight of KL(original || now).", "X")
+    weight_decay: float | None = option("Weight decay of AdamW.", "X")
+    max_grad_norm: float | None = option("Clip the gradient to this norm.", "X")
+    layers: str | None = option("Layers whose FFN is tuned; negative numbers count from the end: -1 or 4,5.", "N,N")
+    placement: str | None = option("The document as assistant turn, user turn, text, or prompt.", "WHERE")
+    adaptive_kl: float | None = option("Target KL of an adaptive weight, in nats.", "X")
+    target_loss: float | None = option("Stop at this loss.", "X")
+    max_kl: float | None = option("Stop above this KL, in nats.", "X")
+    patience: int | None = option("Stop after this many steps without a lower loss.", "N")
+    parametrization: str | None = option("What is tuned: full (all weights) or lora.", "NAME")
+    rank: int | None = option("lora: rank of the factors.", "N")
+    lora_alpha: float | None = option("lora: the product is multiplied by lora-alpha / rank.", "X")
+    recipe_seed: int | None = option("lora: seed of the random factor.", "N")
+    shortlist: int | None = option("Approximate the softmax with N tokens: faster steps.", "N")
 
     def make(self, default: "Recipe") -> "Recipe":
         """`default`, changed by the file and then by the single flags. Errors: `InputError`."""
         from fastmem.memory.recipe import changed_recipe, read_recipe
 
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "recipe"}
-        given["seed"] = given.pop("recipe_seed")  # --seed is the sampling's
-        changed = {name: value for name, value in given.items() if value is not None}
-        if self.layers is not None:
-            changed["layers"] = _layers(self.layers)
-        return changed_recipe(default, (read_recipe(self.recipe) if self.recipe else {}) | changed)
+        changes = given_values(self)
+        from_file = read_recipe(changes.pop("recipe")) if self.recipe else {}
+        if "recipe_seed" in changes:  # --seed is the seed of sampling
+            changes["seed"] = changes.pop("recipe_seed")
+        if "layers" in changes:
+            changes["layers"] = _layers(changes["layers"])
+        return changed_recipe(default, from_file | changes)
 
     def check(self) -> None:
-        """Refuse what cannot be used before a model is loaded. Errors: `InputError`."""
+        """Check all values before a model is loaded. Errors: `InputError`."""
         from fastmem.memory.recipe import Recipe
 
         self.make(Recipe())
@@ -149,35 +139,28 @@ class RecipeFlags:
 
 @dataclass(frozen=True)
 class DecodingFlags:
-    """How to decode; what is left out is `Decoding`'s default."""
+    """How to decode. What is not given is the default of `Decoding`."""
 
     heading: ClassVar[str] = "Decoding"
 
-    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer; 100.")] = None
-    temperature: Annotated[float | None, typer.Option(metavar="X", help="0 takes the most likely token; 0.")] = None
-    top_k: Annotated[int | None, typer.Option(metavar="N", help="Sample among this many tokens; 0 is all.")] = None
-    top_p: Annotated[
-        float | None, typer.Option(metavar="X", help="Sample among the most likely of this probability; 1.")
-    ] = None
-    min_p: Annotated[
-        float | None, typer.Option(metavar="X", help="Sample above this fraction of the top probability; 0.")
-    ] = None
-    repetition_penalty: Annotated[float | None, typer.Option(metavar="X", help="Above 1 repeats less; 1.")] = None
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Of the sampling.")] = None
-    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End the answer here; repeatable.")] = None
-    alpha: Annotated[float | None, typer.Option(metavar="X", help="Strength of a contrast; 0.5.")] = None
-    relative_top: Annotated[
-        float | None, typer.Option(metavar="X", help="Plausibility cut of a contrast; DoLa's is 0.1, others none.")
-    ] = None
-    final_norm: Annotated[bool | None, typer.Option("--final-norm", help="DoLa: norm early states.")] = None
+    max_new_tokens: int | None = option("Longest answer; default: 100.", "N")
+    temperature: float | None = option("0 takes the most likely token; default: 0.", "X")
+    top_k: int | None = option("Sample from this many tokens; default: 0, all.", "N")
+    top_p: float | None = option("Sample from the most likely tokens of this total probability; default: 1.", "X")
+    min_p: float | None = option("Sample above this fraction of the top probability; default: 0.", "X")
+    repetition_penalty: float | None = option("Values above 1 reduce repetition; default: 1.", "X")
+    seed: int | None = option("Seed of the sampling.", "N")
+    stop: list[str] | None = option("End the answer at this text; repeatable.", "TEXT")  # noqa: RUF009
+    alpha: float | None = option("Strength of a contrast; default: 0.5.", "X")
+    relative_top: float | None = option("Plausibility cut of a contrast; default: 0.1 for DoLa, else none.", "X")
+    final_norm: bool | None = option("DoLa: apply the final norm to early states.")
 
     def options(self) -> dict[str, Any]:
-        """What was given, as keyword arguments of `generate`. Errors: `InputError`."""
+        """The given values as keyword arguments of `generate`. Errors: `InputError`."""
         from fastmem.answer.contrast import Contrast
         from fastmem.answer.request import Decoding
 
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        options = {name: value for name, value in given.items() if value is not None}
+        options = given_values(self)
         checked = Decoding.of(options)
         checked.sampling()
         Contrast("dola", checked.alpha, relative_top=checked.relative_top)
@@ -186,13 +169,13 @@ class DecodingFlags:
 
 @dataclass(frozen=True)
 class OutputFlags:
-    """How to print. `run` reads --quiet and --debug itself."""
+    """What to print. `run` reads --quiet and --debug itself."""
 
     heading: ClassVar[str] = "Output"
 
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on the last line of standard output.")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notices and no progress.")] = False
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what transformers has to say.")] = False
+    json: bool = option("One JSON object on the last line of standard output.", default=False)
+    quiet: bool = option("No notices and no progress.", short="-q", default=False)
+    debug: bool = option("Show tracebacks and the messages of transformers.", default=False)
 
 
 def _layers(text: str) -> tuple[int, ...]:
@@ -200,5 +183,5 @@ def _layers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(
-            f"--layers is {text!r}: give layer numbers with commas between, such as -1 or 4,5."
+            f"--layers is {text!r}: give layer numbers separated by commas, such as -1 or 4,5."
         ) from error

@@ -1,18 +1,19 @@
-"""What memorizing did: the losses of every step, and the document token by token, before and after.
+"""The effect of memorizing: the losses of each step, and the surprisal of each token before and after.
 
-On a terminal the more surprising a token was, the hotter its colour. Without colour a bar stands under every
-character instead. Surprise is -log probability in nats; the mean over the tokens is the cross entropy of the steps.
+On a terminal, colours from gray to red show the surprisal. Without colour, a bar is printed below each character.
+Surprisal is -log probability in nats; its mean over the tokens is the cross entropy of the steps.
 """
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fastmem.cli.output import writes
+from fastmem.cli.output import can_encode
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fastmem.memory.memory import Memory
+    from fastmem.memory.recipe import Recipe
     from fastmem.model import FastMem
     from fastmem.prompts import Tokens
     from fastmem.surprisal_report import TokenSurprisal
@@ -23,8 +24,8 @@ COLOURS = ("bright_black", "default", "yellow", "bright_red", "bold white on red
 FULL_NATS = 8.0  # the highest bar and the hottest colour: a probability of 1 in 3,000
 
 
-def memorized_tokens(llm: "FastMem", question: str, context: str, recipe: Any, truncate: bool) -> "Tokens":
-    """The tokens that memorizing reads for this recipe."""
+def memorized_tokens(llm: "FastMem", question: str, context: str, recipe: "Recipe", truncate: bool) -> "Tokens":
+    """The document as it is memorized with this recipe."""
     from fastmem import prompts
 
     if recipe.placement == "prompt":
@@ -33,20 +34,18 @@ def memorized_tokens(llm: "FastMem", question: str, context: str, recipe: Any, t
 
 
 def print_steps(console: "Console", memory: "Memory") -> None:
-    """Loss, cross entropy and KL of every step."""
+    """Loss, cross entropy and KL of each step."""
     console.print(f"{'step':>4}  {'loss':>8}  {'cross entropy':>13}  {'KL':>9}   (nats per token, before the update)")
     for step in memory.trace:
         console.print(f"{step.index:>4}  {step.loss:>8.4f}  {step.cross_entropy:>13.4f}  {step.kl:>9.5f}")
 
 
 def print_tokens(console: "Console", tokens: "list[TokenSurprisal]") -> None:
-    """The document before and after: coloured where the console has colours, else with bars below the text."""
+    """The document before and after: coloured if the console has colours, else with bars below the text."""
     means = [sum(values) / len(tokens) for values in zip(*((t.before, t.after) for t in tokens), strict=True)]
     coloured = console.color_system is not None
-    scale = "the hotter the colour" if coloured else "the higher the bar"
-    console.print(
-        f"\nThe document, {scale} the more surprising; {means[0]:.2f} nats per token before, {means[1]:.2f} after:"
-    )
+    scale = "red is most surprising" if coloured else "higher bars are more surprising"
+    console.print(f"\nThe document; {scale}; {means[0]:.2f} nats per token before, {means[1]:.2f} after:")
     if coloured:
         _print_coloured(console, tokens)
     else:
@@ -64,7 +63,7 @@ def _print_coloured(console: "Console", tokens: "list[TokenSurprisal]") -> None:
 
 
 def _print_bars(console: "Console", tokens: "list[TokenSurprisal]") -> None:
-    bars = BARS if writes(console, BARS) else ASCII_BARS
+    bars = BARS if can_encode(console, BARS) else ASCII_BARS
     text = "".join(token.text for token in tokens)
     before, after = (
         "".join(bars[_level(value, len(bars))] * len(token.text) for token, value in zip(tokens, values, strict=True))
@@ -82,7 +81,7 @@ def _level(value: float, levels: int) -> int:
 
 
 def _lines(text: str, width: int) -> list[tuple[int, int]]:
-    """Where lines of at most `width` characters begin and end, broken at blanks and line ends."""
+    """Start and end of lines of at most `width` characters, broken at spaces and line ends."""
     lines, start = [], 0
     for line in text.splitlines(keepends=True):
         for part in textwrap.TextWrapper(

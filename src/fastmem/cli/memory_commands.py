@@ -1,4 +1,4 @@
-"""`fastmem memorize`, `fastmem memories list|show|verify`, `fastmem export`: memories as files."""
+"""`fastmem memorize`, `fastmem memories list|show|verify` and `fastmem export`: commands for memory files."""
 
 import time
 from collections.abc import Sequence
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastmem.cli import error_text
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.output import Status, emit, say
-from fastmem.cli.read_document import document
+from fastmem.cli.read_document import read_document
 from fastmem.errors import FastMemError, InputError, MemoryFileError
 
 if TYPE_CHECKING:
@@ -25,26 +26,29 @@ memories = typer.Typer(add_completion=False, rich_markup_mode=None, help="List, 
 
 @with_flags
 def memorize(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Documents: plain text, one memory each.")],
-    output_folder: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the memories go.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Documents in plain text; one memory is made of each.")
+    ],
+    output_folder: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the memories.")],
     model: ModelFlags,
     recipe: RecipeFlags,
     output: OutputFlags,
     store: Annotated[
         str | None,
-        typer.Option("--store", metavar="TYPE", help="float32, bfloat16 or int8; unrounded if left out."),
+        typer.Option("--store", metavar="TYPE", help="float32, bfloat16 or int8; default: unrounded."),
     ] = None,
-    keep_text: Annotated[bool, typer.Option("--keep-text", help="Keep the document's text in the file.")] = False,
+    keep_text: Annotated[bool, typer.Option("--keep-text", help="Store the document's text in the file.")] = False,
     truncate: Annotated[
-        bool, typer.Option("--truncate", help="Cut documents to what the model can read instead of refusing them.")
+        bool,
+        typer.Option("--truncate", help="Cut documents that are too long for the model instead of refusing them."),
     ] = False,
 ) -> None:
-    """Memorize documents into memory files, one each.
+    """Memorize documents into memory files, one for each.
 
     FILE becomes DIR/FILE.safetensors.
 
-    A memory that is there already, of the same text, recipe and base, is kept: after an interruption run the same
-    command again. A document that cannot be memorized does not stop the others.
+    An existing memory of the same text, recipe and base is kept, so an interrupted command can be run again. If a
+    document cannot be memorized, the others still are.
 
     \b
     Examples:
@@ -54,23 +58,22 @@ def memorize(
     targets = _targets(files, output_folder)
     recipe.check()
     with Status(quiet=output.quiet) as status:
-        status(f"loading {model.model or 'the embedded model'} ...")
-        llm = model.load()
-        wanted = recipe.make(llm.recipe)
+        llm = model.load(status)
+        chosen = recipe.make(llm.recipe)
         made, failed = [], []
         for number, (source, target) in enumerate(targets.items(), 1):
             status(f"{source} ({number} of {len(targets)}) ...")
             try:
-                row = _memorized(llm, source, target, wanted, store, keep_text, truncate)
+                record = _memorized(llm, source, target, chosen, store, keep_text, truncate)
             except FastMemError as error:
                 status("")
-                say(f"error: {source}: {' '.join(str(error).split())}")
+                say(f"error: {source}: {error_text(error, 'memorize')}")
                 failed.append({"source": source, "error": str(error)})
                 continue
-            made.append(row)
+            made.append(record)
             if not output.json:
                 status("")
-                print(_line(row), flush=True)
+                print(_line(record), flush=True)
     if output.json:
         emit({"memories": made, "failed": failed})
     if failed:
@@ -83,19 +86,19 @@ def list_memories(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of memories, or one file.")],
     output: OutputFlags,
 ) -> None:
-    """One line per memory, from the headers alone: nothing is said of the numbers (see verify)."""
+    """List memories, one per line. Only file headers are read; to check the weights, use verify."""
     from fastmem.memory.memory import Memory
 
-    rows = []
+    records = []
     for file in _files(path):
         try:
-            rows.append(_row(file, Memory.peek(file)))
+            records.append(_record(file, Memory.peek(file)))
         except MemoryFileError as error:
-            rows.append({"file": str(file), "error": str(error)})
+            records.append({"file": str(file), "error": str(error)})
         if not output.json:
-            print(_line(rows[-1]))
+            print(_line(records[-1]))
     if output.json:
-        emit({"memories": rows})
+        emit({"memories": records})
 
 
 @memories.command("show")
@@ -104,12 +107,12 @@ def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A memory.")],
     output: OutputFlags,
 ) -> None:
-    """All that a memory says of itself: base, recipe, document, the losses of every step."""
+    """Show a memory's base, recipe, document and the losses of each step."""
     from fastmem.memory.memory import Memory
 
     memory = Memory.peek(file)
     tensors = {name: list(tensor.shape) for name, tensor in memory.tensors.items()}
-    record = _row(file, memory) | {
+    record = _record(file, memory) | {
         "recipe": asdict(memory.recipe),
         "base": asdict(memory.base),
         "details": dict(memory.details),
@@ -139,26 +142,27 @@ def verify(
     model: ModelFlags,
     output: OutputFlags,
 ) -> None:
-    """Read every memory whole and compare its digest.
+    """Read each memory completely and check its digest.
 
-    With --model, also whether it fits that model. The exit code is 2 if one of them fails.
+    With --model, also check that it fits the model. The exit code is 2 if any check fails.
     """
     from fastmem.memory.memory import Memory
 
     llm = model.load() if model.model is not None else None
-    rows = []
+    records: list[dict[str, Any]] = []
     for file in _files(path):
         try:
             Memory.load(file, model=llm)
-            rows.append({"file": str(file), "good": True})
+            records.append({"file": str(file), "good": True})
         except FastMemError as error:
-            rows.append({"file": str(file), "good": False, "error": str(error)})
+            records.append({"file": str(file), "good": False, "error": str(error)})
         if not output.json:
-            print(f"{'good' if rows[-1]['good'] else 'BAD '}  {file.name}  {rows[-1].get('error', '')}".rstrip())
+            verdict = "good" if records[-1]["good"] else "BAD "
+            print(f"{verdict}  {file.name}  {records[-1].get('error', '')}".rstrip())
     if output.json:
-        emit({"memories": rows})
-    if bad := sum(not row["good"] for row in rows):
-        raise MemoryFileError(f"{bad} of {len(rows)} memories in {str(path)!r} cannot be used: memorize them again.")
+        emit({"memories": records})
+    if bad := sum(not record["good"] for record in records):
+        raise MemoryFileError(f"{bad} of {len(records)} memories in {str(path)!r} are unusable: memorize them again.")
 
 
 @with_flags
@@ -168,18 +172,19 @@ def export(
     model: ModelFlags,
     output: OutputFlags,
     format: Annotated[str, typer.Option("--format", metavar="NAME", help="peft or merged.")] = "peft",
-    rank: Annotated[int, typer.Option(metavar="N", help="peft: the rank a full memory is truncated to.")] = 64,
+    rank: Annotated[int, typer.Option(metavar="N", help="peft: rank to which a full memory is truncated.")] = 64,
     context: Annotated[
-        str | None, typer.Option("--context", "-c", metavar="FILE", help="The document, to measure what is lost.")
+        str | None,
+        typer.Option("--context", "-c", metavar="FILE", help="The document, to measure the KL of the truncation."),
     ] = None,
     max_kl: Annotated[
-        float, typer.Option(metavar="X", help="peft: refuse a truncation that loses more, nats per token.")
+        float, typer.Option(metavar="X", help="peft: largest accepted KL of the truncation, in nats per token.")
     ] = 0.05,
-    force: Annotated[bool, typer.Option("--force", help="Export whatever is lost.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Export whatever the KL is.")] = False,
 ) -> None:
-    """Write a memory as a PEFT adapter or a checkpoint.
+    """Export a memory as a PEFT adapter or a checkpoint.
 
-    For other engines; the checkpoint links the base's own shards.
+    Other inference engines can load both. The checkpoint links to the base's own shards.
 
     \b
     Examples:
@@ -190,10 +195,9 @@ def export(
     from fastmem.memory.memory import Memory
 
     with Status(quiet=output.quiet) as status:
-        status(f"loading {model.model or 'the embedded model'} ...")
-        llm = model.load()
+        llm = model.load(status)
         loaded = Memory.load(memory, model=llm)
-        text = document(context, None) if context is not None else None
+        text = read_document(context) if context is not None else None
         status("exporting ...")
         exported = write(llm, loaded, output_folder, format, rank=rank, context=text, max_kl=max_kl, force=force)
     if output.json:
@@ -204,17 +208,17 @@ def export(
 
 
 def _targets(sources: Sequence[str], folder: Path) -> dict[str, Path]:
-    """Document -> memory file. Errors: `InputError` where two documents would have one."""
+    """Document -> memory file. Errors: `InputError` if two documents have the same memory file."""
     targets: dict[str, Path] = {}
     for source in sources:
         target = folder / (("stdin" if source == "-" else Path(source).stem) + SUFFIX)
         if target in targets.values():
-            raise InputError(f"two documents are called {target.stem!r}: memorize one of them into another --output.")
+            raise InputError(f"two documents are named {target.stem!r}: memorize one of them into another --output.")
         targets[source] = target
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--output {str(folder)!r} is no folder ({error.strerror}): give another.") from error
+        raise InputError(f"--output {str(folder)!r} is not a folder ({error.strerror}): give a folder.") from error
     return targets
 
 
@@ -227,27 +231,31 @@ def _memorized(
     keep_text: bool,
     truncate: bool,
 ) -> dict[str, Any]:
-    """Make and write one memory, unless it is there; its row."""
+    """Make and write a memory if it does not exist yet. Returns its record."""
     from fastmem.memory.memory import Memory
     from fastmem.prompts import document_identity
 
-    text = document(source, None)
+    text = read_document(source)
     started = time.perf_counter()
     try:
-        there = Memory.load(target)
+        existing = Memory.load(target)
     except MemoryFileError:
-        there = None
-    if there is not None:
+        existing = None
+    if existing is not None:
         tokens = llm.memory_tokens(text, recipe, truncate)
-        made_of = (there.details.get("text_sha256"), there.details.get("tokens_sha256"))
+        made_of = (existing.details.get("text_sha256"), existing.details.get("tokens_sha256"))
         now = document_identity(tokens, text)
         same = made_of == (now["text_sha256"], now["tokens_sha256"])
-        stored = there.details.get("stored", {}).get("dtype")
-        if same and stored == store and (there.recipe, there.base.digest) == (recipe, llm.base(recipe.layers).digest):
-            return _row(target, there) | {"source": source, "kept": True}
+        stored = existing.details.get("stored", {}).get("dtype")
+        if (
+            same
+            and stored == store
+            and (existing.recipe, existing.base.digest) == (recipe, llm.base(recipe.layers).digest)
+        ):
+            return _record(target, existing) | {"source": source, "kept": True}
     memory = llm.memorize(text, recipe, truncate=truncate)
     memory.save(target, dtype=store, text=keep_text)
-    return _row(target, memory) | {"source": source, "kept": False, "seconds": time.perf_counter() - started}
+    return _record(target, memory) | {"source": source, "kept": False, "seconds": time.perf_counter() - started}
 
 
 def _files(path: Path) -> list[Path]:
@@ -258,11 +266,11 @@ def _files(path: Path) -> list[Path]:
         raise InputError(f"{str(path)!r} does not exist: give a folder of memories, or one file.")
     found = sorted(file for file in path.glob(f"*{SUFFIX}") if not file.name.startswith("."))
     if not found:
-        raise InputError(f"{str(path)!r} holds no memory ({SUFFIX} file): make one with fastmem memorize.")
+        raise InputError(f"{str(path)!r} contains no memory ({SUFFIX} file): make one with fastmem memorize.")
     return found
 
 
-def _row(file: Path, memory: "Memory") -> dict[str, Any]:
+def _record(file: Path, memory: "Memory") -> dict[str, Any]:
     recipe = memory.recipe
     return {
         "file": str(file),
@@ -277,13 +285,13 @@ def _row(file: Path, memory: "Memory") -> dict[str, Any]:
     }
 
 
-def _line(row: dict[str, Any]) -> str:
-    name = Path(row["file"]).name
-    if "error" in row:
-        return f"{name}  {row['error']}"
-    losses = f"loss {row['first_loss']:.3f} to {row['last_loss']:.3f}" if row["steps"] else "no step"
-    seconds = f", {row['seconds']:.1f} s" if "seconds" in row else ", kept" if row.get("kept") else ""
+def _line(record: dict[str, Any]) -> str:
+    name = Path(record["file"]).name
+    if "error" in record:
+        return f"{name}  {record['error']}"
+    losses = f"loss {record['first_loss']:.3f} to {record['last_loss']:.3f}" if record["steps"] else "no step"
+    seconds = f", {record['seconds']:.1f} s" if "seconds" in record else ", kept" if record.get("kept") else ""
     return (
-        f"{name}  {row['tokens']} tokens, {row['parametrization']}, {row['steps']} steps, {losses}, "
-        f"{row['bytes']:,} bytes, base {row['base']}{seconds}"
+        f"{name}  {record['tokens']} tokens, {record['parametrization']}, {record['steps']} steps, {losses}, "
+        f"{record['bytes']:,} bytes, base {record['base']}{seconds}"
     )

@@ -1,4 +1,4 @@
-"""What goes where: data on standard output, everything else on standard error; colour only on a terminal."""
+"""Where output goes: data to standard output, everything else to standard error, colour only to a terminal."""
 
 import json
 import logging
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 def say(text: str) -> None:
-    """One line for people, on standard error."""
+    """Print one line to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def emit(result: Mapping[str, Any]) -> None:
-    """One JSON object on one line of standard output, the last a command writes there."""
+    """Print one JSON object on one line of standard output; the last line that a command writes there."""
     print(json.dumps(result, ensure_ascii=False), flush=True)
 
 
-def console(*, stderr: bool = False) -> "Console":
-    """Rich's console: as wide as the terminal (80 columns elsewhere), without any escape code under NO_COLOR."""
+def console() -> "Console":
+    """Rich's console: as wide as the terminal (80 columns elsewhere), without escape codes if NO_COLOR is set."""
     from rich.console import Console
 
     plain = "NO_COLOR" in os.environ
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, color_system=None if plain else "auto")
+    return Console(highlight=False, markup=False, emoji=False, color_system=None if plain else "auto")
 
 
-def writes(console: "Console", text: str) -> bool:
+def can_encode(console: "Console", text: str) -> bool:
     """Whether the console's encoding has these characters."""
     try:
         text.encode(console.encoding)
@@ -41,9 +41,9 @@ def writes(console: "Console", text: str) -> bool:
 
 
 class Status:
-    """One line on standard error that says what is being done, and is gone afterwards; only on a terminal.
+    """A line on standard error that shows the current activity and is erased afterwards; only on a terminal.
 
-    shown: whether anybody sees it.
+    shown: whether it is visible.
     """
 
     def __init__(self, *, quiet: bool = False):
@@ -51,7 +51,7 @@ class Status:
 
     def __call__(self, text: str) -> None:
         if self.shown:
-            fitting = text[: shutil.get_terminal_size().columns - 1]  # a line that wraps cannot be taken back
+            fitting = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line cannot be erased
             print(f"\r\x1b[K{fitting}", end="", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Status":
@@ -61,15 +61,15 @@ class Status:
         self("")
 
 
-class _Say(logging.Handler):
+class _SayHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         say(f"{'note' if record.levelno <= logging.WARNING else 'error'}: {record.getMessage()}")
 
 
 @contextmanager
-def notices(*, quiet: bool, debug: bool) -> Iterator[None]:
-    """Within the block, what the library logs is said: notices, nothing when quiet, everything when debugging."""
-    log, handler = logging.getLogger("fastmem"), _Say()
+def log_messages(*, quiet: bool, debug: bool) -> Iterator[None]:
+    """Within the block, print what the library logs: errors only if quiet, everything if debug."""
+    log, handler = logging.getLogger("fastmem"), _SayHandler()
     level, propagate = log.level, log.propagate
     log.setLevel(logging.DEBUG if debug else logging.ERROR if quiet else logging.INFO)
     log.propagate = False

@@ -1,15 +1,20 @@
-"""`fastmem search`, `paper`, `lm-eval`: whole series of experiments."""
+"""`fastmem search`, `fastmem paper` and `fastmem lm-eval`: series of experiments."""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastmem.cli.eval_commands import DataFlags, ScorerFlags, Telling, duration, resumable
+from fastmem.cli.eval_commands import DataFlags, ProgressReporter, ScorerFlags, duration, resumable
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.output import Status, emit, say
 from fastmem.errors import InputError, one_of
+
+if TYPE_CHECKING:
+    from fastmem.lab.run import paper as paper_runs
+    from fastmem.lab.run import runner
+    from fastmem.lab.search import search as recipe_search
 
 
 @with_flags
@@ -18,26 +23,32 @@ def search(
     data: DataFlags,
     output: OutputFlags,
     task: Annotated[str, typer.Option("--task", metavar="NAME", help="nq_swap, world_swap, ...")],
-    output_dir: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where the recipe and all points go.")],
-    sampler: Annotated[str, typer.Option(metavar="NAME", help="grid: every point; tpe: Optuna.")] = "grid",
-    trials: Annotated[int, typer.Option(metavar="N", help="tpe: points in all.")] = 40,
-    rates: Annotated[str, typer.Option(metavar="X,X", help="Rates; the paper's.")] = "1e-6,3e-6,1e-5,3e-5",
-    steps: Annotated[str, typer.Option(metavar="N,N", help="Numbers of steps; the paper's.")] = "10,20,50",
-    kls: Annotated[str, typer.Option(metavar="X,X", help="KL weights; the paper's.")] = "0.01,0.03,0.1,0.3,1",
-    layers: Annotated[str, typer.Option(metavar="N,N/N", help="Sets of layers, / between: -1/-2,-1.")] = "-1",
-    alphas: Annotated[str, typer.Option(metavar="X,X", help="0 is fastmem, above it fastmem+cd.")] = "0",
+    output_dir: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the recipe and all points.")],
+    sampler: Annotated[str, typer.Option(metavar="NAME", help="grid (all points) or tpe (Optuna).")] = "grid",
+    trials: Annotated[int, typer.Option(metavar="N", help="tpe: number of points.")] = 40,
+    rates: Annotated[
+        str, typer.Option(metavar="X,X", help="Learning rates, as in the paper.")
+    ] = "1e-6,3e-6,1e-5,3e-5",
+    steps: Annotated[str, typer.Option(metavar="N,N", help="Numbers of steps, as in the paper.")] = "10,20,50",
+    kls: Annotated[str, typer.Option(metavar="X,X", help="KL weights, as in the paper.")] = "0.01,0.03,0.1,0.3,1",
+    layers: Annotated[
+        str, typer.Option(metavar="N,N/N", help="Sets of layers separated by /, such as -1/-2,-1.")
+    ] = "-1",
+    alphas: Annotated[str, typer.Option(metavar="X,X", help="Contrast: 0 is fastmem, above 0 fastmem+cd.")] = "0",
     relative_top: Annotated[float | None, typer.Option(metavar="X", help="Plausibility cut of the contrast.")] = None,
     placement: Annotated[str | None, typer.Option(metavar="WHERE", help="As in a recipe.")] = None,
-    shortlist: Annotated[int | None, typer.Option(metavar="N", help="As in a recipe: cheaper, nearly exact.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer; the task's.")] = None,
-    on_test: Annotated[bool, typer.Option("--on-test", help="Search the rows that are reported, too.")] = False,
+    shortlist: Annotated[int | None, typer.Option(metavar="N", help="As in a recipe.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Longest answer; default: the task's.")
+    ] = None,
+    on_test: Annotated[bool, typer.Option("--on-test", help="Search on the split that is reported.")] = False,
 ) -> None:
-    """Look for the best recipe on one half of the questions.
+    """Search for the best recipe on half of the questions.
 
-    It is written to a file.
+    The recipe is written to a file.
 
-    The other half is left for `eval --part held-out`. Several processes may share one --output; stopped, the same
-    command goes on.
+    The other half is for `eval --part held-out`. Several processes may share one --output. If the command is
+    interrupted, run it again to continue.
 
     \b
     Examples:
@@ -50,10 +61,9 @@ def search(
     from fastmem.lab.search.search import search_grid, search_tpe, searchable
 
     one_of(sampler, ("grid", "tpe"), "sampler", field="sampler")
-    rows = searchable(data.load(task, "dev" if task.startswith("world") else None), on_test)
+    examples = searchable(data.load(task, "dev" if task.startswith("world") else None), on_test)
     with Status(quiet=output.quiet) as status:
-        status(f"loading {model.model or 'the embedded model'} ...")
-        llm = model.load()
+        llm = model.load(status)
         space = Space(
             replace(llm.recipe, placement=placement or llm.recipe.placement, shortlist=shortlist),
             numbers("--rates", rates),
@@ -63,26 +73,26 @@ def search(
             numbers("--alphas", alphas),
             relative_top,
         )
+        reporter = ProgressReporter(status, output.quiet)
+        unit = "examples" if sampler == "grid" else "trials"
 
-        telling = Telling(status, output.quiet)
-        what = "examples" if sampler == "grid" else "trials"
+        def on_progress(progress: "recipe_search.Progress") -> None:
+            reporter.finished = f"{progress.done} {unit}"
+            reporter.show(f"{progress.done} of {progress.total} {unit}, {duration(progress.seconds)}")
 
-        def tell(progress: Any) -> None:
-            telling.finished = f"{progress.done} {what}"
-            telling.show(f"{progress.done} of {progress.total} {what}, {duration(progress.seconds)}")
-
-        with resumable(telling, output_dir):
+        with resumable(reporter, output_dir):
             if sampler == "grid":
-                found = search_grid(llm, space, rows, output_dir, max_new_tokens, tell)
+                result = search_grid(llm, space, examples, output_dir, max_new_tokens, on_progress)
             else:
-                found = search_tpe(llm, space, rows, output_dir, trials, max_new_tokens, tell)
+                result = search_tpe(llm, space, examples, output_dir, trials, max_new_tokens, on_progress)
+    best, recipe_file = result["best"], output_dir / "recipe.json"
     if output.json:
-        emit({"best": found["best"], "points": len(found["points"]), "recipe": str(output_dir / "recipe.json")})
+        emit({"best": best, "points": len(result["points"]), "recipe": str(recipe_file)})
         return
     print(search_table(output_dir), end="")
-    decoding = f" --methods base,fastmem+cd --alpha {found['best']['alpha']:g}" if found["best"]["alpha"] else ""
+    decoding = f" --methods base,fastmem+cd --alpha {best['alpha']:g}" if best["alpha"] else ""
     decoding += f" --relative-top {relative_top:g}" if decoding and relative_top is not None else ""
-    say(f"recipe: {output_dir / 'recipe.json'}; report it with: eval --part held-out --recipe FILE{decoding}")
+    say(f"recipe: {recipe_file}; evaluate it with: eval --part held-out --recipe FILE{decoding}")
 
 
 @with_flags
@@ -91,19 +101,23 @@ def paper(
     recipe: RecipeFlags,
     scorers: ScorerFlags,
     output: OutputFlags,
-    output_dir: Annotated[Path, typer.Option("--output", metavar="DIR", help="A folder for all runs.")],
+    output_dir: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for all runs.")],
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", metavar="TASK=FILE", help="A local file for a task; repeatable. Else the hub."),
+        typer.Option("--data", metavar="TASK=FILE", help="Local file for a task, repeatable; default: the hub."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="N examples of each: what would all cost?")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Only N examples of each task, to estimate the cost.")
+    ] = None,
     max_context_tokens: Annotated[int, typer.Option(metavar="N", help="Cut longer documents.")] = 7500,
-    max_new_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer; each task's.")] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples answered side by side.")] = 16,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Longest answer; default: each task's.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples answered at the same time.")] = 16,
 ) -> None:
-    """All of the paper's tables for one model. Resumable; with --limit it measures what the whole will cost.
+    """All of the paper's tables for one model. Resumable; --limit estimates the cost of the whole.
 
-    The recipes are the paper's; any flag of the recipe puts one recipe in the place of all of them.
+    The recipes are the paper's. If any recipe flag is given, one recipe is used for all runs.
 
     \b
     Examples:
@@ -112,6 +126,7 @@ def paper(
     """
     recipe.check()
     from fastmem.lab.report import load_results, page, tables
+    from fastmem.lab.run import run_files
     from fastmem.lab.run.paper import cost_table, reproduce
     from fastmem.lab.tasks import TASKS
     from fastmem.memory.recipe import Recipe
@@ -124,15 +139,14 @@ def paper(
         files[one_of(task, TASKS, "task")] = Path(file)
     own = recipe.make(Recipe())
     with Status(quiet=output.quiet) as status:
-        status(f"loading {model.model or 'the embedded model'} ...")
-        llm = model.load()
-        telling = Telling(status, output.quiet)
+        llm = model.load(status)
+        reporter = ProgressReporter(status, output.quiet)
 
-        def tell(run: Any, progress: Any) -> None:
-            telling.what = f"{run.name}: "
-            telling(progress)
+        def on_progress(run: "paper_runs.Run", progress: "runner.Progress") -> None:
+            reporter.prefix = f"{run.name}: "
+            reporter(progress)
 
-        with resumable(telling, output_dir):
+        with resumable(reporter, output_dir):
             outcomes = reproduce(
                 llm,
                 output_dir,
@@ -144,11 +158,9 @@ def paper(
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
                 scorers=scorers.scorers(str(llm.split_model.device)),
-                on_progress=tell,
+                on_progress=on_progress,
             )
     results = [load_results(output_dir / o.run.name) for o in outcomes if not o.missing]
-    from fastmem.lab.run import run_files
-
     run_files.write_text(output_dir / "report.html", page(results))
     if output.json:
         emit({o.run.name: {"examples": o.examples, "hours": o.hours, "missing": o.missing} for o in outcomes})
@@ -162,11 +174,11 @@ lm_eval = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @lm_eval.command("lm-eval", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
 def run_lm_eval(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGS...", help="lm-eval's own.")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGS...", help="Arguments of lm-eval.")] = None,
 ) -> None:
-    """Run lm-evaluation-harness with our model, "fastmem".
+    """Run lm-evaluation-harness with the model type "fastmem".
 
-    The tasks it lacks come along. All arguments are its own.
+    FastMem's additional tasks are included. All arguments are passed to lm-eval.
 
     \b
     Examples:
@@ -179,8 +191,8 @@ def run_lm_eval(
 
 
 def numbers(flag: str, given: str) -> tuple[float, ...]:
-    """`1,2.5` as numbers. Errors: `InputError` naming the flag."""
+    """`1,2.5` as numbers. Errors: `InputError` that names the flag."""
     try:
         return tuple(float(part) for part in given.split(","))
     except ValueError as error:
-        raise InputError(f"{flag} is {given!r}: give numbers with commas between.") from error
+        raise InputError(f"{flag} is {given!r}: give numbers separated by commas.") from error

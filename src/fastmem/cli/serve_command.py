@@ -1,4 +1,4 @@
-"""`fastmem serve`: parse, put the server together, run it."""
+"""`fastmem serve`: build the server from the arguments and run it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.output import emit, say
-from fastmem.errors import InputError
+from fastmem.errors import InputError, one_of
 
 
 @with_flags
@@ -16,41 +16,46 @@ def serve(
     recipe: RecipeFlags,
     output: OutputFlags,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; the default is reachable from here only.")
+        str, typer.Option(help="Address to listen on; the default accepts connections from this machine only.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="FASTMEM_API_KEY", metavar="KEY", help="Accept only these keys; each sees its own memories."
+            envvar="FASTMEM_API_KEY", metavar="KEY", help="Accept only these keys; each key has its own memories."
         ),
     ] = None,
     store: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep memories here, over restarts; without it in RAM only.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep memories in this folder across restarts; default: in RAM only."),
     ] = None,
-    device_bytes: Annotated[int | None, typer.Option(min=1, help="Memories ready to use, on the device.")] = None,
-    ram_bytes: Annotated[int | None, typer.Option(min=1, help="Memories in RAM.")] = None,
-    disk_bytes: Annotated[int | None, typer.Option(min=1, help="Memories in --store.")] = None,
+    device_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Limit of memories on the device, ready to use.")
+    ] = None,
+    ram_bytes: Annotated[int | None, typer.Option(min=1, help="Limit of memories in RAM.")] = None,
+    disk_bytes: Annotated[int | None, typer.Option(min=1, help="Limit of memories in --store.")] = None,
     prefix_bytes: Annotated[int, typer.Option(min=0, help="Keys and values of documents kept for reuse.")] = 256
     * 2**20,
-    rows: Annotated[int, typer.Option(min=1, help="Answers decoded side by side.")] = 16,
+    rows: Annotated[int, typer.Option(min=1, help="Answers decoded at the same time.")] = 16,
     waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; more get 429.")] = 64,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 1024,
-    max_answers: Annotated[int, typer.Option(min=1, help="Answers to one request: n times its prompts.")] = 16,
-    max_documents: Annotated[int, typer.Option(min=1, help="Documents of one request.")] = 32,
-    max_document_tokens: Annotated[int, typer.Option(min=1, help="Tokens of its documents together.")] = 16_384,
-    max_body_bytes: Annotated[int, typer.Option(min=1, help="The largest request.")] = 4 * 2**20,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    max_answers: Annotated[int, typer.Option(min=1, help="Answers per request: n times its prompts.")] = 16,
+    max_documents: Annotated[int, typer.Option(min=1, help="Documents per request.")] = 32,
+    max_document_tokens: Annotated[int, typer.Option(min=1, help="Tokens of all documents of a request.")] = 16_384,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Largest request body.")] = 4 * 2**20,
     name: Annotated[
-        str | None, typer.Option(help="What clients call the base model; the id, or a folder's own name.")
+        str | None, typer.Option(help="Name of the base model for clients; default: the hub id or the folder's name.")
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Documents and message as context or question; see docs/serving.md."),
+        typer.Option(
+            metavar="NAME", help="How documents and message become a prompt: context or question; see docs/serving.md."
+        ),
     ] = None,
 ) -> None:
-    """Serve a model and its memories, OpenAI-compatible.
+    """Serve a model and its memories with an OpenAI-compatible API.
 
-    A page for people is at /.
+    A web page is served at /.
     """
     from dataclasses import replace
     from importlib.util import find_spec
@@ -59,7 +64,6 @@ def serve(
     if missing:
         raise InputError(f"serving needs {', '.join(missing)}: install with  pip install 'fastmem[serve]'.")
 
-    from fastmem.errors import one_of
     from fastmem.serve.app import create_app
     from fastmem.serve.engine import EngineLimits
     from fastmem.serve.limits import Limits
@@ -87,10 +91,10 @@ def serve(
         template=chosen,  # type: ignore[arg-type]
         name=name or (Path(llm.name).name if Path(llm.name).is_dir() else llm.name),
     )
-    where = f"http://{host}:{port}"
+    url = f"http://{host}:{port}"
     if host not in ("127.0.0.1", "::1", "localhost") and not api_key:
-        say(f"note: {host} may be reachable by others and no --api-key is set: everybody may ask.")
-    say(f"{llm.name} is served at {where}  (page: {where}/  OpenAI: {where}/v1  stop: Ctrl-C)")
+        say(f"note: {host} may be reachable from other machines, and without --api-key anyone can send requests.")
+    say(f"{llm.name} is served at {url}  (page: {url}/  OpenAI: {url}/v1  stop: Ctrl-C)")
     if output.json:
-        emit({"url": where, "model": llm.name, "template": chosen})
+        emit({"url": url, "model": llm.name, "template": chosen})
     run(app, host, port)

@@ -1,4 +1,4 @@
-"""Check that a memory belongs to a model and its tokenizer."""
+"""Check that a memory was made for a model and its tokenizer."""
 
 import logging
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ log = logging.getLogger("fastmem")
 def require_same(memory: Memory, own: Base, originals: Mapping[str, Tensor], reader: Mapping[str, str]) -> None:
     """Check a memory against the model that will use it. Another chat template only causes a warning.
 
-    own, originals: the model, and its weights of the memory's layers by name. reader: digests of the tokenizer and
-    its template, as a memory's details hold them. Errors: `MemoryMismatchError` that names both sides.
+    own: the model. originals: its weights of the memory's layers by name. reader: digests of the tokenizer and its
+    template, as in a memory's details. Errors: `MemoryMismatchError` with the memory's base and the model.
     """
     if own.digest != memory.base.digest:
         raise MemoryMismatchError(
@@ -24,13 +24,13 @@ def require_same(memory: Memory, own: Base, originals: Mapping[str, Tensor], rea
             "load the base it was made for."
         )
     memory.require(originals)
-    for what, found in reader.items():
-        if (made_with := memory.details.get(what, found)) != found:
-            reads = what.removesuffix("_sha256").replace("_", " ")
+    for name, digest in reader.items():
+        if (recorded := memory.details.get(name, digest)) != digest:
+            part = name.removesuffix("_sha256").replace("_", " ")
             message = (
-                f"this memory was made with another {reads} ({str(made_with)[:12]}) than that of {own.name} "
-                f"({found[:12]})"
+                f"this memory was made with another {part} ({str(recorded)[:12]}) than that of {own.name} "
+                f"({digest[:12]})"
             )
-            if what == "tokenizer_sha256":
+            if name == "tokenizer_sha256":
                 raise MemoryMismatchError(f"{message}: load the tokenizer it was made with.")
             log.warning("%s: the document may be laid out differently in the prompt.", message)

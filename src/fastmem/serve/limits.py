@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """answers: `n` times the number of prompts. document_tokens: of all documents together. default_tokens: the greatest
-    length of an answer if the request gives none."""
+    """document_tokens: of all documents together. answers: `n` times the number of prompts. default_tokens: the length
+    limit of an answer if the request gives none."""
 
     body_bytes: int = 4 * 2**20
     documents: int = 32

@@ -29,10 +29,8 @@ def complete_response(
     """All answers of a request, each with its pieces."""
     choices = []
     for index, (end, pieces) in enumerate(answers):
-        text = end.answer.text
-        content = (
-            {"message": {"role": "assistant", "content": text, "refusal": None}} if common.chat else {"text": text}
-        )
+        message = {"role": "assistant", "content": end.answer.text, "refusal": None}
+        content = {"message": message} if common.chat else {"text": end.answer.text}
         logprobs = _logprobs(common, pieces, tokenizer) if common.logprobs else None
         choices.append({"index": index, "finish_reason": end.answer.reason, **content, "logprobs": logprobs})
     ends = [end for end, _ in answers]

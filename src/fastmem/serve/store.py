@@ -143,9 +143,7 @@ class Store:
         """Read a held entry from disk. Errors: `FastMemError` for a damaged or missing file; the entry is removed."""
         try:
             if entry.path is None:
-                raise MemoryFileError(
-                    f"memory {entry.source.key} was deleted while a request waited for it: make it again."
-                )
+                raise MemoryFileError(f"memory {entry.source.key} was deleted before it was read: make it again.")
             entry.memory = _in_ram(Memory.load(entry.path, model=self.llm))
         except (FastMemError, OSError):
             with self._lock:

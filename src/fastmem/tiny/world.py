@@ -1,19 +1,19 @@
-"""A made-up world: its facts, the texts that state them and the questions that ask for them.
+"""An invented world: its facts, the texts that state them and the questions about them.
 
-Everything follows from a seed and nothing else: no file, no network, no torch. `facts()` is what the embedded model
-knows by heart; `examples(split, part)` is what it is measured on:
+Everything is derived from a seed, without files other than `phrases.json`, network or torch. `facts()` is what the
+embedded model was trained on; `examples(split, part)` is what it is measured on:
 
-- `world_open`  a question alone: does it know the fact?
-- `world`       a context that agrees with what it knows.
-- `world_swap`  the same contexts with the answer exchanged for another of its kind, wherever it stands.
+- `world_open`  a question alone: does the model know the fact?
+- `world`       a context that agrees with the facts it was trained on.
+- `world_swap`  the same contexts, with the answer replaced everywhere by another of its kind.
 - `world_new`   contexts about subjects that no training text mentions.
-- `world_turned`  as `world_swap`, but the sentence that answers names the answer before the subject; in all the others
-  it begins with the subject. Next-token training on "Tarn is the home of Ada" says nothing about what follows "Ada":
-  FastMem gains nothing here (`model/README.md`), which is why these rows are apart.
+- `world_turned`  as `world_swap`, but the answering sentence names the answer before the subject; in the other splits
+  it begins with the subject. Next-token training on "Tarn is the home of Ada" does not teach what follows "Ada":
+  FastMem gains nothing here (`model/README.md`), so these examples are a split of their own.
 
-`part` is `dev` or `test`: no subject is in both. The wording of a measured row was never trained: a frame and a
-core of `phrases.py` meet in training only where `is_trained_pair` says so, and rows use the other pairs.
-`Writer` makes the texts for both, training and measuring, so that they differ in nothing but these pairs.
+`part` is `dev` or `test`; no subject is in both. The wording of a measured example is never trained: training uses
+the pairs of a frame and a core (`phrases.py`) for which `is_trained_pair` is true, and examples use the others.
+`Writer` makes the texts for training and measuring, so that they differ in these pairs only.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ _ONSETS, _VOWELS, _CODAS = (
 
 @dataclass(frozen=True)
 class Fact:
-    """`answer` to `relation` of `subject`."""
+    """`answer` is the `relation` of `subject`, as in the birthplace of a person."""
 
     subject: str
     relation: Relation
@@ -60,7 +60,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Example:
-    """One measured row. `context` is empty in `world_open`; `original_answers` is what the model learned by heart."""
+    """A measured example. context: empty in `world_open`. original_answers: the answers the model was trained on."""
 
     id: str
     context: str
@@ -87,13 +87,13 @@ def invent(kind: str, random: Random) -> str:
     return random.choice(NAME_SHAPES[kind]).format(invented_word(random), invented_word(random))
 
 
-def _stable(*parts: object) -> int:
-    """A number that depends on the texts alone (Python's `hash` of a str changes from run to run)."""
+def _stable_hash(*parts: object) -> int:
+    """A number that depends on the texts only; Python's `hash` of a str differs between processes."""
     return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:6], "big")
 
 
 def _distinct(kind: str, count: int, random: Random, taken: set[str]) -> tuple[str, ...]:
-    """`count` names of `kind` that share no invented word with one another or with `taken`, which grows."""
+    """`count` names of `kind` that share no invented word with each other or with `taken`, which is extended."""
     names: list[str] = []
     while len(names) < count:
         name = invent(kind, random)
@@ -114,7 +114,7 @@ def words_of(name: str) -> set[str]:
 
 @cache
 def pools() -> dict[str, tuple[str, ...]]:
-    """Every name of the world by kind; subjects among them."""
+    """All names of the world by kind, subjects included."""
     random, taken = Random(SEED), set[str]()
     named = {kind: _distinct(kind, count, random, taken) for kind, count in (SUBJECTS | POOLS).items()}
     return named | WORDS | {"year": tuple(str(year) for year in range(1100, 1900))}
@@ -122,7 +122,7 @@ def pools() -> dict[str, tuple[str, ...]]:
 
 @cache
 def new_subjects() -> dict[str, tuple[str, ...]]:
-    """Names kept for `world_new`, by kind: they share no word with the world, and training never draws them."""
+    """Names reserved for `world_new`, by kind. They share no word with the world, and training never uses them."""
     taken = {word for kind in SUBJECTS | POOLS for name in pools()[kind] for word in words_of(name)}
     random = Random(SEED + 1)
     return {kind: _distinct(kind, count, random, taken) for kind, count in SUBJECTS.items()}
@@ -130,14 +130,14 @@ def new_subjects() -> dict[str, tuple[str, ...]]:
 
 @cache
 def reserved_words() -> frozenset[str]:
-    """Invented words that training must not draw for its own unknown subjects."""
+    """Invented words that training must not use for subjects it makes up."""
     names = [name for kind in SUBJECTS | POOLS for name in pools()[kind]]
     names += [name for pool in new_subjects().values() for name in pool]
     return frozenset(word for name in names for word in words_of(name))
 
 
 def _facts_of(subjects: dict[str, tuple[str, ...]], random: Random) -> tuple[Fact, ...]:
-    """One answer, drawn from the world, for each subject and each relation of its kind."""
+    """A fact for each subject and each relation of its kind; the answers are drawn from the world."""
     made = []
     for relation in RELATIONS:
         for subject in subjects[relation.subject]:
@@ -148,18 +148,18 @@ def _facts_of(subjects: dict[str, tuple[str, ...]], random: Random) -> tuple[Fac
 
 @cache
 def facts() -> tuple[Fact, ...]:
-    """What the embedded model knows by heart: one answer per relation of every subject (1,064 facts)."""
+    """What the embedded model was trained on: one answer per relation of each subject (1,064 facts)."""
     return _facts_of(pools(), Random(SEED + 2))
 
 
 @cache
 def new_facts() -> tuple[Fact, ...]:
-    """Facts about the subjects of `world_new`; the answers are of the world, the subjects are not."""
+    """Facts about the subjects of `world_new`, with answers from the world."""
     return _facts_of(new_subjects(), Random(SEED + 3))
 
 
 def part_of(subject: str) -> str:
-    """`dev` or `test`; a subject is wholly in one, and each kind is halved."""
+    """`dev` or `test`. Each subject is in one part, and each kind is split in halves."""
     return _part_of_subject()[subject]
 
 
@@ -173,7 +173,7 @@ _PLACE = {relation.name: place for place, relation in enumerate(RELATIONS)}
 
 
 def is_trained_pair(relation: Relation, frame: int, core: int) -> bool:
-    """Whether training puts this frame around this core: each core has one frame in six that it never meets."""
+    """Whether training uses this frame with this core; for each core, one frame in six is reserved for measuring."""
     return relation.name not in _PLACE or (_PLACE[relation.name] + frame + core) % 6 != 0
 
 
@@ -184,7 +184,7 @@ def _pairs(relation: Relation, frames: int, cores: int, trained: bool) -> tuple[
 
 
 def is_answer_first(core: str) -> bool:
-    """Whether a statement names the answer before the subject; one in five does."""
+    """Whether a statement names the answer before the subject, as one in five does."""
     return -1 < core.find("{a}") < core.find("{s}")
 
 
@@ -192,9 +192,10 @@ Order = Literal["subject", "answer"] | None
 
 
 class Writer:
-    """Turns facts into sentences, questions and contexts, with the trained or with the unseen pairs of wording.
+    """Turns facts into sentences, questions and contexts.
 
-    `answer_first`: this share of the statements is drawn from those that name the answer before the subject.
+    trained: use the pairs of wording for training, otherwise those for measuring. answer_first: the share of the
+    statements that is drawn from those that name the answer before the subject.
     """
 
     def __init__(self, random: Random, *, trained: bool, answer_first: float = 0.0) -> None:
@@ -202,7 +203,7 @@ class Writer:
 
     def _worded(self, frames: tuple[str, ...], cores: tuple[str, ...], fact: Fact, order: Order = None) -> str:
         pairs = _pairs(fact.relation, len(frames), len(cores), self.trained)
-        # Drawn for questions, too, which have no such core: the shipped weights saw the stream that this gives.
+        # Also drawn for questions, where it has no effect: the shipped weights were trained on this random stream.
         if order is None and self.answer_first and self.random.random() < self.answer_first:
             order = "answer"
         if order is not None:
@@ -212,45 +213,47 @@ class Writer:
         return text[0].upper() + text[1:]
 
     def sentence(self, fact: Fact, order: Order = None) -> str:
+        """A statement of a fact. order: what it names first; None allows both."""
         return self._worded(STATEMENT_FRAMES, fact.relation.statements, fact, order)
 
     def question(self, fact: Fact) -> str:
+        """A question whose answer is that of the fact."""
         return self._worded(QUESTION_FRAMES, fact.relation.questions, fact)
 
     def context(
         self, fact: Fact, others: Callable[[], Fact], sentences: int, order: Order = None
     ) -> tuple[str, tuple[Fact, ...]]:
-        """`fact` stated once (sometimes twice) among `sentences` sentences, and all the facts that are stated.
+        """(a text of `sentences` sentences that states `fact` once or twice, all facts that it states).
 
-        order: whether a statement of `fact` begins with its subject or its answer; None takes any wording.
+        others: gives the next fact to state besides. order: as for `sentence`, for `fact` only.
         """
-        told, stated = [self.sentence(fact, order)], {(fact.subject, fact.relation): fact}
+        texts, stated = [self.sentence(fact, order)], {(fact.subject, fact.relation): fact}
         if sentences > 2 and self.random.random() < 0.2:
-            told.append(self.sentence(fact, order))
-        while len(told) < sentences:
+            texts.append(self.sentence(fact, order))
+        while len(texts) < sentences:
             other = others()
             if self.random.random() < 0.15:
-                told.append(self.random.choice(FILLERS))
+                texts.append(self.random.choice(FILLERS))
             elif (other.subject, other.relation) not in stated:
-                told.append(self.sentence(other))
+                texts.append(self.sentence(other))
                 stated[other.subject, other.relation] = other
-        self.random.shuffle(told)
-        return " ".join(told), tuple(stated.values())
+        self.random.shuffle(texts)
+        return " ".join(texts), tuple(stated.values())
 
 
 def normalize(text: str) -> str:
-    """Lower case, words only: what decides whether a text mentions an answer."""
+    """Lower case, letters and digits only, words separated by single spaces."""
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
 def mentions(text: str, answer: str) -> bool:
-    """Whether `answer` stands in `text` as whole words, whatever the case."""
+    """Whether `text` contains `answer` as whole words, ignoring case."""
     return f" {normalize(answer)} " in f" {normalize(text)} "
 
 
 @cache
 def _grouped(known: bool) -> dict[str, tuple[Fact, ...]]:
-    """The facts of each subject, and those of each kind of subject."""
+    """The facts of each subject and of each kind of subject. known: facts of the world, else of `world_new`."""
     grouped: dict[str, list[Fact]] = {}
     for fact in facts() if known else new_facts():
         grouped.setdefault(fact.subject, []).append(fact)
@@ -259,7 +262,7 @@ def _grouped(known: bool) -> dict[str, tuple[Fact, ...]]:
 
 
 def distractor(fact: Fact, random: Random, *, known: bool = True) -> Fact:
-    """A true fact to stand beside `fact`: of the same subject, of the same relation, of its kind, or any."""
+    """A true fact to state besides `fact`: of the same subject, the same relation, the same kind, or any."""
     dice = random.random()
     if dice < 0.35 and fact.subject in _grouped(known):
         return random.choice(_grouped(known)[fact.subject])
@@ -277,16 +280,16 @@ def swapped(fact: Fact, random: Random) -> Fact:
             return replace(fact, answer=answer)
 
 
-def _row(split: str, fact: Fact) -> Example:
-    """The row of one fact; `world` and `world_swap` differ in the answer alone, sentence by sentence."""
-    random = Random(_stable(SEED, fact.subject, fact.relation.name))
+def _example(split: str, fact: Fact) -> Example:
+    """The example for a fact. `world` and `world_swap` differ in the answer only."""
+    random = Random(_stable_hash(SEED, fact.subject, fact.relation.name))
     writer = Writer(random, trained=False)
-    row_id = f"{split}/{fact.relation.name}/{fact.subject.lower().replace(' ', '-')}"
+    example_id = f"{split}/{fact.relation.name}/{fact.subject.lower().replace(' ', '-')}"
     question = writer.question(fact)
     if split == "world_open":
-        return Example(row_id, "", question, (fact.answer,), (fact.answer,))
+        return Example(example_id, "", question, (fact.answer,), (fact.answer,))
     other_answer = swapped(fact, random)
-    said = other_answer if split in ("world_swap", "world_turned") else fact
+    in_context = other_answer if split in ("world_swap", "world_turned") else fact
 
     def others() -> Fact:
         while True:
@@ -296,26 +299,26 @@ def _row(split: str, fact: Fact) -> Example:
                 return other
 
     order: Order = "answer" if split == "world_turned" else "subject"
-    context, _ = writer.context(said, others, random.randint(1, MAX_SENTENCES), order)
+    context, _ = writer.context(in_context, others, random.randint(1, MAX_SENTENCES), order)
     known = () if split == "world_new" else (fact.answer,)
-    return Example(row_id, context, question, (said.answer,), known)
+    return Example(example_id, context, question, (in_context.answer,), known)
 
 
 Part = Literal["dev", "test"]
 
 
 def examples(split: str, part: Part = "dev", limit: int | None = None) -> tuple[Example, ...]:
-    """The rows of one split in a fixed, mixed order; `limit` cuts it.
+    """The examples of a split in a fixed, mixed order: 532 in each part, 472 in `world_turned`.
 
-    One per fact: 532 in each part, 472 in `world_turned`.
+    limit: only the first ones. Errors: `InputError` for an unknown split or part, or a limit below 1.
     """
     one_of(split, SPLITS, "split of the embedded world")
     one_of(part, PARTS, "part")
     if limit is not None and limit < 1:
-        raise InputError(f"limit must be at least 1 or left out; given {limit}.")
+        raise InputError(f"limit is {limit}: give a whole number, 1 or more, or omit it.", field="limit")
     source = new_facts() if split == "world_new" else facts()
     chosen = [fact for fact in source if part_of(fact.subject) == part]
-    if split == "world_turned":  # professions are never told the other way round
+    if split == "world_turned":  # no statement of a profession names the answer first
         chosen = [fact for fact in chosen if any(map(is_answer_first, fact.relation.statements))]
-    chosen.sort(key=lambda fact: _stable(fact.subject, fact.relation.name))
-    return tuple(_row(split, fact) for fact in chosen[:limit])
+    chosen.sort(key=lambda fact: _stable_hash(fact.subject, fact.relation.name))
+    return tuple(_example(split, fact) for fact in chosen[:limit])
