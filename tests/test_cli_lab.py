@@ -134,8 +134,9 @@ def test_the_folder_of_another_run(typed, tmp_path):
     typed("eval", "--methods", "base", "--steps", "2")
     code, _, err = typed("eval", "--methods", "base", "--steps", "3")
     assert code == 2
-    assert "holds another run: recipe.steps was 2, now 3. Give another folder, or the old value (option --output)." in
-    err assert len(read_rows(tmp_path / "run")) == 6
+    expected = "holds another run: recipe.steps was 2, now 3. Give another folder, or the old value (option --output)."
+    assert expected in err
+    assert len(read_rows(tmp_path / "run")) == 6
 
 
 def test_interrupted(typed, tmp_path, monkeypatch):
