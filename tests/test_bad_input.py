@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 
 from command_line import DOCUMENT, QUESTION, Runner, refusal, save
 from families import REFUSED, VOCAB_SIZE, build, build_refused
+from fastmem.answer.prepare import Preparer
+from fastmem.prompts import Tokens
 from fastmem.split.split_model import SplitModel
 
 
@@ -126,7 +128,7 @@ def test_too_long_a_document_says_by_how_much(fastmem: Runner, llama: Path) -> N
     line = refusal(ask(fastmem, llama, text=text))
     assert line == (
         f"{tokens} tokens and 4 for the answer are {tokens + 4 - 512} too many: the model has 512 positions. "
-        "Shorten the context, or cut it with --truncate (truncate=True)."
+        "Shorten the context. Options that help: --truncate."
     )
 
 
@@ -142,19 +144,17 @@ def test_too_long_a_document_is_refused_before_it_is_memorized(
 def test_truncate_cuts_the_document_and_not_the_question(
     fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastmem import FastMem
+    prompts_seen, original = [], Preparer.request
 
-    prompts_seen, original = [], FastMem.request
+    def request(preparer: Preparer, prompt: Tokens, *more: object):
+        prompts_seen.append(preparer.require_tokenizer().decode(prompt.ids))
+        return original(preparer, prompt, *more)
 
-    def request(llm: FastMem, prompt: str, *more: object, **named: object):
-        prompts_seen.append(prompt)
-        return original(llm, prompt, *more, **named)
-
-    monkeypatch.setattr(FastMem, "request", request)
+    monkeypatch.setattr(Preparer, "request", request)
     said = ask(fastmem, llama, "--truncate", text="The mayor is Bo. " * 60)
     assert said.code == 0
     assert "note: the document was cut by its last " in said.err
-    assert prompts_seen[0].endswith(f"\nQuestion: {QUESTION}")
+    assert f"\nQuestion: {QUESTION}<|eot_id|>" in prompts_seen[0]
     assert "Context: The mayor is Bo. The mayor" in prompts_seen[0]
     assert said.err.count("\n") == 2  # the note and the summary, nothing of transformers
 
@@ -180,32 +180,37 @@ def test_showing_what_is_not_memorized(fastmem: Runner, llama: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--steps", -3], "recipe steps (--steps) is -3: give a whole number, 0 or more."),
-        (["--learning-rate", "nan"], "recipe learning_rate (--learning-rate) is nan: give a number, 0 to 10."),
-        (["--learning-rate", "inf"], "recipe learning_rate (--learning-rate) is inf: give a number, 0 to 10."),
-        (["--kl-weight", -1], "recipe kl_weight (--kl-weight) is -1.0: give a number, 0 or more."),
+        (["--steps", -3], "recipe steps is -3: give a whole number, 0 or more (option --steps)."),
+        (["--learning-rate", "nan"], "recipe learning_rate is nan: give a number, 0 to 10 (option --learning-rate)."),
+        (["--learning-rate", "inf"], "recipe learning_rate is inf: give a number, 0 to 10 (option --learning-rate)."),
+        (["--kl-weight", -1], "recipe kl_weight is -1.0: give a number, 0 or more (option --kl-weight)."),
         (["--layers", "1,a"], "--layers is '1,a': give layer numbers separated by commas, such as -1 or 4,5."),
-        (["--layers", "7"], "layer 7 does not exist: accepted are -3 to 2."),
-        (["--placement", "asistant"], "unknown placement (--placement) 'asistant'. Did you mean 'assistant'?"),
-        (["--temperature", -1], "temperature (--temperature) is -1.0: give a number 0 (greedy) or more."),
-        (["--alpha", "nan"], "alpha (--alpha) is nan: give a number, 0 or more."),
-        (["--dtype", "float33"], "unknown dtype (--dtype) 'float33'. Did you mean 'float32'?"),
-        (["--device", "warp"], "device 'warp' (--device) is not to be had here: give one of cpu"),
+        (["--layers", "7"], "layer 7 does not exist: give -3 to 2."),
+        (
+            ["--placement", "asistant"],
+            "unknown placement 'asistant'. Did you mean 'assistant'? Accepted: assistant, user",
+        ),
+        (["--temperature", -1], "temperature is -1.0: give a number 0 (greedy) or more (option --temperature)."),
+        (["--alpha", "nan"], "alpha is nan: give a number, 0 or more (option --alpha)."),
+        (["--dtype", "float33"], "unknown dtype 'float33'. Did you mean 'float32'? Accepted: auto, float32"),
+        (["--device", "warp"], "device 'warp' is not available on this machine: give one of cpu"),
         (["--memory", "nowhere.safetensors"], "memory file 'nowhere.safetensors' is refused: it cannot be read"),
     ],
 )
 def test_a_flag_out_of_range(fastmem: Runner, llama: Path, flags: list[object], text: str) -> None:
-    assert refusal(ask(fastmem, llama, *flags)).startswith(text)
+    line = refusal(ask(fastmem, llama, *flags))
+    assert line.startswith(text)
+    assert line.startswith(("memory file", "layer 7")) or str(flags[0]) in line
 
 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (None, "cannot be read: No such file or directory; give a JSON file."),
+        (None, "cannot be read (No such file or directory): give a JSON file."),
         ("{", "is not JSON ("),
         ("[1]", "holds a list: give an object of recipe fields."),
         ('{"learnin_rate": 1}', "'learnin_rate'. Did you mean 'learning_rate'?"),
-        ('{"steps": 1.5}', "recipe steps (--steps) is 1.5: give a whole number, 0 or more."),
+        ('{"steps": 1.5}', "recipe steps is 1.5: give a whole number, 0 or more (option --steps)."),
     ],
 )
 def test_a_recipe_file_that_is_none(
@@ -228,7 +233,7 @@ def test_absent_model_folder(fastmem: Runner, tmp_path: Path) -> None:
 def test_a_name_the_hub_does_not_give(fastmem: Runner) -> None:
     line = refusal(ask(fastmem, "nobody/nothing"))  # tests run offline
     assert line.startswith("model 'nobody/nothing': no configuration could be loaded: ")
-    assert line.endswith("Check the name and the network, or give a folder that holds a model.")
+    assert line.endswith("Check the name and the network, or give a folder that contains a model.")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +246,7 @@ def test_a_name_the_hub_does_not_give(fastmem: Runner) -> None:
         ("no_tokenizer", "no tokenizer could be loaded: "),
         ("no_weights", "no weights could be loaded: "),
         ("damaged", "has damaged weights ("),
-        ("mamba", "'mamba' cannot be split at its last feed-forward network: its last layer holds no feed-forward"),
+        ("mamba", "'mamba' cannot be split at its last feed-forward network: its last layer has no feed-forward"),
         ("bert", "'bert' cannot be split at its last feed-forward network: it reads ahead (logits move by "),
         ("t5", "'t5' cannot be split at its last feed-forward network: it is an encoder-decoder; give a decoder-only"),
         ("bart", "'bart' cannot be split at its last feed-forward network: it is an encoder-decoder; give a decoder"),
@@ -288,8 +293,8 @@ def test_out_of_memory_says_what_to_lower(fastmem: Runner, llama: Path, monkeypa
 
     monkeypatch.setattr(SplitModel, "read", read)
     line = refusal(ask(fastmem, llama))
-    assert line.startswith("out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.): shorten the context (")
-    assert "--dtype bfloat16" in line
+    assert line.startswith("out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.): shorten the context, ")
+    assert line.endswith("a smaller type such as bfloat16. Options that help: --truncate, --max-new-tokens, --dtype.")
 
 
 def test_out_of_memory_while_loading(fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +303,8 @@ def test_out_of_memory_while_loading(fastmem: Runner, llama: Path, monkeypatch: 
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     line = refusal(ask(fastmem, llama))
-    assert line.startswith(f"out of memory while loading '{llama}': take a smaller type (--dtype bfloat16)")
+    assert line.startswith(f"out of memory while loading '{llama}': use a smaller type such as bfloat16, ")
+    assert line.endswith("Options that help: --dtype, --device.")
 
 
 def test_an_interrupt_while_streaming(fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

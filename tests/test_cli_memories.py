@@ -132,7 +132,7 @@ def test_damage_is_found(fastmem: Runner, base: Path, documents: Path) -> None:
     path.write_bytes(b"no memory")
     listed = fastmem("memories", "list", documents / "memories")
     assert listed.code == 0
-    assert "no safetensors file" in listed.out
+    assert "it is not a safetensors file" in listed.out
 
 
 def test_verify_against_another_model(fastmem: Runner, base: Path, documents: Path, tmp_path: Path) -> None:
@@ -146,7 +146,9 @@ def test_verify_against_another_model(fastmem: Runner, base: Path, documents: Pa
 def test_export_both_ways(fastmem: Runner, base: Path, documents: Path, tmp_path: Path) -> None:
     memorize(fastmem, base, documents)
     source = documents / "memories" / "harbour.safetensors"
-    assert "give it with --context FILE" in refusal(fastmem("export", source, "-m", base, "-o", tmp_path / "a"))
+    refused = refusal(fastmem("export", source, "-m", base, "-o", tmp_path / "a"))
+    assert "give the document, or memorize with" in refused
+    assert refused.endswith("Options that help: --context.")
     said = fastmem(
         "export", source, "-m", base, "-o", tmp_path / "a", "--rank", 16, "-c", documents / "harbour.txt", "--json"
     )

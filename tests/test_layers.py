@@ -49,7 +49,7 @@ PLACES = {
         "lab/scores/summary.py",
     ),
     "safetensors": ("memory/memory_file.py", "loading.py", "export.py", "tiny/"),
-    "datasets": ("lab/tasks/",),
+    "datasets": ("lab/tasks/", "lab/harness/"),
     "optuna": ("lab/search/",),
     "jinja2": ("lab/report/",),
     "fastapi": ("serve/",),

@@ -18,7 +18,7 @@ log = logging.getLogger("fastmem")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 # Arguments of `from_pretrained` that locate the files, so configuration and tokenizer need them, too.
 LOCATION_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code", "subfolder")
-REMEDY = "give a decoder-only causal language model such as Llama, Qwen, Mistral or Gemma"
+CAUSAL_REMEDY = "give a decoder-only causal language model such as Llama, Qwen, Mistral or Gemma"
 
 
 def load(
@@ -71,10 +71,10 @@ def _folder(source: str) -> str:
 def _require_causal(config: Any) -> None:
     """Refuse a model that is not a causal language model of transformers, before any weight is read."""
     if getattr(config, "is_encoder_decoder", False):
-        raise unsupported(config.model_type, "it is an encoder-decoder", REMEDY)
+        raise unsupported(config.model_type, "it is an encoder-decoder", CAUSAL_REMEDY)
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if not remote and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise unsupported(config.model_type, "transformers has no causal language model of this family", REMEDY)
+        raise unsupported(config.model_type, "transformers has no causal language model of this family", CAUSAL_REMEDY)
 
 
 def _checked_device(device: str | torch.device) -> torch.device:

@@ -25,8 +25,7 @@ class Sampling:
     min_p: float = 0.0
     """Keep tokens with at least this fraction of the top probability."""
     repetition_penalty: float = 1.0
-    """Divide positive logits of the tokens seen so far, prompt included, and multiply negative ones; 1 does
-    nothing."""
+    """Divide positive and multiply negative logits of the tokens seen so far, prompt included; 1 does nothing."""
     seed: int | None = None
     """Seed of this answer's generator; None draws one."""
 

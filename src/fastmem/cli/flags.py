@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, cast, get_type_hints
 
 import typer
 
@@ -22,6 +22,8 @@ from fastmem.errors import InputError
 if TYPE_CHECKING:
     from fastmem.memory.recipe import Recipe
     from fastmem.model import FastMem
+
+T = TypeVar("T")
 
 
 def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,9 +49,9 @@ def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     return flat
 
 
-def option(help: str, metavar: str | None = None, short: str | None = None, default: Any = None) -> Any:
+def option(help: str, metavar: str | None = None, short: str | None = None, default: T | None = None) -> T:
     """A field of a class of flags. The option is the field's name with dashes; short: a second name such as `-m`."""
-    return field(default=default, metadata={"help": help, "metavar": metavar, "short": short})
+    return cast(T, field(default=default, metadata={"help": help, "metavar": metavar, "short": short}))
 
 
 def _parameters(flags: Any) -> list[inspect.Parameter]:
