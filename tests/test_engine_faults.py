@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+import fastmem.answer.running_batch
 import fastmem.model
 from fastmem.errors import InputError, MemoryFileError, ResourceError
 from fastmem.memory.recipe import Recipe
@@ -193,3 +194,24 @@ def test_a_disk_that_is_full_is_said_to_who_asked_for_it_only(llm, started, tmp_
     assert isinstance(end, JobFailed)
     assert isinstance(end.error, MemoryFileError)
     assert Asked(llm, "q", want, "fastmem").to(engine).text() == offline(llm, "q", "kept in RAM", "fastmem").text
+
+
+def test_text_that_cannot_be_made_fails_loudly_instead_of_going_missing(llm, started, monkeypatch):
+    """The rows of that step have moved on: nobody may get an answer with a hole in it."""
+    engine = started()
+    real, calls = fastmem.answer.running_batch.Detokenizer.add, []
+
+    def add(self, token):
+        calls.append(token)
+        if len(calls) == 12:
+            raise ValueError("no text for this token")
+        return real(self, token)
+
+    expected = [llm.generate(f"row {i}", max_new_tokens=30).text for i in range(4)]
+    monkeypatch.setattr(fastmem.answer.running_batch.Detokenizer, "add", add)
+    asked = [Asked(llm, f"row {i}", max_new_tokens=30).to(engine) for i in range(4)]
+    ends = [one.end() for one in asked]
+    assert any(isinstance(end, JobFailed) for end in ends)
+    for end, text in zip(ends, expected, strict=True):
+        assert isinstance(end, JobFailed) or end.answer.text == text
+    assert Asked(llm, "row 0", max_new_tokens=30).to(engine).text() == expected[0]

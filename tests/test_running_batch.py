@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import fastmem.answer.batch
+import fastmem.answer.running_batch
 from families import build
 from fastmem import FastMem, Recipe, Tokens
 from fastmem.answer.cache import PrefixCache
-from fastmem.answer.running_batch import Answer, RunningBatch, answers, decode
+from fastmem.answer.running_batch import Answer, PieceError, RunningBatch, answers, decode
 from fastmem.learn.memorize import drain
 
 RECIPE = Recipe(learning_rate=1e-2, steps=3)
@@ -157,3 +158,31 @@ def test_every_text_is_tokenized_once(llm, monkeypatch, method, encodings):
     )
     llm.answer("When?", "The ferry leaves at nine.", method, max_new_tokens=2)
     assert len(calls) == encodings, calls
+
+
+def test_a_prefix_that_cannot_be_kept_costs_no_text(llm, monkeypatch, caplog):
+    """Caching is only for later requests: without room for it the answers go on, whole."""
+    requests = requests_of(llm)
+    expected = [answer.text for answer in answers(llm.batch(), requests, 3)]
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("no room for keys and values")
+
+    monkeypatch.setattr(fastmem.answer.batch, "selected", full)
+    batch = RunningBatch(llm.split_model, llm.tokenizer, PrefixCache(2**20))
+    found = [answers(batch, [replace(request)], 1)[0].text for request in requests]
+    assert found == expected
+    assert "was not cached: no room for keys and values" in caplog.text
+
+
+def test_a_failure_after_the_tokens_is_told_from_one_before(llm, monkeypatch):
+    """The rows have moved then, so going on would lose text: who restarts a batch has to know."""
+    batch = llm.batch()
+    batch.join(requests_of(llm))
+
+    def broken(self, token):
+        raise ValueError("no text for this token")
+
+    monkeypatch.setattr(fastmem.answer.running_batch.Detokenizer, "add", broken)
+    with pytest.raises(PieceError, match="no text for this token"):
+        batch.step()

@@ -94,7 +94,7 @@ def chat_ids_before(tokenizer: Any, messages: Chat, end: str) -> tuple[torch.Ten
     The count is 0 if the tokenizer does not report the offsets of its tokens.
     """
     ids, offsets = _chat_encoding(tokenizer, messages, offsets=tokenizer.is_fast)
-    position = _render(tokenizer, list(messages), add_generation_prompt=True).rfind(end.strip())
+    position = _render(tokenizer, list(messages)).rfind(end.strip())  # the header of the answer could match, too
     return ids, _ending_before(offsets, position)
 
 

@@ -4,6 +4,7 @@ This is the only loop that decodes: `generate`, `Stream`, the experiments and th
 what makes tokens an answer: text, stop strings, log-probabilities, and prefixes that are kept for other requests.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from fastmem.answer.request import Request
 from fastmem.device_memory import explained_out_of_memory
 from fastmem.memory.memory import Memory
 from fastmem.split.split_model import SplitModel
+
+log = logging.getLogger("fastmem")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,10 @@ class Piece:
     answer: Answer | None = None
 
 
+class PieceError(RuntimeError):
+    """A step added its tokens, but the pieces of text for them could not be made."""
+
+
 class RunningBatch:
     """Answers decoded at the same time. Not for use by two threads at once.
 
@@ -86,10 +93,17 @@ class RunningBatch:
         return rows
 
     def step(self) -> list[tuple[Row, Piece]]:
-        """One more token for every answer: a piece for each; complete answers have left. See `Batch.step`."""
+        """One more token for every answer: a piece for each; complete answers have left.
+
+        Errors: those of `Batch.step`, after which the rows can go on in a restarted batch; `PieceError` if the tokens
+        were added but their text could not be made, after which they cannot.
+        """
         rows = list(self._batch.rows)
         self._batch.step()
-        pieces = [(row, self._piece(row)) for row in rows]
+        try:
+            pieces = [(row, self._piece(row)) for row in rows]
+        except Exception as error:
+            raise PieceError(f"the text of a step was lost: {error}") from error
         stopped = [row for row in self._batch.rows if row.reason]  # by a stop string
         if stopped:
             self._batch.leave(stopped)
@@ -131,7 +145,11 @@ class RunningBatch:
         shared = len(row.request.prompt) if shared is None else shared
         if not self.prefixes.limit_bytes or shared <= row.cached_tokens:
             return
-        prefix = self._batch.prefix(row)
+        try:
+            prefix = self._batch.prefix(row)  # copies keys and values
+        except (RuntimeError, MemoryError) as error:
+            log.warning("a prompt of %d tokens was not cached: %s", len(row.request.prompt), error)
+            return
         if prefix is not None and shared < len(prefix.ids):
             prefix = Prefix(prefix.ids[:shared], cropped(prefix.cache, shared))
         self.prefixes.add(prefix, row.request.salt)

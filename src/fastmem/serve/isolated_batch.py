@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from fastmem.answer.batch import Row
-from fastmem.answer.running_batch import Piece, RunningBatch
+from fastmem.answer.running_batch import Piece, PieceError, RunningBatch
 from fastmem.device_memory import explained_out_of_memory
 from fastmem.serve.jobs import Job
 
@@ -55,7 +55,9 @@ class IsolatedBatch:
         try:
             with explained_out_of_memory():
                 pieces = self._batch.step()
-        except Exception as error:  # of any kind: it must not end the other rows
+        except PieceError:  # all rows have moved on, so a restart would lose text
+            raise
+        except Exception as error:  # of any other kind: it must not end the other rows
             return [], self._restart_without_newest(error)
         self._proven = True
         by_row = {id(job.row): job for job in self.jobs}
