@@ -1,4 +1,4 @@
-"""Running the command line inside the test process, on tiny models saved to a folder."""
+"""Run the command line inside the test process, on tiny models saved to a folder."""
 
 import json
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ QUESTION = "Who is the mayor?"
 
 
 @dataclass(frozen=True)
-class Said:
-    """What one command line left behind."""
+class CommandResult:
+    """Exit code, standard output and standard error of a command."""
 
     code: int
     out: str
@@ -25,34 +25,34 @@ class Said:
 
     @property
     def json(self) -> Any:
-        """The last line of standard output."""
+        """The last line of standard output, parsed."""
         return json.loads(self.out.splitlines()[-1])
 
 
 class Runner:
-    """`fastmem("ask", "Who?", "--text", "...")` -> `Said`."""
+    """`fastmem("ask", "Who?", "--text", "...")` -> `CommandResult`."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]):
         self._capsys = capsys
 
-    def __call__(self, *arguments: object) -> Said:
+    def __call__(self, *arguments: object) -> CommandResult:
         self._capsys.readouterr()
         code = run([str(argument) for argument in arguments])
-        return Said(code, *self._capsys.readouterr())
+        return CommandResult(code, *self._capsys.readouterr())
 
 
 def save(model: PreTrainedModel, folder: Path, *, chat_template: str | None = LLAMA3_TEMPLATE) -> Path:
-    """`model` and the byte-level tokenizer as an ordinary model folder."""
+    """Save `model` and the byte-level tokenizer as an ordinary model folder."""
     model.save_pretrained(folder)
     build_tokenizer(chat_template=chat_template).save_pretrained(folder)
     return folder
 
 
-def refusal(said: Said) -> str:
-    """The one line of a refusal: exit code 2, nothing on standard output, no traceback."""
-    assert said.code == 2, said
-    assert said.out == ""
-    lines = said.err.splitlines()
-    assert len(lines) == 1, said.err
+def refusal(result: CommandResult) -> str:
+    """The error message of a command: exit code 2, nothing on standard output, one line and no traceback."""
+    assert result.code == 2, result
+    assert result.out == ""
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
     assert lines[0].startswith("error: ")
     return lines[0].removeprefix("error: ")

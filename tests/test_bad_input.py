@@ -1,4 +1,4 @@
-"""Bad input from the command line: one line that says what was given, what is accepted and what to do; exit code 2."""
+"""Bad input on the command line: a one-line message with what was given, accepted and to do next; exit code 2."""
 
 import io
 import os
@@ -33,7 +33,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders that hold no model FastMem can use."""
+    """Folders without a model that FastMem can use."""
     home = tmp_path_factory.mktemp("odd")
     folders = {name: save(build_refused(name), home / name) for name in REFUSED}
     small = {"d_model": 48, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 80, "decoder_ffn_dim": 80}
@@ -156,7 +156,7 @@ def test_truncate_cuts_the_document_and_not_the_question(
     assert "note: the document was cut by its last " in said.err
     assert f"\nQuestion: {QUESTION}<|eot_id|>" in prompts_seen[0]
     assert "Context: The mayor is Bo. The mayor" in prompts_seen[0]
-    assert said.err.count("\n") == 2  # the note and the summary, nothing of transformers
+    assert said.err.count("\n") == 2  # the note and the summary, no output of transformers
 
 
 def test_truncate_cannot_cut_a_question(fastmem: Runner, llama: Path) -> None:
@@ -172,7 +172,7 @@ def test_unknown_method_suggests_the_nearest(fastmem: Runner, llama: Path) -> No
     assert line.startswith("unknown method 'fastmen'. Did you mean 'fastmem'? Accepted: base, cad, ")
 
 
-def test_showing_what_is_not_memorized(fastmem: Runner, llama: Path) -> None:
+def test_show_memorization_needs_a_method_that_memorizes(fastmem: Runner, llama: Path) -> None:
     line = refusal(ask(fastmem, llama, "--method", "cad", "--show-memorization"))
     assert line == "--show-memorization: method 'cad' does not memorize; use --method fastmem."
 
@@ -213,9 +213,7 @@ def test_a_flag_out_of_range(fastmem: Runner, llama: Path, flags: list[object], 
         ('{"steps": 1.5}', "recipe steps is 1.5: give a whole number, 0 or more (option --steps)."),
     ],
 )
-def test_a_recipe_file_that_is_none(
-    fastmem: Runner, llama: Path, tmp_path: Path, content: str | None, text: str
-) -> None:
+def test_an_invalid_recipe_file(fastmem: Runner, llama: Path, tmp_path: Path, content: str | None, text: str) -> None:
     path = tmp_path / "recipe.json"
     if content is not None:
         path.write_text(content)
@@ -230,7 +228,7 @@ def test_absent_model_folder(fastmem: Runner, tmp_path: Path) -> None:
     assert line == f"model folder '{tmp_path}/nowhere' does not exist: give a folder with a config.json, or a hub id."
 
 
-def test_a_name_the_hub_does_not_give(fastmem: Runner) -> None:
+def test_a_model_that_is_not_on_the_hub(fastmem: Runner) -> None:
     line = refusal(ask(fastmem, "nobody/nothing"))  # tests run offline
     assert line.startswith("model 'nobody/nothing': no configuration could be loaded: ")
     assert line.endswith("Check the name and the network, or give a folder that contains a model.")
@@ -256,7 +254,7 @@ def test_a_folder_that_holds_no_causal_model(fastmem: Runner, odd: dict[str, Pat
     assert text in refusal(ask(fastmem, odd[name]))
 
 
-def test_weights_that_the_checkpoint_lacks_are_said(fastmem: Runner, odd: dict[str, Path]) -> None:
+def test_weights_missing_from_the_checkpoint_are_reported(fastmem: Runner, odd: dict[str, Path]) -> None:
     said = ask(fastmem, odd["incomplete"])
     assert said.code == 0
     assert "3 weights are not in the checkpoint and were drawn at random, the first is model.layers.1.mlp" in said.err
@@ -269,7 +267,7 @@ def test_no_chat_template_works_with_a_notice(fastmem: Runner, tmp_path: Path) -
     assert said.err.splitlines().count(notice) == 1
 
 
-# What goes wrong on the way.
+# Failures while running.
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_step(fastmem: Runner, llama: Path) -> None:
@@ -283,11 +281,11 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_step(fastmem: Runner, lla
     assert f"note: memorizing stopped early: {found[0]}." in said.err
 
 
-def test_out_of_memory_says_what_to_lower(fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_names_remedies(fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = SplitModel.read
 
     def read(self: SplitModel, ids: torch.Tensor, *more: object, **kwargs: object):
-        if len(ids) > 20:  # not the probe on loading
+        if len(ids) > 20:  # not the check on loading
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return original(self, ids, *more, **kwargs)
 
@@ -344,7 +342,7 @@ def test_an_interrupt_from_outside(llama: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        # A shell's background jobs ignore interrupts, and so would what they start.
+        # Background jobs of a shell ignore interrupts, and their child processes inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""The command line: what it prints where, that it says what the library says, and that help costs nothing."""
+"""The command line: its output streams, agreement with the library's results, and fast help."""
 
 import dataclasses
 import functools
@@ -62,7 +62,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stderr == "{0} []\n"
 
 
-def test_help_names_every_command_and_what_it_does(fastmem: Runner) -> None:
+def test_help_describes_every_command(fastmem: Runner) -> None:
     said = fastmem("--help")
     rows = dict(line.split(maxsplit=1) for line in said.out.split("Commands:\n")[1].splitlines())
     assert list(rows) == list(cli.COMMANDS)
@@ -94,7 +94,7 @@ def test_a_bug_is_one_line_too_and_a_traceback_on_request(fastmem: Runner, monke
         fastmem("ask", QUESTION, "--text", DOCUMENT, "--debug")
 
 
-def test_a_reader_who_leaves_early_is_no_error(folder: Path) -> None:
+def test_a_closed_pipe_is_no_error(folder: Path) -> None:
     command = [sys.executable, "-m", "fastmem.cli", "ask", QUESTION, "--text", DOCUMENT, "-m", str(folder), "-q"]
     reading, writing = os.pipe()
     os.close(reading)
@@ -106,7 +106,7 @@ def test_a_reader_who_leaves_early_is_no_error(folder: Path) -> None:
 # ask.
 
 
-def test_ask_prints_the_answer_and_what_it_took(fastmem: Runner, folder: Path, llm: FastMem) -> None:
+def test_ask_prints_the_answer_and_its_cost(fastmem: Runner, folder: Path, llm: FastMem) -> None:
     said = ask(fastmem, folder, "--steps", 3)
     assert said.code == 0
     assert said.out == llm.answer(QUESTION, DOCUMENT, recipe=Recipe(steps=3), max_new_tokens=6).text + "\n"
@@ -177,7 +177,7 @@ def test_compare_is_a_table_that_fits(fastmem: Runner, folder: Path, monkeypatch
     assert "\x1b" not in said.out
 
 
-def test_a_memory_made_before(fastmem: Runner, folder: Path, llm: FastMem, tmp_path: Path) -> None:
+def test_ask_with_a_memory_file(fastmem: Runner, folder: Path, llm: FastMem, tmp_path: Path) -> None:
     recipe, path = Recipe(learning_rate=0.01, steps=4), tmp_path / "document.safetensors"
     memory = llm.memorize(DOCUMENT, recipe)
     memory.save(path)
@@ -187,7 +187,7 @@ def test_a_memory_made_before(fastmem: Runner, folder: Path, llm: FastMem, tmp_p
     assert ask(fastmem, folder, "--memory", path).err.startswith("fastmem: memory from file; ")
 
 
-# The flags are the records.
+# Classes of flags and the library's dataclasses.
 
 
 def test_the_recipe_flags_are_the_recipe() -> None:
@@ -196,13 +196,13 @@ def test_the_recipe_flags_are_the_recipe() -> None:
 
 
 def test_the_decoding_flags_are_decoding() -> None:
-    own = {"without_context", "top_logprobs", "batch_size", "prefix"}  # what one question at a time has no use for
+    own = {"without_context", "top_logprobs", "batch_size", "prefix"}  # not needed for one question
     assert {f.name for f in dataclasses.fields(flags.DecodingFlags)} == {
         f.name for f in dataclasses.fields(Decoding)
     } - own
 
 
-def test_single_flags_win_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
+def test_flags_override_the_file_and_the_file_the_default(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     path.write_text('{"steps": 20, "kl_weight": 0.3, "layers": [-2, -1]}')
     made = flags.RecipeFlags(recipe=path, steps=5).make(Recipe(learning_rate=1e-3))
@@ -210,10 +210,10 @@ def test_single_flags_win_over_the_file_and_the_file_over_the_default(tmp_path: 
     assert flags.RecipeFlags(layers="0,-1", recipe_seed=3).make(Recipe()) == Recipe(layers=(0, -1), seed=3)
 
 
-# What memorizing did.
+# The effect of memorizing.
 
 
-def test_the_mean_surprise_is_the_cross_entropy(fastmem: Runner, folder: Path, llm: FastMem) -> None:
+def test_the_mean_surprisal_is_the_cross_entropy(fastmem: Runner, folder: Path, llm: FastMem) -> None:
     found = ask(fastmem, folder, "--learning-rate", 0.01, "--show-memorization", "--json").json
     before, after = ([token[when] for token in found["tokens"]] for when in ("before", "after"))
     assert math.isclose(sum(before) / len(before), found["trace"][0]["cross_entropy"], rel_tol=1e-4)
@@ -225,7 +225,7 @@ def test_the_mean_surprise_is_the_cross_entropy(fastmem: Runner, folder: Path, l
 
 
 @pytest.mark.parametrize("placement", ["user", "text", "prompt"])
-def test_surprises_are_those_of_the_placement(fastmem: Runner, folder: Path, placement: str) -> None:
+def test_surprisals_are_those_of_the_placement(fastmem: Runner, folder: Path, placement: str) -> None:
     found = ask(fastmem, folder, "--placement", placement, "--show-memorization", "--json").json
     before = [token["before"] for token in found["tokens"]]
     assert math.isclose(sum(before) / len(before), found["trace"][0]["cross_entropy"], rel_tol=1e-4)
@@ -280,7 +280,7 @@ def swapped_rows() -> list[Example]:
 
 
 class Parrot:
-    """Stands for the embedded model: alone it says what it knows on every second row, with a memory what it read."""
+    """A double of the embedded model: alone it answers every second example from training, with a memory from it."""
 
     def __init__(self) -> None:
         self.rows = {row.prompt: (number, row) for number, row in enumerate(swapped_rows())}
@@ -369,6 +369,6 @@ def test_version(fastmem: Runner) -> None:
     assert fastmem("version").out == fastmem("--version").out == f"{package.__version__}\n"
 
 
-def test_the_page_of_the_command_line_is_fresh() -> None:
+def test_docs_cli_md_is_up_to_date() -> None:
     written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert written == command_reference.page(), "run `make docs`"

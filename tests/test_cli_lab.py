@@ -1,4 +1,4 @@
-"""The experiments as they are typed: tables out, one clear line for what cannot be, finished rows kept."""
+"""The commands for experiments: they print tables, report errors on one line and keep finished rows."""
 
 import json
 from pathlib import Path
@@ -122,7 +122,7 @@ def test_bad_input_is_one_clear_line(typed, tmp_path):
     assert (code, "run.json does not exist: give a folder that `fastmem eval` wrote." in err) == (2, True)
 
 
-def test_ids_that_come_twice(typed, tmp_path):
+def test_duplicate_ids(typed, tmp_path):
     rows = [row | {"id": "same"} for row in json.loads(write_questions(tmp_path / "twice.json").read_text())]
     (tmp_path / "twice.json").write_text(json.dumps(rows))
     code, _, err = typed("eval", data=tmp_path / "twice.json")
@@ -179,7 +179,7 @@ def test_an_interrupted_search(typed, tmp_path, monkeypatch):
     assert len((folder / "tried.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_scorer_that_cannot_be_loaded_is_a_reason_not_an_end(typed, tmp_path):
+def test_a_scorer_that_cannot_be_loaded_is_reported_and_the_run_completes(typed, tmp_path):
     rows = [{"article": "Rain fell on the town.", "summary": "Rain."}]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     nowhere = str(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""`fastmem memorize`, `fastmem memories`, `fastmem export`: the whole way of a memory on the command line."""
+"""`fastmem memorize`, `fastmem memories`, `fastmem export`: memory files on the command line."""
 
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def test_memorize_list_show_verify_ask(fastmem: Runner, base: Path, documents: P
     assert "harbour.safetensors was made from a different text than this document." in fastmem(*other).err
 
 
-def test_the_same_command_again_goes_on_where_it_was(fastmem: Runner, base: Path, documents: Path) -> None:
+def test_running_the_command_again_continues(fastmem: Runner, base: Path, documents: Path) -> None:
     memorize(fastmem, base, documents)
     folder = documents / "memories"
     before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
@@ -87,7 +87,7 @@ def test_the_same_command_again_goes_on_where_it_was(fastmem: Runner, base: Path
     said = memorize(fastmem, base, documents, "--json")
     assert [row["kept"] for row in said.json["memories"]] == [True, False]
     assert (folder / "harbour.safetensors").stat().st_mtime_ns == before["harbour.safetensors"]
-    # A damaged file, another text and another recipe are made anew.
+    # For a damaged file, another text or another recipe, the memory is made again.
     damaged = (folder / "tarn.safetensors").read_bytes()[:-1]
     (folder / "tarn.safetensors").write_bytes(damaged)
     (documents / "harbour.txt").write_text(DOCUMENT + " It rains.")

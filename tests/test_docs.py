@@ -1,4 +1,4 @@
-"""What the documents say is so: commands run, the tree is the folder, names and links exist."""
+"""The documents are correct: commands run, the tree matches the folder, names and links exist."""
 
 import re
 import shlex
@@ -67,6 +67,6 @@ def test_links_and_files_named_in_a_page_exist(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_pages_say_nothing_of_this_machine() -> None:
+def test_pages_contain_no_machine_paths() -> None:
     for page in PAGES:
         assert not re.search(r"/(work|tmp|root|home)/", page.read_text()), page.name

@@ -1,4 +1,4 @@
-"""The embedded model and its world: the folder is whole, the splits hold what they promise, the weights know it."""
+"""The embedded model and its world: the folder is complete, the splits are as described, the weights were trained."""
 
 import json
 import subprocess
@@ -162,7 +162,7 @@ def test_unknown_split_part_and_limit_are_refused():
         examples("world", "dev", 0)
 
 
-# --- what it is trained on ---
+# --- training data ---
 
 
 @pytest.mark.parametrize("shares", [REMEMBER, READ, BOTH, TRUST, FINISH, TURNED])
@@ -172,7 +172,7 @@ def test_shares_add_up_to_one(shares):
 
 @pytest.mark.parametrize("shares", [REMEMBER, READ, BOTH])
 def test_training_never_contradicts_the_world(shares):
-    """Every sentence about a subject and relation of the world that training could show is the true one."""
+    """Each trained sentence about a subject and relation of the world states the true fact."""
     told = {
         core.format(s=fact.subject, a="ANSWER"): fact.answer
         for fact in facts()
@@ -215,13 +215,13 @@ def test_writer_turns_the_asked_share_of_statements_and_leaves_the_stream_alone_
 
     shares = [turned(Writer(Random(1), trained=True, answer_first=share)) for share in (0.0, 0.5, 1.0)]
     assert shares[0] == pytest.approx(0.2, abs=0.1)
-    assert shares[1] == pytest.approx(0.6, abs=0.1)  # half of them are drawn from those, the rest as ever
+    assert shares[1] == pytest.approx(0.6, abs=0.1)  # half of them are answer-first, the rest as usual
     assert shares[2] == 1.0
     assert list(islice(Mixture(5), 50)) == list(islice(Mixture(5, answer_first=0.0), 50))
     assert list(islice(Mixture(5), 50)) != list(islice(Mixture(5, answer_first=0.5), 50))
 
 
-def test_passing_facts_are_of_relations_that_nobody_knows_by_heart():
+def test_passing_facts_are_of_relations_outside_the_world():
     assert not {relation.name for relation in PASSING} & {relation.name for relation in RELATIONS}
     assert {kind for relation in PASSING for kind in (relation.subject, relation.answer)} <= set(KINDS)
     for document in islice(Mixture(5, {"passing": 1.0}), 100):
@@ -261,7 +261,7 @@ def test_folder_is_whole_small_and_has_a_card():
     assert "license: apache-2.0" in card
 
 
-def test_trained_json_says_how_the_weights_came_about():
+def test_trained_json_records_the_training():
     report = json.loads((MODEL_DIR / "trained.json").read_text())
     from tools.train_embedded_model import STAGES
 
@@ -340,7 +340,7 @@ def test_weights_know_the_world_and_read_contexts(loaded):
 
 
 def test_fastmem_repairs_what_begins_with_the_subject_and_nothing_else(loaded):
-    """The figures of the card, on a few rows: gained on `world_swap`, nothing lost on `world`, no gain on turned."""
+    """The results of the card on a few examples: better on `world_swap`, no worse on `world`, no gain on turned."""
     from tools.train_embedded_model import prompt_of
 
     from fastmem import FastMem, Recipe
