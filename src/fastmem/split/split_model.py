@@ -8,8 +8,9 @@ the same with and without a memory. `SplitModel` offers that as three calls:
     logits = split_model.head(hidden)                        [N, D] -> [N, V], soft caps and scales included
 
 `ffn` selects the FFN weights of this call only. All modules that run are the model's own code on weight-sharing
-copies; the model is never written to. A `SplitModel` keeps no state between calls, so threads may share it. On
-construction, rebuilt logits are compared with the model's own, and a model for which they differ is refused.
+copies; the model is never written to. A `SplitModel` keeps no state between calls, so threads may share it: weights
+of a call belong to modules of their own and are never exchanged in a shared module. On construction, rebuilt logits
+are compared with the model's own, and a model for which they differ is refused.
 """
 
 import functools
@@ -20,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fastmem.errors import InputError
 from fastmem.split.dequantize import dequantized, is_quantized
@@ -137,15 +137,17 @@ class SplitModel:
     def ffn(self, weights: Mapping[str, Tensor]) -> FFN:
         """FFN modules that use `weights` (full parameter name -> tensor), for `forward` and `tail`.
 
-        Weights in another type than the model's are cast in every call; gradients flow through the cast.
+        Every one is a module of its own that holds these tensors, so threads may call it at the same time. Tensors in
+        the model's type are used as they are and may be written to between calls. Others are cast once; gradients
+        flow through the cast.
         """
         modules: dict[str, Callable[..., Any]] = {}
         for module in {name for layer in self.structure.layers for name in layer.ffn}:
-            own = {k.removeprefix(f"{module}."): v for k, v in weights.items() if k.startswith(f"{module}.")}
+            own = {k.removeprefix(f"{module}."): w for k, w in weights.items() if k.startswith(f"{module}.")}
             if own:
-                modules[module] = functools.partial(
-                    _with_weights, weight_sharing_copy(self.dequantized_ffn(module)), own
-                )
+                base = self.dequantized_ffn(module)
+                parameters = [(p, own[name]) for name, p in base.named_parameters() if name in own]
+                modules[module] = weight_sharing_copy(base, {id(p): w.to(p.dtype) for p, w in parameters})
         return modules
 
     def forward(
@@ -253,11 +255,6 @@ class SplitModel:
 def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
     rows = hidden.reshape(1, -1, hidden.shape[-1])
     return head(inputs_embeds=rows, use_cache=False).logits.reshape(*hidden.shape[:-1], -1)
-
-
-def _with_weights(module: nn.Module, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-    dtypes = {name: parameter.dtype for name, parameter in module.named_parameters()}
-    return functional_call(module, {k: w.to(dtypes[k]) for k, w in weights.items()}, args, kwargs)
 
 
 def _check_rebuilt_logits(split_model: SplitModel) -> None:
