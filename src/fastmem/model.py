@@ -5,7 +5,9 @@
     out = llm.generate(prompt, memory=memory)
     out = llm.answer(question, context)
 
-The model is never written to, and only caches are kept between calls, so several threads may use one `FastMem`.
+The model is never written to, and only caches are kept between calls, so several threads may use one `FastMem`. A
+model whose weights its owner changes in place is followed at the next call. If they were replaced, cast, moved, or its
+adapters switched, the next call raises an `InputError`: construct `FastMem` again.
 """
 
 import functools
@@ -36,6 +38,7 @@ from fastmem.memory.compatibility import require_same
 from fastmem.memory.memory import Base, Memory, Step, digest
 from fastmem.memory.recipe import Recipe, changed_recipe
 from fastmem.prompts import Chat, Prompt, Tokens
+from fastmem.split.fingerprint import Fingerprint, fingerprint
 from fastmem.split.hooks import FFN
 from fastmem.split.split_model import SplitModel
 
@@ -64,6 +67,7 @@ class FastMem:
         self.revision: str | None = getattr(model.config, "_commit_hash", None)
         self._digests: dict[tuple[int, ...], str] = {}
         self._modules: weakref.WeakKeyDictionary[Memory, FFN] = weakref.WeakKeyDictionary()
+        self._fingerprint = self._model_fingerprint()
 
     @classmethod
     def from_pretrained(
@@ -178,10 +182,12 @@ class FastMem:
 
     def base(self, layers: Sequence[int] = (-1,)) -> Base:
         """This model as a memory of these layers records it."""
+        self._follow_model()
         indices = self.split_model.indices(layers)
-        if indices not in self._digests:
-            self._digests[indices] = digest(self.split_model.parameters(indices))
-        return Base(self.name, self.split_model.family, self._digests[indices], self.revision)
+        found = self._digests.get(indices)
+        if found is None:
+            found = self._digests[indices] = digest(self.split_model.parameters(indices))
+        return Base(self.name, self.split_model.family, found, self.revision)
 
     @functools.cached_property
     def reader(self) -> dict[str, str]:
@@ -197,16 +203,36 @@ class FastMem:
         """The FFN modules of a memory in the model's type, made once per memory. Errors: `MemoryMismatchError`."""
         if memory is None:
             return None
-        if memory not in self._modules:
+        self._follow_model()
+        found = self._modules.get(memory)
+        if found is None:
             self.require(memory)
             originals = self.split_model.parameters(memory.recipe.layers)
             tuned = {n: w.to(originals[n].dtype) for n, w in memory.weights(originals).items()}
-            self._modules[memory] = self.split_model.ffn(tuned)
-        return self._modules[memory]
+            found = self._modules[memory] = self.split_model.ffn(tuned)
+        return found
 
     def release(self, memory: Memory) -> None:
         """Drop the FFN modules made for a memory; `ffn` makes them again when needed."""
         self._modules.pop(memory, None)
+
+    def _model_fingerprint(self) -> Fingerprint:
+        return fingerprint(self.model, self.split_model.structure.layers[-1].ffn)
+
+    def _follow_model(self) -> None:
+        """Drop what was computed from weights that have changed since. Errors: `InputError` if they were replaced."""
+        now, before = self._model_fingerprint(), self._fingerprint
+        if now.layout != before.layout:
+            raise InputError(
+                "the model was changed after FastMem was constructed: its weights were replaced, cast or moved, or "
+                "its adapters were switched. Construct FastMem again with the changed model."
+            )
+        if now.content != before.content:
+            self._fingerprint = now
+            self.split_model.forget_weights()
+            self._digests.clear()
+            self._modules.clear()
+            self.prefixes.clear()
 
     @torch.no_grad()
     def logits(self, token_ids: Tensor | Sequence[int], memory: Memory | None = None) -> Tensor:
@@ -215,6 +241,7 @@ class FastMem:
         if ids.ndim != 1 or len(ids) == 0:
             raise InputError(f"logits takes one non-empty sequence of token ids, [S]; given {list(ids.shape)}.")
         self.preparer.check_length(len(ids))
+        self._follow_model()
         return self.split_model.head(self.split_model.forward(ids[None], ffn=self.ffn(memory))[0]).float()
 
     @overload
@@ -334,6 +361,7 @@ class FastMem:
 
     def batch(self) -> RunningBatch:
         """A new running batch of this model."""
+        self._follow_model()
         return RunningBatch(self.split_model, self.tokenizer, self.prefixes)
 
     def shareable_cache(self) -> "DynamicCache | None":

@@ -56,6 +56,11 @@ class PrefixCache:
         with self._lock:
             return sum(prefix.size_bytes for _, prefix in self._prefixes)
 
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._prefixes.clear()
+
     def longest(
         self,
         ids: Tensor,  # [S]

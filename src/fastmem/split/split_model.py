@@ -139,6 +139,10 @@ class SplitModel:
 
         Every one is a module of its own that holds these tensors, so threads may call it at the same time. Tensors in
         the model's type are used as they are and may be written to between calls. Others are cast once; gradients
+    def forget_weights(self) -> None:
+        """Drop the float copies of quantized FFNs, because the model's weights have changed."""
+        self._dequantized.clear()
+
         flow through the cast.
         """
         modules: dict[str, Callable[..., Any]] = {}

@@ -1,0 +1,113 @@
+"""A model that its owner changes after `FastMem(model)`: followed where it was written to in place, refused otherwise.
+
+Never are the old weights used in silence.
+"""
+
+import copy
+
+import pytest
+import torch
+
+from families import build
+from fastmem import FastMem, InputError, MemoryMismatchError, Recipe, Tokens
+
+RECIPE = Recipe(learning_rate=3e-3, steps=3)
+DOCUMENT, PROMPT = Tokens(range(10, 40)), Tokens(range(50, 70))
+REFUSED = r"the model was changed after FastMem was constructed: .* Construct FastMem again with the changed model\."
+
+
+@pytest.fixture
+def llm():
+    return FastMem(build("llama"), prefix_bytes=2**24)
+
+
+def write_in_place(model):
+    with torch.no_grad():
+        model.model.layers[-1].mlp.down_proj.weight.mul_(1.5)
+
+
+def write_through_data(model):
+    model.model.layers[-1].mlp.down_proj.weight.data.mul_(1.5)
+
+
+def write_below(model):
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight.mul_(1.5)
+
+
+def load_other_weights(model):
+    state = build("llama", seed=5).state_dict()
+    model.load_state_dict(state)
+
+
+@pytest.mark.parametrize("change", [write_in_place, write_through_data, write_below, load_other_weights])
+def test_a_write_in_place_is_followed(llm, change):
+    memory = llm.memorize(DOCUMENT, RECIPE)
+    before = llm.base().digest
+    llm.generate(PROMPT, memory, max_new_tokens=4)
+    change(llm.model)
+    fresh = FastMem(copy.deepcopy(llm.model))
+    assert torch.equal(llm.logits(PROMPT.ids), fresh.logits(PROMPT.ids))
+    again, expected = llm.memorize(DOCUMENT, RECIPE), fresh.memorize(DOCUMENT, RECIPE)
+    assert again.base.digest == expected.base.digest
+    assert all(torch.equal(tensor, expected.tensors[name]) for name, tensor in again.tensors.items())
+    answer = llm.generate(PROMPT, again, max_new_tokens=4)
+    assert answer.cached_tokens == 0
+    assert answer.token_ids == fresh.generate(PROMPT, expected, max_new_tokens=4).token_ids
+    if again.base.digest != before:
+        with pytest.raises(MemoryMismatchError, match="load the base it was made for"):
+            llm.generate(PROMPT, memory)
+
+
+def cast(model):
+    model.to(torch.bfloat16)
+
+
+def assign(model):
+    model.load_state_dict(build("llama", seed=5).state_dict(), assign=True)
+
+
+def replace_a_parameter(model):
+    model.model.norm.weight = torch.nn.Parameter(model.model.norm.weight.detach() + 1)
+
+
+@pytest.mark.parametrize("change", [cast, assign, replace_a_parameter])
+def test_replaced_weights_are_refused(llm, change):
+    memory = llm.memorize(DOCUMENT, RECIPE)
+    change(llm.model)
+    for use in (
+        lambda: llm.memorize(DOCUMENT, RECIPE),
+        lambda: llm.generate(PROMPT),
+        lambda: llm.generate(PROMPT, memory),
+        lambda: llm.logits(PROMPT.ids),
+        lambda: llm.base(),
+    ):
+        with pytest.raises(InputError, match=REFUSED):
+            use()
+    FastMem(llm.model).generate(PROMPT, max_new_tokens=2)
+
+
+def test_adapters_that_are_switched_are_refused():
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(
+        build("llama"), peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False)
+    )
+    llm = FastMem(adapted)
+    with_adapter = llm.logits(PROMPT.ids)
+    with adapted.disable_adapter():
+        with pytest.raises(InputError, match=REFUSED):
+            llm.logits(PROMPT.ids)
+        assert not torch.equal(FastMem(adapted).logits(PROMPT.ids), with_adapter)
+    assert torch.equal(llm.logits(PROMPT.ids), with_adapter)
+    adapted.merge_adapter()
+    with pytest.raises(InputError, match=REFUSED):
+        llm.logits(PROMPT.ids)
+
+
+def test_an_unchanged_model_keeps_its_caches(llm):
+    memory = llm.memorize(DOCUMENT, RECIPE)
+    first = llm.ffn(memory)
+    llm.model(PROMPT.ids[None])
+    llm.model.train()
+    llm.model.eval()
+    assert llm.ffn(memory) is first
