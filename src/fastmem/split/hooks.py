@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import Cache
 
 from fastmem.split.structure import Layer, Structure, hidden_states
 
-# Arguments of a layer that a replay must not pass again: its input, and the cache under its names before and since
-# transformers 5.24.
-_NOT_RECORDED = ("hidden_states", "past_key_values", "cache", "use_cache")
+# Keyword arguments of a layer that a replay must not pass again.
+_NOT_RECORDED = ("hidden_states", "use_cache")
 
 # The modules that make up FFNs, by name -> what is called in their place.
 FFN = Mapping[str, Callable[..., Any]]
@@ -111,8 +111,13 @@ def _record_input(index: int, layer: Layer, _: nn.Module, args: tuple[Any, ...],
             side_input = args[1 + at] if isinstance(at, int) else kwargs[at]
             record.mixed[name] = record.select(side_input).clone()
         record.inputs[index] = record.select(args[0] if args else kwargs["hidden_states"]).clone()
-        others = {k: v for k, v in kwargs.items() if k not in _NOT_RECORDED}
-        record.calls[index] = (args[1:], others)
+        others = {k: _without_cache(v) for k, v in kwargs.items() if k not in _NOT_RECORDED}
+        record.calls[index] = (tuple(_without_cache(value) for value in args[1:]), others)
+
+
+def _without_cache(value: Any) -> Any:
+    """None for a cache, which a replay would extend once more. Some families pass it by position (GPT-2)."""
+    return None if isinstance(value, Cache) else value
 
 
 def _call_ffn(name: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
