@@ -9,7 +9,7 @@ Every sequence can have weights of its own. Requests join and leave between any 
 depend on the other requests in the batch, except for the rounding of the kernels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,14 +65,22 @@ class Row:
 
 @dataclass(eq=False)
 class _Sequence:
-    """One sequence of a row. unread: [T] ids to feed next. main: not the one contrasted away. length: ids read so
-    far."""
+    """One sequence of a row. prompt: [S] its ids before the answer. main: not the one contrasted away. unread: [T] ids
+    to feed next. length: ids read so far."""
 
     row: Row
     ffn: FFN | None
-    unread: Tensor
+    prompt: Tensor
     main: bool
-    length: int = 0
+    unread: Tensor = field(init=False)
+    length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Read the prompt and the answer so far from the beginning."""
+        self.unread, self.length = self.row.read_ids(self.prompt), 0
 
 
 @dataclass(eq=False)
@@ -118,8 +126,7 @@ class Batch:
         """Remove these rows, finished or not, and free their part of the cache."""
         gone = set(map(id, rows))
         self.rows = [row for row in self.rows if id(row) not in gone]
-        kept = ([i for i, s in enumerate(g.sequences) if id(s.row) not in gone] for g in self._groups)
-        self._groups = [_kept(g, indices) for g, indices in zip(self._groups, kept, strict=True) if indices]
+        self._groups = _keeping(self._groups, lambda sequence: id(sequence.row) not in gone)
 
     @torch.no_grad()
     def step(self) -> list[Row]:
@@ -131,11 +138,13 @@ class Batch:
         # 1. Read what is new, up to the last hidden state of every row.
         for row in self.rows:
             row.save_draws()
+        self._restart_grown()
         states = {id(row): _States() for row in self.rows}
         for group in self._groups:
             self._forward(group, states)
         if self._joinable and len(self._groups) > 1:
-            self._groups = [_merged(self._groups)]
+            sides = [[g for g in self._groups if self._is_long(g.sequences[0]) is long] for long in (False, True)]
+            self._groups = [_merged(side) for side in sides if side]
         # 2. Scores, and a token for every row.
         scores = self._scores([states[id(row)] for row in self.rows])  # [B, V]
         chosen = torch.stack([_choose(row, scores[i]) for i, row in enumerate(self.rows)]).tolist()
@@ -167,7 +176,7 @@ class Batch:
             return None
         for group in self._groups:
             for i, sequence in enumerate(group.sequences):
-                if sequence.row is row and sequence.main and sequence.length:
+                if sequence.row is row and sequence.main and sequence.length and not self._is_long(sequence):
                     ids = row.read_ids(row.request.prompt)
                     return Prefix(ids[: sequence.length], selected(group.cache, [i], group.pads[i]))
         return None
@@ -184,7 +193,8 @@ class Batch:
                 continue
             last = groups[-1].sequences if groups else []
             # Padding costs trunk time, so lengths in a group are within a factor of 1.5.
-            if last and self._joinable and len(sequence.unread) <= 1.5 * len(last[0].unread):
+            near = last and len(sequence.unread) <= 1.5 * len(last[0].unread)
+            if near and self._joinable and self._is_long(sequence) is self._is_long(last[0]):
                 last.append(sequence)
             else:
                 groups.append(_Group([sequence], new_cache(config), []))
@@ -204,11 +214,30 @@ class Batch:
         row = sequence.row
         if row.prefix is None or not row.request.shares_trunk or not self._joinable:
             return 0
+        if self._is_long(sequence) or self.split_model.is_long(len(row.prefix.ids)):
+            return 0
         length = row.prefix.shared_with(sequence.unread)
         sequence.unread, sequence.length = sequence.unread[length:], length
         if sequence.main:
             row.cached_tokens = length
         return length
+
+    def _is_long(self, sequence: _Sequence) -> bool:
+        return self.split_model.is_long(sequence.length + len(sequence.unread))
+
+    def _restart_grown(self) -> None:
+        """Read sequences again that are about to pass a longrope model's switch, as its own `generate` does."""
+        grown = [
+            s for g in self._groups for s in g.sequences if self._is_long(s) and not self.split_model.is_long(s.length)
+        ]
+        grown = [sequence for sequence in grown if sequence.length]
+        if not grown:
+            return
+        gone = set(map(id, grown))
+        self._groups = _keeping(self._groups, lambda sequence: id(sequence) not in gone)
+        for sequence in grown:
+            sequence.start()
+        self._groups += self._new_groups(grown)
 
     def _forward(self, group: _Group, states: dict[int, _States]) -> None:
         """Read what the group's sequences have not read yet; put their last hidden states into `states`."""
@@ -222,6 +251,7 @@ class Batch:
             ids[i, width - new :] = sequence.unread
             positions[i, width - new :] = torch.arange(sequence.length, sequence.length + new)
             sequence.length += new
+            sequence.unread = sequence.unread[:0]
         mask = None  # [B, past + T]
         if any(group.pads):
             mask = torch.arange(past + width) >= torch.tensor(group.pads)[:, None]
@@ -290,16 +320,21 @@ def _choose(row: Row, scores: Tensor) -> Tensor:
 
 def _sequences(row: Row) -> list[_Sequence]:
     request = row.request
-    ids = row.read_ids(request.prompt)
     if request.kind == "cad":
         if request.without is None:
             raise InputError("method 'cad' compares with the prompt without the document: give without_context=...")
-        other = [_Sequence(row, None, row.read_ids(request.without), main=False)]
+        other = [_Sequence(row, None, request.without, main=False)]
     elif request.kind == "cd" and not request.shares_trunk:
-        other = [_Sequence(row, None, ids, main=False)]
+        other = [_Sequence(row, None, request.prompt, main=False)]
     else:
         other = []
-    return [_Sequence(row, request.ffn, ids, main=True), *other]
+    return [_Sequence(row, request.ffn, request.prompt, main=True), *other]
+
+
+def _keeping(groups: Sequence[_Group], wanted: Callable[[_Sequence], bool]) -> list[_Group]:
+    """The groups with the wanted sequences only; groups without any are dropped."""
+    kept = ([i for i, sequence in enumerate(group.sequences) if wanted(sequence)] for group in groups)
+    return [_kept(group, indices) for group, indices in zip(groups, kept, strict=True) if indices]
 
 
 def _kept(group: _Group, indices: list[int]) -> _Group:

@@ -29,6 +29,7 @@ from fastmem.split.structure import (
     find_structure,
     hidden_states,
     input_device,
+    longrope_switch,
     unsupported,
     vocabulary_size,
     weight_sharing_copy,
@@ -60,9 +61,13 @@ class SplitModel:
         self.model = model
         self.family: str = model.config.model_type
         self.structure = find_structure(model)
-        model_copy = weight_sharing_copy(model)
-        install_hooks(model_copy, self.structure)
+        model_copy = self._hooked_copy()
         self._body = model_copy.get_submodule(self.structure.body)
+        # A body that has read long sequences keeps their rotary frequencies, so they have one of their own.
+        self.longrope_switch = longrope_switch(model.config)
+        self._long_body = self._body
+        if self.longrope_switch is not None:
+            self._long_body = self._hooked_copy().get_submodule(self.structure.body)
         self._head = self._head_alone()
         self._layers = [model_copy.get_submodule(layer.path) for layer in self.structure.layers]
         self._closing = [model_copy.get_submodule(name) for name in self.structure.closing]
@@ -134,15 +139,15 @@ class SplitModel:
             self._dequantized[name] = dequantized(self.own_ffn[name], self.dtype)
         return self._dequantized[name]
 
+    def forget_weights(self) -> None:
+        """Drop the float copies of quantized FFNs, because the model's weights have changed."""
+        self._dequantized.clear()
+
     def ffn(self, weights: Mapping[str, Tensor]) -> FFN:
         """FFN modules that use `weights` (full parameter name -> tensor), for `forward` and `tail`.
 
         Every one is a module of its own that holds these tensors, so threads may call it at the same time. Tensors in
         the model's type are used as they are and may be written to between calls. Others are cast once; gradients
-    def forget_weights(self) -> None:
-        """Drop the float copies of quantized FFNs, because the model's weights have changed."""
-        self._dequantized.clear()
-
         flow through the cast.
         """
         modules: dict[str, Callable[..., Any]] = {}
@@ -153,6 +158,13 @@ class SplitModel:
                 parameters = [(p, own[name]) for name, p in base.named_parameters() if name in own]
                 modules[module] = weight_sharing_copy(base, {id(p): w.to(p.dtype) for p, w in parameters})
         return modules
+
+    def is_long(self, length: int) -> bool:
+        """Whether a sequence of this length uses the long rotary frequencies of a longrope model (Phi-3-128k).
+
+        The model reads all of it with other frequencies than a shorter one, so keys of the two do not go together.
+        """
+        return self.longrope_switch is not None and length > self.longrope_switch
 
     def forward(
         self,
@@ -167,13 +179,19 @@ class SplitModel:
         """The last hidden state [B, T, D] (after the final norm) for ids [B, T].
 
         mask: [B, past + T], 0 at padding. positions: [B, T], position numbers. cache: a transformers cache, extended
-        in place. ffn: FFN weights of this call. record: filled during the pass.
+        in place. ffn: FFN weights of this call. record: filled during the pass. In a longrope model, all sequences of
+        a call and its cache must be on the same side of `longrope_switch`.
         """
+        body = self._body
+        if self.longrope_switch is not None:
+            past = 0 if cache is None else cache.get_seq_length()
+            length = past + ids.shape[1] if positions is None else int(positions.max()) + 1
+            body = self._long_body if self.is_long(length) else self._body
         kwargs: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None, self._cache_argument: cache}
         if positions is not None and self._takes_positions:
             kwargs["position_ids"] = positions.to(self.input_device)
         with call_arguments(ffn=ffn or {}, record=record):
-            return self._body(input_ids=ids.to(self.input_device), **kwargs).last_hidden_state
+            return body(input_ids=ids.to(self.input_device), **kwargs).last_hidden_state
 
     def activations(self, recording: Recording, positions: Tensor | None = None) -> Activations:
         """A recording as the input of `tail`, which begins at its lowest layer."""
@@ -247,6 +265,11 @@ class SplitModel:
                 gathered = values.detach()[tokens.to(values.device)].to(self.device)
                 setattr(rows, name, nn.Parameter(gathered, requires_grad=False))
         return functools.partial(_logits, self._head_alone({id(whole): rows}))
+
+    def _hooked_copy(self) -> nn.Module:
+        model_copy = weight_sharing_copy(self.model)
+        install_hooks(model_copy, self.structure)
+        return model_copy
 
     def _head_alone(self, replace: dict[int, Any] | None = None) -> nn.Module:
         """The model with its body taken out: what is left is the head. replace: as for `shared_copy`."""

@@ -161,6 +161,16 @@ def vocabulary_size(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
+def longrope_switch(config: Any) -> int | None:
+    """The longest sequence that a longrope model reads with its short rotary frequencies; None for other models."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    for parameters in (rope, *rope.values()):  # some configurations have them for every kind of layer
+        if isinstance(parameters, dict) and parameters.get("rope_type", parameters.get("type")) == "longrope":
+            return int(parameters["original_max_position_embeddings"])
+    return None
+
+
 def input_device(model: Any) -> torch.device:
     """The device of the input embedding, which may differ from that of the last layer."""
     device = model.get_input_embeddings().weight.device
