@@ -120,6 +120,30 @@ def test_bad_memotrap_rows(change, text, tmp_path):
     assert text in refused("memotrap", write(tmp_path / "a.csv", [TRAP_ROW | change]))
 
 
+PLAIN = "Mail first.  The office of Tarn closes at noon.\nIt has no phone."
+CONFLICT_ROW = {"question": "When?", "answers": ["noon"], "parametric_answer": "six"}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "row", "text"),
+    [
+        ("csv", {"question": "When?", "context": PLAIN, "answer": "noon"}, "line 2: 'context' must hold titles and"),
+        ("jsonl", HOTPOT_ROW | {"context": [["Fog", "Fog is a book."]]}, "line 1: 'context' must hold titles and"),
+        ("jsonl", HOTPOT_ROW | {"context": None}, "line 1: 'context' must hold titles and lists of sentences"),
+        (
+            "jsonl",
+            CONFLICT_ROW | {"context": PLAIN},
+            "separated by two spaces, as in CoConflictQA's HotpotQA rows; found",
+        ),
+    ],
+    ids=["a text", "sentences as one text", "nothing", "a line without a title"],
+)
+def test_hotpotqa_reads_no_other_shape(suffix, row, text, tmp_path):
+    said = refused("hotpotqa", write(tmp_path / f"a.{suffix}", [row]))
+    assert text in said
+    assert said.endswith("use the task coconflictqa, with the columns question, context and answers.")
+
+
 def test_options_that_exclude_each_other(tmp_path):
     with pytest.raises(TaskError, match=r"'wikihow' is not on the hub .* give a data file \(wikihowAll.csv"):
         load("wikihow")

@@ -37,15 +37,22 @@ def test_markup_is_removed_only_on_request(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "context",
+    "row",
     [
-        HOTPOT_ROW["context"],
-        [["Fog", ["Fog is a book.", "It is grey."]], ["Ada", ["Ada wrote it."]]],
-        "Fog  Fog is a book.  It is grey. \n  Ada  Ada wrote it.",
+        HOTPOT_ROW,
+        HOTPOT_ROW | {"context": [["Fog", ["Fog is a book.", "It is grey."]], ["Ada", ["Ada wrote it."]]]},
+        {
+            "id": "5a7",
+            "question": HOTPOT_ROW["question"],
+            "answers": ["no"],
+            "parametric_answer": "yes",
+            "context": "Fog  Fog is a book.  It is grey. \n  Ada  Ada wrote it.",
+        },
     ],
+    ids=["hub", "publisher", "coconflictqa"],
 )
-def test_hotpotqa_with_and_without_titles(context, tmp_path):
-    path = write(tmp_path / "a.json", [HOTPOT_ROW | {"context": context}])
+def test_hotpotqa_with_and_without_titles(row, tmp_path):
+    path = write(tmp_path / "a.json", [row])
     (plain,), (titled,) = load("hotpotqa", path).examples, load("hotpotqa_titles", path).examples
     assert plain.context == "Fog is a book. It is grey.\nAda wrote it."
     assert titled.context == "Fog: Fog is a book. It is grey.\nAda: Ada wrote it."
