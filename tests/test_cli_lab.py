@@ -192,6 +192,67 @@ def test_a_scorer_that_cannot_be_loaded_is_reported_and_the_run_completes(typed,
     assert "ROUGE-L" in out
 
 
+@pytest.fixture
+def paper(model, tmp_path, capsys, monkeypatch):
+    """`paper(*arguments)`: `fastmem paper` with one example per task and a hub that cannot be reached."""
+    import datasets
+
+    def refuse(name, *args, **kwargs):
+        raise ConnectionError(f"no network to {name}")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    command = [
+        "paper",
+        "--model",
+        str(model),
+        "--limit",
+        "1",
+        "--max-new-tokens",
+        "3",
+        "--output",
+        str(tmp_path / "p"),
+    ]
+
+    def type_in(*arguments: str):
+        code = run([*command, *arguments])
+        return code, *capsys.readouterr()
+
+    return type_in
+
+
+def test_paper_without_data_says_why_for_each_task(paper, tmp_path):
+    code, out, err = paper()
+    assert (code, out) == (2, "")
+    *reasons, last = err.splitlines()
+    assert [line.split(": ")[1].removesuffix(" has no data") for line in reasons] == [
+        "nq_swap", "memotrap", "nq", "hotpotqa", "cnndm", "xsum", "wikihow"
+    ]  # fmt: skip
+    for name in ("pminervini/NQ-Swap", "hotpotqa/hotpot_qa", "abisee/cnn_dailymail"):
+        assert any(f"no network to {name}" in line for line in reasons)
+    assert "give a data file (wikihowAll.csv" in reasons[-1]
+    assert last == "error: none of the paper's tasks has data: give local files. Options that help: --data."
+    assert not (tmp_path / "p").exists()
+    code, _, err = paper("--data", "world=rows.json")
+    assert (code, "unknown task of the paper 'world'" in err) == (2, True)
+
+
+def test_paper_keeps_finished_tasks_that_have_no_data_any_more(paper, tmp_path):
+    rows = write_questions(tmp_path / "rows.json")
+    code, out, err = paper("--data", f"nq_swap={rows}")
+    assert code == 0
+    assert "note: nq has no data: cannot load pminervini/NQ-Swap" in err
+    assert "### nq_swap (nq_swap)" in out
+    assert "- nq is missing: cannot load pminervini/NQ-Swap" in out
+    assert json.loads(paper("--data", f"nq={rows}", "--json")[1])["nq_swap"]["missing"].startswith("cannot load")
+    (tmp_path / "p/report.html").unlink()
+    code, out, err = paper()
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: none of the paper's tasks has data")
+    for task in ("nq_swap", "nq"):
+        assert f"### {task} ({task})" in out
+        assert f"<h2>{task} " in (tmp_path / "p/report.html").read_text()
+
+
 def test_the_whole_paper_on_real_rows(model, shared, tmp_path, capsys):
     files = {
         "nq": "nq_swap/dev.parquet",

@@ -175,21 +175,27 @@ def report(
       fastmem report runs/nq_swap
       fastmem report runs/nq runs/nq_swap --html report.html
     """
+    found = [inner for folder in folders for inner in _with_results(folder)]
+    target = html or folders[0] / "report.html"
+    results = publish(found, target, output)
+    if output.json:
+        means = {r.name: {m: {s: r.mean(m, s).value for s in _scores(r)} for m in r.rows} for r in results}
+        emit({"html": str(target), "means": means})
+
+
+def publish(folders: Sequence[Path], target: Path, output: OutputFlags) -> "list[Results]":
+    """Write the page of these runs and searches and, without --json, print their tables. Returns the runs."""
     from fastmem.lab.report import load_results, page, tables
     from fastmem.lab.report.search_landscape import SEARCH, landscape, search_table
     from fastmem.lab.run import run_files
 
-    found = [inner for folder in folders for inner in _with_results(folder)]
-    searches = [folder for folder in found if (folder / SEARCH).exists()]
-    results = [load_results(folder) for folder in found if folder not in searches]
-    target = html or folders[0] / "report.html"
+    searches = [folder for folder in folders if (folder / SEARCH).exists()]
+    results = [load_results(folder) for folder in folders if folder not in searches]
     run_files.write_text(target, page(results, [landscape(folder) for folder in searches]))
-    if output.json:
-        means = {r.name: {m: {s: r.mean(m, s).value for s in _scores(r)} for m in r.rows} for r in results}
-        emit({"html": str(target), "means": means})
-        return
-    print((tables(results) if results else "") + "".join(search_table(folder) for folder in searches), end="")
-    say(f"page: {target}")
+    if not output.json:
+        print((tables(results) if results else "") + "".join(search_table(folder) for folder in searches), end="")
+        say(f"page: {target}")
+    return results
 
 
 def _with_results(folder: Path) -> list[Path]:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastmem.cli.eval_commands import DataFlags, ProgressReporter, ScorerFlags, duration, resumable
+from fastmem.cli.eval_commands import DataFlags, ProgressReporter, ScorerFlags, duration, publish, resumable
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.output import Status, emit, say
-from fastmem.errors import InputError, one_of
+from fastmem.errors import InputError, TaskError, one_of
 
 if TYPE_CHECKING:
     from fastmem.lab.run import paper as paper_runs
@@ -107,7 +107,8 @@ def paper(
         typer.Option("--data", metavar="TASK=FILE", help="Local file for a task, repeatable; default: the hub."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Only N examples of each task, to estimate the cost.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Only N examples of each task, to estimate the cost."),
     ] = None,
     max_context_tokens: Annotated[int, typer.Option(metavar="N", help="Cut longer documents.")] = 7500,
     max_new_tokens: Annotated[
@@ -125,10 +126,8 @@ def paper(
       fastmem paper --model ID --limit 8 --output runs/cost
     """
     recipe.check()
-    from fastmem.lab.report import load_results, page, tables
-    from fastmem.lab.run import run_files
-    from fastmem.lab.run.paper import cost_table, reproduce
-    from fastmem.lab.tasks import TASKS
+    from fastmem.lab.run.paper import cost_table, load_tasks, reproduce, runs
+    from fastmem.lab.run.run_files import has_rows
     from fastmem.memory.recipe import Recipe
 
     files = {}
@@ -136,37 +135,47 @@ def paper(
         task, equals, file = given.partition("=")
         if not equals:
             raise InputError(f"--data is {given!r}: give TASK=FILE, such as wikihow=wikihowAll.csv.")
-        files[one_of(task, TASKS, "task")] = Path(file)
+        files[task] = Path(file)
     own = recipe.make(Recipe())
     with Status(quiet=output.quiet) as status:
-        llm = model.load(status)
-        reporter = ProgressReporter(status, output.quiet)
+        status("loading data ...")
+        loaded, missing = load_tasks(files)
+        if not (output.quiet and loaded):
+            for task, reason in missing.items():
+                say(f"note: {task} has no data: {reason}")
+        outcomes = []
+        if loaded:
+            llm = model.load(status)
+            reporter = ProgressReporter(status, output.quiet)
 
-        def on_progress(run: "paper_runs.Run", progress: "runner.Progress") -> None:
-            reporter.prefix = f"{run.name}: "
-            reporter(progress)
+            def on_progress(run: "paper_runs.Run", progress: "runner.Progress") -> None:
+                reporter.prefix = f"{run.name}: "
+                reporter(progress)
 
-        with resumable(reporter, output_dir):
-            outcomes = reproduce(
-                llm,
-                output_dir,
-                files,
-                base=own,
-                same_recipe=own != Recipe(),
-                limit=limit,
-                max_context_tokens=max_context_tokens,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                scorers=scorers.scorers(str(llm.split_model.device)),
-                on_progress=on_progress,
-            )
-    results = [load_results(output_dir / o.run.name) for o in outcomes if not o.missing]
-    run_files.write_text(output_dir / "report.html", page(results))
+            with resumable(reporter, output_dir):
+                outcomes = reproduce(
+                    llm,
+                    output_dir,
+                    loaded,
+                    base=own,
+                    same_recipe=own != Recipe(),
+                    limit=limit,
+                    max_context_tokens=max_context_tokens,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    scorers=scorers.scorers(str(llm.split_model.device)),
+                    on_progress=on_progress,
+                )
+    if finished := [output_dir / run.name for run in runs(own) if has_rows(output_dir / run.name)]:
+        publish(finished, output_dir / "report.html", output)
     if output.json:
-        emit({o.run.name: {"examples": o.examples, "hours": o.hours, "missing": o.missing} for o in outcomes})
-        return
-    print(tables(results) + "\n## Cost\n\n" + cost_table(outcomes), end="")
-    say(f"page: {output_dir / 'report.html'}")
+        costs = {o.run.name: {"examples": o.examples, "hours": o.hours, "missing": None} for o in outcomes}
+        absent = {"examples": 0, "hours": None}
+        emit(costs | {run.name: absent | {"missing": missing[run.task]} for run in runs(own) if run.task in missing})
+    elif outcomes:
+        print("\n## Cost\n\n" + cost_table(outcomes, missing), end="")
+    if not loaded:
+        raise TaskError("none of the paper's tasks has data: give local files.", options=("data",))
 
 
 lm_eval = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -5,15 +5,15 @@ Recipes and limits are those published for Llama-3-8B-Instruct (arXiv 2406.16069
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastmem.errors import TaskError
+from fastmem.errors import TaskError, one_of
 from fastmem.lab.run.experiment import Experiment
 from fastmem.lab.run.runner import Progress, run
 from fastmem.lab.scores.summary import Scorers
-from fastmem.lab.tasks import load
+from fastmem.lab.tasks import Data, load
 from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
 
@@ -35,18 +35,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a run. examples: the number in the data. seconds_per_example: of all methods together, None if
-    nothing was answered. missing: why the run was not possible."""
+    """The cost of a run. examples: the number in the data. seconds_per_example: of all methods together, measured."""
 
     run: Run
-    examples: int = 0
-    seconds_per_example: float | None = None
-    missing: str | None = None
+    examples: int
+    seconds_per_example: float
 
     @property
-    def hours(self) -> float | None:
-        """Hours of a run over all examples, from the measured mean."""
-        return None if self.seconds_per_example is None else self.seconds_per_example * self.examples / 3600
+    def hours(self) -> float:
+        """Hours of the run over all examples, from the measured mean."""
+        return self.seconds_per_example * self.examples / 3600
 
 
 def runs(base: Recipe) -> tuple[Run, ...]:
@@ -70,10 +68,27 @@ def runs(base: Recipe) -> tuple[Run, ...]:
     return tuple(planned)
 
 
+def load_tasks(files: Mapping[str, Path]) -> tuple[dict[str, Data], dict[str, str]]:
+    """(task -> its examples, task -> why it has none) for all tasks of the paper.
+
+    files: task -> local file; other tasks are loaded from the hub. Errors: `InputError` for a task the paper lacks.
+    """
+    tasks = dict.fromkeys(planned.task for planned in runs(Recipe()))
+    for given in files:
+        one_of(given, tasks, "task of the paper")
+    found, missing = {}, {}
+    for task in tasks:
+        try:
+            found[task] = load(task, files.get(task))
+        except TaskError as error:
+            missing[task] = str(error)
+    return found, missing
+
+
 def reproduce(
     llm: FastMem,
     folder: Path,
-    data: Mapping[str, Path],
+    data: Mapping[str, Data],
     *,
     base: Recipe | None = None,
     same_recipe: bool = False,
@@ -84,24 +99,20 @@ def reproduce(
     scorers: Scorers | None = None,
     on_progress: Callable[[Run, Progress], None] | None = None,
 ) -> list[Outcome]:
-    """Do every run of the paper, each in its own folder below `folder`. A run without data is reported as missing.
+    """Do the paper's runs over `data` (task -> examples), each in its own folder below `folder`.
 
-    data: task -> local file; other tasks are loaded from the hub. same_recipe: use `base` for all runs instead of the
-    paper's recipes, for models that need other rates. limit: use only this many examples of each task, to estimate
-    the cost of the whole.
+    same_recipe: use `base` for all runs instead of the paper's recipes, for models that need other rates. limit: use
+    only this many examples of each task, to estimate the cost of the whole.
     """
     outcomes = []
     for planned in runs(base or Recipe()):
-        recipe = base if same_recipe and base else planned.recipe
-        try:
-            whole = load(planned.task, data.get(planned.task))
-        except TaskError as error:
-            outcomes.append(Outcome(planned, missing=str(error)))
+        if planned.task not in data:
             continue
+        whole = data[planned.task]
         experiment = Experiment(
             planned.task,
             planned.methods,
-            recipe,
+            base if same_recipe and base else planned.recipe,
             max_new_tokens=max_new_tokens,
             max_context_tokens=max_context_tokens,
             batch_size=batch_size,
@@ -117,18 +128,13 @@ def reproduce(
     return outcomes
 
 
-def cost_table(outcomes: list[Outcome]) -> str:
-    """A Markdown table of the measured seconds per example, and the hours, of every run."""
+def cost_table(outcomes: Sequence[Outcome], missing: Mapping[str, str]) -> str:
+    """A Markdown table of the measured seconds per example and the hours of every run, and why tasks are missing."""
     lines = ["| run | table | examples | s per example | hours |", "| --- | --- | --- | --- | --- |"]
-    for outcome in outcomes:
-        if outcome.missing:
-            lines.append(f"| {outcome.run.name} | {outcome.run.table} | missing | | |")
-            continue
-        seconds, hours = outcome.seconds_per_example or 0.0, outcome.hours or 0.0
-        lines.append(
-            f"| {outcome.run.name} | {outcome.run.table} | {outcome.examples} | {seconds:.3g} | {hours:.3g} |"
-        )
-    total = sum(outcome.hours or 0.0 for outcome in outcomes)
-    lines.append(f"| all | | {sum(o.examples for o in outcomes)} | | {total:.3g} |")
-    missing = [f"- {o.run.name} is missing: {o.missing}" for o in outcomes if o.missing]
-    return "\n".join(lines + (["", *missing] if missing else [])) + "\n"
+    lines += [
+        f"| {o.run.name} | {o.run.table} | {o.examples} | {o.seconds_per_example:.3g} | {o.hours:.3g} |"
+        for o in outcomes
+    ]
+    lines.append(f"| all | | {sum(o.examples for o in outcomes)} | | {sum(o.hours for o in outcomes):.3g} |")
+    reasons = [f"- {task} is missing: {reason}" for task, reason in missing.items()]
+    return "\n".join(lines + (["", *reasons] if reasons else [])) + "\n"

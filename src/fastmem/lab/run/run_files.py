@@ -67,6 +67,11 @@ class Appender:
         self.close()
 
 
+def has_rows(folder: Path) -> bool:
+    """Whether the folder holds a run with at least one complete row."""
+    return (folder / ROWS).is_file() and complete_rows(folder / ROWS)[0] > 0
+
+
 def read_rows(folder: Path) -> list[Record]:
     """The complete rows of a run. Errors: `RunError` if there is no run or a line is damaged."""
     return _read_lines(folder, ROWS)
