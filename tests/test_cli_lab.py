@@ -74,6 +74,23 @@ def test_json_is_the_last_line(typed, tmp_path):
     assert set(json.loads(out)["means"]["run"]["base"]) >= {"paper_correct", "exact_match"}
 
 
+def test_partial_runs_are_marked_in_json(typed, tmp_path):
+    typed("eval", "--methods", "base,cad", "--output", str(tmp_path / "a/run"))
+    typed("eval", "--methods", "base,cad", "--output", str(tmp_path / "b/run"))
+    rows = tmp_path / "b/run/rows.jsonl"
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-2]))
+    _, out, _ = typed("report", str(tmp_path / "a/run"), str(tmp_path / "b/run"), "--json")
+    found = json.loads(out)
+    whole, partial = str(tmp_path / "a/run"), str(tmp_path / "b/run")
+    assert found["runs"] == {
+        whole: {"examples": 6, "complete": True, "rows": {"base": 6, "cad": 6}},
+        partial: {"examples": 6, "complete": False, "rows": {"base": 6, "cad": 4}},
+    }
+    assert set(found["means"]) == {whole, partial}
+    _, out, _ = typed("report", str(tmp_path / "a/run"), str(tmp_path / "b/run"))
+    assert f"nq_swap ({whole})" in out, "two runs of one name are told apart"
+
+
 def test_search_then_eval_with_its_recipe_on_the_other_half(typed, tmp_path):
     grid = ["--rates", "1e-2,1e-1", "--steps", "1,2", "--kls", "0.1", "--output", str(tmp_path / "search")]
     code, out, said = typed("search", *grid)
@@ -177,6 +194,12 @@ def test_an_interrupted_search(typed, tmp_path, monkeypatch):
         f"interrupted: 1 examples are finished in {folder}; run the same command again to continue."
     )
     assert len((folder / "tried.jsonl").read_text().splitlines()) == 1
+    assert not (folder / "recipe.json").exists()
+    total = len(json.loads((folder / "search.json").read_text())["data"]["examples"])
+    code, out, _ = typed("report", str(folder))
+    assert code == 0
+    assert f"1 points on 1 of {total} examples of rows.json; not finished: run the same `fastmem search` again." in out
+    assert f"1 points on 1 of {total} examples of rows.json; not finished" in (folder / "report.html").read_text()
 
 
 def test_a_scorer_that_cannot_be_loaded_is_reported_and_the_run_completes(typed, tmp_path):

@@ -74,6 +74,30 @@ def test_an_unfinished_run_is_reported_as_such(answered):
     assert "Not finished: 2 rows are missing; run the same `fastmem eval` again to continue." in text
 
 
+def test_a_partial_run_is_marked_wherever_its_figures_stand(folder, answered):
+    rows = (answered / run_files.ROWS).read_text().splitlines(keepends=True)
+    (answered / run_files.ROWS).write_text("".join(rows[:-2]))  # the last batch of cad
+    whole, partial = load_results(folder), load_results(answered)
+    text = tables([partial, whole])
+    overview, of_partial, of_whole = re.split("### .*\n", text)
+    header, _, *lines = [line.split("|")[2:-1] for line in overview.splitlines() if line.startswith("|")]
+    assert [title.strip() for title in header] == ["nq_swap (edited)", "nq_swap (run)"]
+    assert [[", 4 of 6 rows" in cell for cell in line] for line in lines] == [
+        [False, False],
+        [True, False],
+        [False] * 2,
+    ]
+    assert len(re.findall(r"^\| cad \(4 of 6 rows\) ", of_partial, re.MULTILINE)) == 3  # scores, differences, seconds
+    assert len(re.findall(r"^\| cad ", of_partial, re.MULTILINE)) == 3
+    assert "of 6 rows" not in of_whole
+    (answered / run_files.ROWS).write_text("".join(row for row in rows if '"base"' not in row or row is not rows[0]))
+    assert "| against base (5 of 6 rows) |" in tables([load_results(answered)])
+    marked = page([partial])
+    assert marked.count("4 of 6 rows</text>") == 4  # two charts of means, the outcomes, the seconds
+    assert "<th>cad (4 of 6 rows)</th>" in marked
+    assert "of 6 rows" not in page([whole])
+
+
 def test_regrading_loads_no_model_and_no_torch(folder):
     program = (
         "import sys; from pathlib import Path; from fastmem.lab.report import *; "
@@ -109,6 +133,19 @@ def test_the_papers_figures_are_shown_for_its_models_only(answered):
     text = tables([load_results(answered)])
     assert "in brackets what arXiv 2406.16069 publishes for Llama-3-8B-Instruct" in text
     assert re.search(r"\| fastmem \| 0\.500 \[0\.\d{3}, 0\.\d{3}\] \(0\.715\) *\|", text)
+
+
+def test_format_failures_are_shown_beside_the_papers(answered):
+    about = json.loads((answered / run_files.RUN).read_text())
+    about["model"]["name"] = "Qwen/Qwen1.5-4B-Chat"
+    (answered / run_files.RUN).write_text(json.dumps(about))
+    rows = (answered / run_files.ROWS).read_text().replace('"method": "cad"', '"method": "one-shot"')
+    (answered / run_files.ROWS).write_text(rows)
+    results = load_results(answered)
+    for text in (tables([results]), page([results])):
+        assert "(0.251)" in text, "accuracy of one-shot on NQ-SWAP"
+        assert "(0.578)" in text, "its format failures"
+    assert published("Qwen/Qwen1.5-4B-Chat", "nq", "one-shot", "paper_failure") == 0.600
 
 
 def test_published_figures_are_shares():

@@ -1,9 +1,10 @@
 """`fastmem eval` and `fastmem report`: run tasks and print their tables."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -179,8 +180,14 @@ def report(
     target = html or folders[0] / "report.html"
     results = publish(found, target, output)
     if output.json:
-        means = {r.name: {m: {s: r.mean(m, s).value for s in _scores(r)} for m in r.rows} for r in results}
-        emit({"html": str(target), "means": means})
+        from fastmem.lab.scores.grading import columns
+
+        means = {r.name: {m: {s: r.mean(m, s).value for s in columns(r.kind)} for m in r.rows} for r in results}
+        runs = {
+            r.name: {"examples": len(r.examples), "complete": r.complete, "rows": {m: len(r.rows[m]) for m in r.rows}}
+            for r in results
+        }
+        emit({"html": str(target), "means": means, "runs": runs})
 
 
 def publish(folders: Sequence[Path], target: Path, output: OutputFlags) -> "list[Results]":
@@ -190,7 +197,11 @@ def publish(folders: Sequence[Path], target: Path, output: OutputFlags) -> "list
     from fastmem.lab.run import run_files
 
     searches = [folder for folder in folders if (folder / SEARCH).exists()]
-    results = [load_results(folder) for folder in folders if folder not in searches]
+    runs = [folder for folder in folders if folder not in searches]
+    names = Counter(folder.name for folder in runs)
+    results = [
+        replace(load_results(folder), name=folder.name if names[folder.name] == 1 else str(folder)) for folder in runs
+    ]
     run_files.write_text(target, page(results, [landscape(folder) for folder in searches]))
     if not output.json:
         print((tables(results) if results else "") + "".join(search_table(folder) for folder in searches), end="")
@@ -260,9 +271,3 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _scores(results: "Results") -> Sequence[str]:
-    from fastmem.lab.scores import grading
-
-    return list(grading.columns(results.kind))

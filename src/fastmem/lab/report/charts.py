@@ -29,9 +29,11 @@ class Scale:
 
 @dataclass(frozen=True)
 class Point:
-    """One line of a chart of intervals. note: written to the right. accent: drawn in the accent colour."""
+    """One line of a chart of intervals. partial: written below the label. note: written to the right. accent: drawn in
+    the accent colour."""
 
     label: str
+    partial: str
     value: float
     low: float | None
     high: float | None
@@ -41,9 +43,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Bar:
-    """One line of a chart of stacked bars. parts: from the left, in the order of the legend. note: at the right."""
+    """One line of a chart of stacked bars. partial, note: as for `Point`. parts: from the left, in the order of the
+    legend."""
 
     label: str
+    partial: str
     parts: Sequence[float]
     note: str
 

@@ -1,5 +1,6 @@
 """The facts, notes and numbers that the Markdown tables and the HTML page both show."""
 
+from fastmem.lab.report.paper_figures import SOURCE, paper_model, published
 from fastmem.lab.report.results import Results
 from fastmem.lab.scores import grading
 from fastmem.lab.scores.grading import Record
@@ -41,12 +42,29 @@ def notes(r: Results) -> list[str]:
     return lines + [f"{', '.join(methods)}: {reason}" for reason, methods in r.missing.items()]
 
 
+def label(r: Results, method: str) -> str:
+    """The method, with the number of its rows if some are missing: `fastmem (144 of 240 rows)`."""
+    return f"{method} ({r.partial(method)})" if r.partial(method) else method
+
+
+def figure(r: Results, method: str, score: str) -> str:
+    """The mean with its interval, and in brackets what the paper publishes: `0.715 [0.702, 0.728] (0.715)`."""
+    paper = published(r.model, r.task, method, score)
+    return mean_text(r.mean(method, score)) + ("" if paper is None else f" ({paper:.3f})")
+
+
+def brackets(model: str) -> str:
+    """What the brackets of `figure` hold; empty for a model that the paper does not have."""
+    name = paper_model(model)
+    return f"in brackets what {SOURCE} publishes for {name}" if name else ""
+
+
 def score_table(r: Results) -> tuple[list[str], list[list[str]]]:
     """(header, one line per method): the number of rows and errors, and every score that has a value."""
     titles = grading.columns(r.kind)
     shown = [name for name in titles if any(r.mean(method, name).value is not None for method in r.rows)]
     lines = [
-        [m, str(len(r.rows[m])), str(len(r.errors(m))), *(mean_text(r.mean(m, name)) for name in shown)]
+        [label(r, m), str(len(r.rows[m])), str(len(r.errors(m))), *(figure(r, m, name) for name in shown)]
         for m in r.methods
     ]
     return ["method", "n", "errors", *(titles[name] for name in shown)], lines

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from fastmem.lab.report.content import label
 from fastmem.lab.report.results import BASE, Results
 from fastmem.lab.scores.grading import Record
 from fastmem.lab.tasks.example import Example
@@ -27,7 +28,8 @@ class Card:
 
 @dataclass(frozen=True)
 class Disagreements:
-    """The answers of the base that a method "repaired" or "broke". cards: the first `MOST_CARDS` of `count` rows."""
+    """The answers of the base that a method "repaired" or "broke". method: its label. cards: the first `MOST_CARDS` of
+    `count` rows."""
 
     method: str
     verdict: str
@@ -56,7 +58,8 @@ def disagreements(r: Results) -> list[Disagreements]:
         for verdict, right in (("repaired", True), ("broke", False)):
             rows = [row for row in changed if _right(row) is right]
             if rows:
-                lists.append(Disagreements(method, verdict, len(rows), [card(row) for row in rows[:MOST_CARDS]]))
+                cards = [card(row) for row in rows[:MOST_CARDS]]
+                lists.append(Disagreements(label(r, method), verdict, len(rows), cards))
     return lists
 
 

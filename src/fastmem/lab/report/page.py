@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from fastmem.lab.report.charts import Bar, Curve, Point
-from fastmem.lab.report.content import facts, notes, score_table
+from fastmem.lab.report.content import brackets, facts, notes, score_table
 from fastmem.lab.report.disagreements import disagreements
-from fastmem.lab.report.paper_figures import SOURCE, published
 from fastmem.lab.report.results import BASE, Results
 from fastmem.lab.report.templates import render
 from fastmem.lab.scores import grading
@@ -23,7 +22,6 @@ def page(results: Sequence[Results], extra: Sequence[str] = ()) -> str:
         title=title,
         runs=[_run(r) for r in results],
         extra=[Markup(section) for section in extra],
-        source=SOURCE,
         outcomes=OUTCOMES,
     )
 
@@ -38,6 +36,7 @@ def _run(r: Results) -> dict[str, object]:
         "means": [_mean_chart(r, score) for score in scores],
         "outcomes": None if r.kind == "summary" else _outcome_bars(r),
         "scores": score_table(r),
+        "brackets": brackets(r.model),
         "time": _time_bars(r),
         "memorizing": _memorizing(r),
         "notes": notes(r),
@@ -57,14 +56,13 @@ def _mean_chart(r: Results, score: str) -> dict[str, object]:
             low, high = against.difference.low, against.difference.high
             differs = low is not None and high is not None and (low > 0 or high < 0)
             note += f"  {against.difference.value:+.3f}" + (" *" if differs else "")
-        points.append(Point(method, mean.value, mean.low, mean.high, note, accent="fastmem" in method))
-    figures = [(method, published(r.model, r.task, method, score)) for method in r.methods]
+        accent = "fastmem" in method
+        points.append(Point(method, r.partial(method), mean.value, mean.low, mean.high, note, accent))
     return {
         "score": score,
         "title": grading.columns(r.kind)[score],
         "points": points,
         "reference": r.mean(BASE, score).value if BASE in r.rows else None,
-        "published": ", ".join(f"{method} {figure:.3f}" for method, figure in figures if figure is not None),
     }
 
 
@@ -73,7 +71,7 @@ def _outcome_bars(r: Results) -> list[Bar]:
     for method in r.methods:
         outcomes = [_outcome(row) for row in r.rows[method]]
         counts = [outcomes.count(outcome) for outcome in OUTCOMES]
-        bars.append(Bar(method, counts, f"{counts[0] / len(outcomes):.0%} right"))
+        bars.append(Bar(method, r.partial(method), counts, f"{counts[0] / len(outcomes):.0%} right"))
     return bars
 
 
@@ -93,7 +91,8 @@ def _time_bars(r: Results) -> list[Bar]:
     bars = []
     for method in r.methods:
         seconds = list(r.seconds(method).values())
-        bars.append(Bar(method, seconds, f"{sum(seconds):.3g} s, {r.peak_bytes(method) / 2**20:,.0f} MiB"))
+        note = f"{sum(seconds):.3g} s, {r.peak_bytes(method) / 2**20:,.0f} MiB"
+        bars.append(Bar(method, r.partial(method), seconds, note))
     return bars
 
 

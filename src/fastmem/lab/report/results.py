@@ -88,7 +88,12 @@ class Results:
     @property
     def complete(self) -> bool:
         """Whether every method has a row for every example."""
-        return all(len(rows) == len(self.examples) for rows in self.rows.values())
+        return not any(map(self.partial, self.rows))
+
+    def partial(self, method: str) -> str:
+        """`144 of 240 rows` if rows of the method are missing, otherwise empty."""
+        rows, examples = len(self.rows[method]), len(self.examples)
+        return "" if rows == examples else f"{rows} of {examples} rows"
 
 
 def load_results(folder: Path) -> Results:

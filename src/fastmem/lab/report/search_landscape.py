@@ -23,8 +23,7 @@ def search_table(folder: Path) -> str:
     points = sorted(search["points"], key=lambda point: -point["score"])
     best = points[:_MOST_LINES]
     return (
-        f"## Search on {search['task']} ({search['model_name']}, {folder.name})\n\n"
-        f"{len(points)} points on {len(search['data']['examples'])} examples of {search['data']['source']}, "
+        f"## Search on {search['task']} ({search['model_name']}, {folder.name})\n\n{_extent(search)} "
         f"{search['seconds']:.1f} s of work. The best {len(best)}:\n\n"
         + markdown_table(["rate", "steps", "KL", "layers", "alpha", "score"], [_cells(point) for point in best])
     )
@@ -44,12 +43,27 @@ def landscape(folder: Path) -> str:
     return render(
         "landscape.html.jinja",
         search=search,
+        extent=_extent(search),
         best=_description(winner),
         best_score=_score(winner),
         scale=(min(scores), max(scores)),
         grids=[_grid([p for p in points if _slice(p) == key], winner, key) for key in slices],
         curves=[Curve(name, values, values, values) for name, values in curves.items()],
     )
+
+
+def _extent(search: dict[str, Any]) -> str:
+    """How many points were scored on what, and how much is left: `60 points on 12 of 50 examples of nq.json; ...`."""
+    points, examples = f"{len(search['points'])} points", f"{len(search['data']['examples'])} examples"
+    left = ""
+    done, total = search.get("done", 0), search.get("total", 0)  # version 0.1.0 wrote points at the end only
+    if done < total:
+        left = "; not finished: run the same `fastmem search` again"
+        if search["sampler"] == "grid":
+            examples = f"{done} of {examples}"
+        else:
+            points += f" of {done} of {total} trials"
+    return f"{points} on {examples} of {search['data']['source']}{left}."
 
 
 def _cells(point: Point) -> list[str]:

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from fastmem.lab.report.content import facts, mean_text, notes, score_table
-from fastmem.lab.report.paper_figures import SOURCE, paper_model, published
+from fastmem.lab.report.content import brackets, facts, figure, label, mean_text, notes, score_table
 from fastmem.lab.report.results import BASE, Results, ordered
 from fastmem.lab.scores import grading
 
@@ -21,8 +20,7 @@ def tables(results: Sequence[Results]) -> str:
     parts = []
     for model in dict.fromkeys(r.model for r in results):
         runs = _sorted([r for r in results if r.model == model])
-        name = paper_model(model)
-        in_brackets = f"; in brackets what {SOURCE} publishes for {name}" if name else ""
+        in_brackets = f"; {brackets(model)}" if brackets(model) else ""
         parts.append(f"## {model}\n")
         if answering := [r for r in runs if r.kind != "summary"]:
             parts.append(f"Accuracy by the paper's rule, with 95 % intervals{in_brackets}.\n")
@@ -64,8 +62,7 @@ def _overview(runs: Sequence[Results], scores: Sequence[str]) -> str:
     def cell(r: Results, method: str, score: str) -> str:
         if method not in r.rows:
             return ""
-        figure = published(r.model, r.task, method, score)
-        return mean_text(r.mean(method, score)) + (f" ({figure:.3f})" if figure is not None else "")
+        return figure(r, method, score) + (f", {r.partial(method)}" if r.partial(method) else "")
 
     lines = [[method, *(cell(r, method, score) for r in runs for score in scores)] for method in methods]
     return markdown_table(["method", *columns], lines)
@@ -79,9 +76,9 @@ def _differences(r: Results) -> str:
         if (against := r.against_base(method, r.headline)) is not None:
             p_value = "" if against.p_value is None else f"{against.p_value:.2g}"
             counts = [str(against.only_second), str(against.only_first)]
-            lines.append([method, mean_text(against.difference, "+"), *counts, p_value, against.test])
+            lines.append([label(r, method), mean_text(against.difference, "+"), *counts, p_value, against.test])
     title = grading.columns(r.kind)[r.headline]
-    return markdown_table(["against base", title, "better", "worse", "p", "test"], lines)
+    return markdown_table([f"against {label(r, BASE)}", title, "better", "worse", "p", "test"], lines)
 
 
 def _cost(r: Results) -> str:
@@ -89,7 +86,8 @@ def _cost(r: Results) -> str:
     for method in r.methods:
         seconds = r.seconds(method)
         peak = r.peak_bytes(method) / 2**20
-        lines.append([method, *(f"{s:.3f}" for s in (*seconds.values(), sum(seconds.values()))), f"{peak:,.0f}"])
+        shown = [f"{s:.3f}" for s in (*seconds.values(), sum(seconds.values()))]
+        lines.append([label(r, method), *shown, f"{peak:,.0f}"])
     return markdown_table(["seconds per example", "trunk", "steps", "decode", "together", "peak MiB"], lines)
 
 

@@ -3,7 +3,8 @@
 Rows that are reported are never searched: questions are split by their hash, one half is searched, the other is held
 out for evaluation. Data with a split for development (the embedded world's "dev") are searched whole.
 
-    search.json    the task, data, model and space; at the end every point with its mean, the best one and the cost
+    search.json    the task, data, model and space; at the end or on an interrupt every point with its mean, the best
+                   one, the cost, and how much of the search is done
     tried.jsonl    grid: one line per example with the score of every point
     journal.log    tpe: Optuna's journal
     recipe.json    the best recipe, as `read_recipe` reads it
@@ -95,22 +96,26 @@ def search_grid(
     header = _open_search_folder(llm, space, data, folder, "grid", new_tokens)
     grid, tried, started = Grid(llm, space, new_tokens), folder / TRIED, time.perf_counter()
     tried.touch()
-    while True:
-        done = _tried_ids(tried)
-        left = [(i, e) for i, e in enumerate(data.examples) if e.id not in done]
-        if on_progress:
-            on_progress(Progress(len(done), len(data.examples), time.perf_counter() - started))
-        if not left:
-            break
-        for index, example in left:
-            with _locked(folder, index) as locked:
-                if locked and example.id not in _tried_ids(tried):
-                    _append(tried, _scored(grid, example))
-                    break
-        else:  # other processes work on all examples that are left
-            time.sleep(0.2)
-    rows = run_files.complete_rows(tried)[1]
-    return _finish(folder, header, _point_scores(space, rows), sum(row["seconds"] for row in rows))
+    try:
+        while True:
+            done = _tried_ids(tried)
+            left = [(i, e) for i, e in enumerate(data.examples) if e.id not in done]
+            if on_progress:
+                on_progress(Progress(len(done), len(data.examples), time.perf_counter() - started))
+            if not left:
+                break
+            for index, example in left:
+                with _locked(folder, index) as locked:
+                    if locked and example.id not in _tried_ids(tried):
+                        _append(tried, _scored(grid, example))
+                        break
+            else:  # other processes work on all examples that are left
+                time.sleep(0.2)
+    finally:
+        rows = run_files.complete_rows(tried)[1]
+        seconds = sum(row["seconds"] for row in rows)
+        result = _write(folder, header, _point_scores(space, rows), seconds, len(rows), len(data.examples))
+    return result
 
 
 def _scored(grid: Grid, example: Example) -> Record:
@@ -168,17 +173,22 @@ def search_tpe(
         trial.set_user_attr("seconds", time.perf_counter() - trial_started)
         return float(max(point["score"] for point in points))
 
-    while len(study.get_trials(deepcopy=False, states=finished)) < trials:
-        trial = study.ask()
-        # The seed contains the trial's number, which is unique in the journal, so no process repeats another's draws.
-        study.sampler = optuna.samplers.TPESampler(seed=SEED + trial.number, constant_liar=True)
-        study.tell(trial, objective(trial))
-        done = len(study.get_trials(deepcopy=False, states=finished))
-        if on_progress:
-            on_progress(Progress(done, trials, time.perf_counter() - started))
-    complete = study.get_trials(deepcopy=False, states=finished)
-    points = [point for trial in complete for point in trial.user_attrs["points"]]
-    return _finish(folder, header, points, sum(trial.user_attrs["seconds"] for trial in complete))
+    try:
+        while len(study.get_trials(deepcopy=False, states=finished)) < trials:
+            trial = study.ask()
+            # The seed contains the trial's number, which is unique in the journal, so no process repeats another's
+            # draws.
+            study.sampler = optuna.samplers.TPESampler(seed=SEED + trial.number, constant_liar=True)
+            study.tell(trial, objective(trial))
+            done = len(study.get_trials(deepcopy=False, states=finished))
+            if on_progress:
+                on_progress(Progress(done, trials, time.perf_counter() - started))
+    finally:
+        complete = study.get_trials(deepcopy=False, states=finished)
+        points = [point for trial in complete for point in trial.user_attrs["points"]]
+        seconds = sum(trial.user_attrs["seconds"] for trial in complete)
+        result = _write(folder, header, points, seconds, len(complete), trials)
+    return result
 
 
 def _optuna() -> Any:
@@ -244,10 +254,14 @@ def _open_search_folder(
     return header | {"model_name": model_name(llm)}
 
 
-def _finish(folder: Path, header: Record, points: list[Record], seconds: float) -> Record:
-    result = header | {"points": points, "best": best(points), "seconds": round(seconds, 3)}
+def _write(folder: Path, header: Record, points: list[Record], seconds: float, done: int, total: int) -> Record:
+    """Write `search.json` and, when all is done, `recipe.json`. done, total: examples (grid) or trials (tpe)."""
+    scored = points if done else []
+    result = header | {"points": scored, "best": best(scored) if scored else None, "seconds": round(seconds, 3)}
+    result |= {"done": done, "total": total}
     run_files.write_json(folder / SEARCH, result)
-    run_files.write_json(folder / RECIPE, result["best"]["recipe"])
+    if done >= total:
+        run_files.write_json(folder / RECIPE, result["best"]["recipe"])
     return result
 
 
