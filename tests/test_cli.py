@@ -7,10 +7,12 @@ import itertools
 import json
 import math
 import os
+import re
 import runpy
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +23,7 @@ from tools import command_reference
 from command_line import DOCUMENT, QUESTION, Runner, refusal, save
 from families import build
 from fastmem import METHODS, FastMem, Recipe, cli
+from fastmem.answer.batch import Batch
 from fastmem.answer.request import Decoding
 from fastmem.cli import flags, memorization_view, output
 from fastmem.lab.tasks import Example, embedded_world
@@ -111,7 +114,8 @@ def test_ask_prints_the_answer_and_its_cost(fastmem: Runner, folder: Path, llm: 
     assert said.code == 0
     assert said.out == llm.answer(QUESTION, DOCUMENT, recipe=Recipe(steps=3), max_new_tokens=6).text + "\n"
     assert said.err.startswith("fastmem: 3 steps in ")
-    assert said.err.endswith(" s each); cut off at --max-new-tokens\n")
+    assert said.err.endswith("; cut off at --max-new-tokens\n")
+    assert re.search(r"; prompt in \d+\.\d+ s; 6 tokens, 0\.\d{4} s for each after the first; cut off", said.err)
     assert ask(fastmem, folder, "--steps", 3, "--quiet").err == ""
 
 
@@ -155,9 +159,9 @@ def test_compare_asks_every_method_and_memorizes_once(
     fastmem: Runner, folder: Path, llm: FastMem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, original = [], FastMem.memorizing
-    monkeypatch.setattr(FastMem, "memorizing", lambda *a, **k: made.append(original(*a, **k)) or made[-1])
+    monkeypatch.setattr(FastMem, "memorizing", lambda *a, **k: made.append(k["text"]) or original(*a, **k))
     said = ask(fastmem, folder, "--compare", "--learning-rate", 0.01, "--json")
-    assert len(made) == 1
+    assert made.count(DOCUMENT) == 1
     answers = said.json["answers"]
     assert [one["method"] for one in answers] == list(METHODS)
     for one in answers:
@@ -166,12 +170,50 @@ def test_compare_asks_every_method_and_memorizes_once(
         assert (one["memorize_seconds"] > 0) == METHODS[one["method"]].memorized
 
 
+class Clock:
+    """Time that passes in steps of the batch only: 1 s for a token, 100 s to read prompts, 1000 s more the first time
+    that a method runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.now, self.warm = 0.0, set()
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        step, add = Batch.step, FastMem.memorizing
+
+        def timed_step(batch: Batch) -> list:
+            methods = {row.request.method for row in batch.rows}
+            self.now += 100 if any(not row.token_ids for row in batch.rows) else 1
+            self.now += 0 if methods <= self.warm else 1000
+            self.warm |= methods
+            return step(batch)
+
+        def timed_memorizing(llm: FastMem, *arguments: object, **options: object):
+            self.now += 7 if "memorizing" in self.warm else 5000
+            self.warm.add("memorizing")
+            return (yield from add(llm, *arguments, **options))
+
+        monkeypatch.setattr(Batch, "step", timed_step)
+        monkeypatch.setattr(FastMem, "memorizing", timed_memorizing)
+
+
+def test_compare_times_prompt_tokens_and_memorizing_apart(
+    fastmem: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch)
+    answers = ask(fastmem, folder, "--compare", "--steps", 2, "--json").json["answers"]
+    assert {one["method"]: one["seconds_per_token"] for one in answers} == dict.fromkeys(METHODS, 1.0)
+    assert {one["method"]: one["prompt_seconds"] for one in answers} == dict.fromkeys(METHODS, 100.0)
+    assert {one["memorize_seconds"] for one in answers if METHODS[one["method"]].memorized} == {7.0}
+    table, _, caption = ask(fastmem, folder, "--compare", "--steps", 1, "--max-new-tokens", 1).out.partition("\n\n")
+    assert {line.split()[-1] for line in table.splitlines()[2:]} == {"-"}, "there is no token after the first"
+    assert caption.startswith("Times after a warm-up on a short text: memorizing,")
+
+
 def test_compare_is_a_table_that_fits(fastmem: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     said = ask(fastmem, folder, "--compare", "--steps", 2)
-    lines = said.out.splitlines()
-    assert "seconds" in lines[0]
-    assert "per token" in lines[1]
+    lines = said.out.partition("\n\n")[0].splitlines()
+    assert lines[0].split() == ["memorize", "prompt", "seconds"]
+    assert lines[1].split() == ["method", "answer", "seconds", "seconds", "per", "token"]
     assert [line.split()[0] for line in lines[2:] if not line.startswith(" ")] == list(METHODS)
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in said.out

@@ -35,6 +35,7 @@ class Row:
     """A request in progress. token_ids: the answer so far, including an end token. reason: why it ended, or None.
 
     cached_tokens: tokens of the prompt that were not read again. text: the answer as text; None without a tokenizer.
+    started, first_token: the times at which it was handed in and had its first token.
     """
 
     request: Request
@@ -46,6 +47,7 @@ class Row:
     cached_tokens: int = 0
     logprobs: list[Logprob] = field(default_factory=list)
     started: float = 0.0
+    first_token: float = 0.0
     _draws: Tensor | None = None  # the generator's state before the running step
 
     def read_ids(self, prompt: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ class Answer:
     text: without special tokens, and without the stop string that ended it. token_ids: as decoded, including an end
     token. reason: "stop" or "length". prompt_tokens: tokens of the prompt, of which cached_tokens were not read again.
     memorize_seconds, decode_seconds: wall time; the latter includes reading the prompt, and in a batch it is the time
-    until this answer was complete. logprobs: one per token, see `Request`. memory: the one that was used.
+    until this answer was complete. prompt_seconds: the part of decode_seconds until the first token. logprobs: one per
+    token, see `Request`. memory: the one that was used.
     """
 
     text: str
@@ -40,8 +41,15 @@ class Answer:
     cached_tokens: int = 0
     memorize_seconds: float = 0.0
     decode_seconds: float = 0.0
+    prompt_seconds: float = 0.0
     logprobs: tuple[Logprob, ...] = field(default=(), repr=False)
     memory: Memory | None = field(default=None, repr=False)
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """The mean over the tokens after the first, which does not include the prompt; None without such tokens."""
+        later = len(self.token_ids) - 1
+        return (self.decode_seconds - self.prompt_seconds) / later if later > 0 else None
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,7 @@ class RunningBatch:
 
     def _piece(self, row: Row) -> Piece:
         if len(row.token_ids) == 1:
+            row.first_token = time.perf_counter()
             self._keep_prefix(row)
         token, text = row.token_ids[-1], row.text
         ends = token in row.request.stop_ids
@@ -207,6 +216,7 @@ def _answer(row: Row) -> Answer:
         prompt_tokens=len(row.request.prompt),
         cached_tokens=row.cached_tokens,
         decode_seconds=time.perf_counter() - row.started,
+        prompt_seconds=row.first_token - row.started,
         logprobs=tuple(row.logprobs),
         memory=row.request.memory,
     )

@@ -110,6 +110,11 @@ class _Query:
             **self.options,
         )
 
+    def warm_up(self, method: str) -> None:
+        """Memorize and answer a short text, so that what a first run costs once is not taken for the method's cost."""
+        recipe, options = replace(self.recipe, steps=1), self.options | {"max_new_tokens": 3}
+        self.llm.answer("Warm up?", "Warm up.", method, recipe, **options)
+
     def surprisals(self, memory: "Memory") -> "list[TokenSurprisal]":
         from fastmem.surprisal_report import surprisal_report
 
@@ -153,6 +158,7 @@ def _compare(query: _Query, methods: tuple[str, ...], as_json: bool, show_memori
     with Status(quiet=query.quiet) as status:
         for number, method in enumerate(methods, 1):
             status(f"{method} ({number} of {len(methods)}) ...")
+            query.warm_up(method)
             answer = query.ask(method, memory, status).run()
             if answer.memory is not None:
                 memory, seconds = answer.memory, seconds or answer.memorize_seconds
@@ -172,12 +178,18 @@ def _print_table(answers: "list[Answer]") -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("method", no_wrap=True)
     table.add_column("answer", ratio=1)
-    table.add_column("memorize\nseconds", justify="right")
-    table.add_column("seconds\nper token", justify="right")
+    for title in ("memorize\nseconds", "prompt\nseconds", "seconds\nper token"):
+        table.add_column(title, justify="right")
     for answer in answers:
-        memorized = f"{answer.memorize_seconds:.2f}" if answer.memory is not None else "-"
-        table.add_row(answer.method, " ".join(answer.text.split()), memorized, f"{_per_token(answer):.4f}")
-    console().print(table)
+        memorize = f"{answer.memorize_seconds:.2f}" if answer.memory is not None else "-"
+        token = "-" if answer.seconds_per_token is None else f"{answer.seconds_per_token:.4f}"
+        table.add_row(answer.method, " ".join(answer.text.split()), memorize, f"{answer.prompt_seconds:.3f}", token)
+    page = console()
+    page.print(table)
+    page.print(
+        "\nTimes after a warm-up on a short text: memorizing, once per document; reading the prompt, up to the first "
+        "token; the mean of the tokens after it."
+    )
 
 
 def _record(answer: "Answer") -> dict[str, Any]:
@@ -189,18 +201,14 @@ def _record(answer: "Answer") -> dict[str, Any]:
         "new_tokens": len(answer.token_ids),
         "memorize_seconds": answer.memorize_seconds,
         "decode_seconds": answer.decode_seconds,
-        "seconds_per_token": _per_token(answer),
+        "prompt_seconds": answer.prompt_seconds,
+        "seconds_per_token": answer.seconds_per_token,
     }
     memory = answer.memory
     if memory is None:
         return record
     trace = [asdict(step) for step in memory.trace]
     return record | {"recipe": asdict(memory.recipe), "stopped": memory.stopped, "trace": trace}
-
-
-def _per_token(answer: "Answer") -> float:
-    """Seconds of decoding per new token, including the time to read the prompt."""
-    return answer.decode_seconds / max(len(answer.token_ids), 1)
 
 
 def _summary(answer: "Answer", *, loaded: bool) -> str:
@@ -213,5 +221,7 @@ def _summary(answer: "Answer", *, loaded: bool) -> str:
         first, last = (memory.trace[0].loss, memory.trace[-1].loss) if memory.trace else (0.0, 0.0)
         losses = f", loss {first:.2f} to {last:.2f}" if memory.trace else ""
         text += f"{len(memory.trace)} steps in {answer.memorize_seconds:.2f} s{losses}; "
-    text += f"{count} tokens in {answer.decode_seconds:.2f} s ({_per_token(answer):.4f} s each)"
+    text += f"prompt in {answer.prompt_seconds:.2f} s; {count} tokens"
+    if answer.seconds_per_token is not None:
+        text += f", {answer.seconds_per_token:.4f} s for each after the first"
     return text + ("; cut off at --max-new-tokens" if answer.reason == "length" else "")
