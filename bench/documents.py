@@ -67,7 +67,8 @@ def by_context(llm: FastMem, question: str, documents: Sequence[str]) -> int:
     """The document after which the untouched model finds the question least surprising."""
     losses = []
     for document in documents:
-        tokens = in_place(llm.tokenizer, question_prompt(document, question), with_mark(question))
+        prompt, marked = question_prompt(document, question), with_mark(question)
+        tokens = in_place(llm.tokenizer, prompt, marked, prompt.rindex(marked))
         losses.append(token_surprisals(llm.split_model, llm.read(tokens)).mean().item())
     return min(range(len(losses)), key=losses.__getitem__)
 

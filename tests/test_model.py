@@ -54,6 +54,15 @@ def test_in_place_reads_the_prompt_once_and_answers_alike(llm: FastMem) -> None:
     assert out.memory.details["scored_tokens"] == len(CONTEXT.encode())
 
 
+def test_in_place_memorizes_the_document_and_not_the_questions_copy(llm: FastMem) -> None:
+    recipe = Recipe(learning_rate=3e-3, steps=1, placement="prompt")
+    asked = [
+        llm.answer(f"{a} or {b}", "Ilm", recipe=recipe, max_new_tokens=1) for a, b in (("Ilm", "Ulm"), ("Ulm", "Ulm"))
+    ]
+    first, second = (out.memory.trace[0].cross_entropy for out in asked)
+    assert first == pytest.approx(second, abs=1e-6), "what follows the document does not change its loss"
+
+
 def test_a_stream_says_what_generate_says(llm: FastMem) -> None:
     whole = llm.generate("Say something.", max_new_tokens=30)
     stream = llm.stream("Say something.", max_new_tokens=30)

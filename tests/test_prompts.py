@@ -5,7 +5,16 @@ import logging
 import pytest
 
 from fastmem import InputError, Tokens
-from fastmem.prompts import chat_ids, in_place, memory_tokens, question_alone, question_prompt, truncated, with_mark
+from fastmem.prompts import (
+    QUESTION_OPENING,
+    chat_ids,
+    in_place,
+    memory_tokens,
+    question_alone,
+    question_prompt,
+    truncated,
+    with_mark,
+)
 from tiny_tokenizer import build_tokenizer
 
 # A default system turn in front of everything, and a line break behind every turn.
@@ -63,6 +72,18 @@ def test_other_placements(tokenizer) -> None:
     placed = in_place(tokenizer, prompt, DOCUMENT)
     assert placed.ids.tolist() == chat_ids(tokenizer, [{"role": "user", "content": prompt}]).tolist()
     assert text(tokenizer, placed, scored=True) == DOCUMENT
+
+
+@pytest.mark.parametrize("document", ["span", "Ulm", " The capital of Ulm is Bree.\n"])
+def test_the_place_of_the_document_is_scored_not_a_copy_of_it(tokenizer, document: str) -> None:
+    """The instruction contains the word span; the question repeats the document."""
+    prompt = question_prompt(document, f"Ulm: is it said that {document}")
+    placed = in_place(tokenizer, prompt, document, len(QUESTION_OPENING))
+    before = text(tokenizer, Tokens(placed.ids[: int(placed.scored.long().argmax())]))
+    assert before == "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n" + QUESTION_OPENING + (
+        " " if document.startswith(" ") else ""
+    )
+    assert text(tokenizer, placed, scored=True) == document.strip()
 
 
 @pytest.mark.parametrize("placement", ["assistant", "user", "text", "prompt"])

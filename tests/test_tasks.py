@@ -49,6 +49,21 @@ def test_summary_prompt(task, instruction, tmp_path):
     assert (example.context, example.reference) == ("Rain fell.\nThen sun.", "Weather.")
 
 
+def test_the_document_is_scored_in_its_own_place(tokenizer, tmp_path):
+    """Not where the wording of the prompt or the question has the same words."""
+    for name, row, opening in (
+        ("nq", PAPER_ROW | {"context": "span", "input": "is it a span"}, "Context: "),
+        ("memotrap", TRAP_ROW | {"prompt": "..: this is it ..."}, "Instruction: "),
+        ("xsum", {"article": "Article", "summary": "Short."}, "Article: "),
+    ):
+        example = one(name, tmp_path / f"{name}.jsonl", [row])
+        tokens = example.in_place(tokenizer)
+        first = int(tokens.scored.long().argmax())
+        assert tokenizer.decode(tokens.ids[tokens.scored]) == example.context
+        assert tokenizer.decode(tokens.ids[:first]).endswith(opening), name
+        assert example.prompt.startswith(example.opening + example.context)
+
+
 def test_every_question_ends_in_one_question_mark(shared):
     data = load("coconflictqa", shared / "data/coconflictqa/squad.jsonl")
     for example in data.examples:

@@ -62,12 +62,16 @@ Chat = Sequence[dict[str, str]]
 Prompt = str | Tokens | Chat
 
 
+# The paper's user turn for extractive question answering (NQ, NQ-SWAP, HotpotQA), up to the context.
+QUESTION_OPENING = (
+    "Please extract from the context the span that best answers the question and provide the answer in the "
+    'following format: "The answer is: ...".\nContext: '
+)
+
+
 def question_prompt(context: str, question: str) -> str:
-    """The paper's user turn for extractive question answering (NQ, NQ-SWAP, HotpotQA)."""
-    return (
-        "Please extract from the context the span that best answers the question and provide the answer in the "
-        f'following format: "The answer is: ...".\nContext: {context}\nQuestion: {with_mark(question)}'
-    )
+    """The paper's user turn for extractive question answering."""
+    return f"{QUESTION_OPENING}{context}\nQuestion: {with_mark(question)}"
 
 
 def question_alone(question: str) -> str:
@@ -151,16 +155,19 @@ def memory_tokens(tokenizer: Any, context: str, placement: str = "assistant") ->
     return _encode(tokenizer, before, context, after, score_after=True)
 
 
-def in_place(tokenizer: Any, prompt: str, context: str) -> Tokens:
+def in_place(tokenizer: Any, prompt: str, context: str, start: int = 0) -> Tokens:
     """A user turn that contains `context`, ready to be answered; only the context's tokens are scored.
 
-    Memorizing these tokens needs no trunk pass of its own: the answer is decoded from the same one.
+    start: where in the prompt to look for it; what comes before may contain the same words, and so may what follows.
+    Memorizing these tokens needs no trunk pass of its own: the answer is decoded from the same one. Errors:
+    `InputError` if the prompt or the rendered turn does not contain the context.
     """
-    context = require_text(context)
+    context, turn = require_text(context), prompt.strip()  # templates strip a turn
     rendered = _render(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
-    start = rendered.rfind(context)
-    if start < 0:
+    in_prompt, of_turn = prompt.find(context, start), rendered.rfind(turn)
+    if in_prompt < 0 or of_turn < 0:
         raise InputError("placement 'prompt' needs a prompt that contains the document word for word; it does not.")
+    start = of_turn + in_prompt - prompt.index(turn)
     return _encode(tokenizer, rendered[:start], context, rendered[start + len(context) :], score_after=False)
 
 

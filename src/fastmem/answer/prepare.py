@@ -106,7 +106,10 @@ class Preparer:
         context, cut = prompts.require_text(context), 0
         while True:
             text, in_place = prompts.question_prompt(context, question), placement == "prompt"
-            prompt = prompts.in_place(tokenizer, text, context) if in_place else Tokens(self.ids(text))
+            if in_place:
+                prompt = prompts.in_place(tokenizer, text, context, len(prompts.QUESTION_OPENING))
+            else:
+                prompt = Tokens(self.ids(text))
             over = 0 if limit is None else len(prompt) + decoding.max_new_tokens - limit
             if not truncate or over <= 0:
                 break

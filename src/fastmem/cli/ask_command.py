@@ -116,12 +116,19 @@ class _Query:
         self.llm.answer("Warm up?", "Warm up.", method, recipe, **options)
 
     def surprisals(self, memory: "Memory") -> "list[TokenSurprisal]":
+        from fastmem.answer.request import Decoding
         from fastmem.surprisal_report import surprisal_report
 
-        tokens = memorization_view.memorized_tokens(
-            self.llm, self.question, self.context, memory.recipe, self.truncate
+        asked = self.llm.preparer.question(
+            self.question,
+            self.context,
+            "fastmem",
+            Decoding.of(self.options),
+            memory.recipe.placement,
+            self.truncate,
         )
-        return surprisal_report(self.llm, tokens, memory)
+        assert asked.document is not None
+        return surprisal_report(self.llm, asked.document, memory)
 
     def emit(self, answers: dict[str, Any], shown: "Memory | None") -> None:
         """Print the answers as JSON. shown: the memory whose surprisals are added."""

@@ -13,24 +13,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fastmem.memory.memory import Memory
-    from fastmem.memory.recipe import Recipe
-    from fastmem.model import FastMem
-    from fastmem.prompts import Tokens
     from fastmem.surprisal_report import TokenSurprisal
 
 BARS = " ▁▂▃▄▅▆▇█"
 ASCII_BARS = " .:-=+*#@"
 COLOURS = ("bright_black", "default", "yellow", "bright_red", "bold white on red")
 FULL_NATS = 8.0  # the highest bar and the hottest colour: a probability of 1 in 3,000
-
-
-def memorized_tokens(llm: "FastMem", question: str, context: str, recipe: "Recipe", truncate: bool) -> "Tokens":
-    """The document as it is memorized with this recipe."""
-    from fastmem import prompts
-
-    if recipe.placement == "prompt":
-        return prompts.in_place(llm.tokenizer, prompts.question_prompt(context, question), context.strip())
-    return llm.memory_tokens(context, recipe, truncate)
 
 
 def print_steps(console: "Console", memory: "Memory") -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmem import prompts
 from fastmem.answer.cache import Prefix
 from fastmem.answer.request import Request
 from fastmem.answer.running_batch import Answer, answers
@@ -117,7 +116,7 @@ class BatchEvaluator:
         if not example.context:
             raise InputError("there is no document to memorize.")
         if in_place:
-            tokens = prompts.in_place(llm.tokenizer, example.prompt, example.context)
+            tokens = example.in_place(llm.tokenizer)
             cache = llm.shareable_cache()
         else:
             tokens = llm.memory_tokens(example.context, recipe)

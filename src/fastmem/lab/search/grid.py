@@ -10,7 +10,6 @@ from itertools import product
 
 import torch
 
-from fastmem import prompts
 from fastmem.answer.cache import Prefix
 from fastmem.answer.contrast import Contrast
 from fastmem.answer.request import Request
@@ -116,6 +115,6 @@ class Grid:
     def _tokens(self, example: Example) -> tuple[Tokens, Tokens]:
         """(the tokens to memorize, the prompt); the same for the placement "prompt"."""
         if self.space.recipe.placement == "prompt":
-            tokens = prompts.in_place(self.llm.tokenizer, example.prompt, example.context)
+            tokens = example.in_place(self.llm.tokenizer)
             return tokens, tokens
         return self.llm.memory_tokens(example.context, self.space.recipe), Tokens(self.llm.ids(example.prompt))

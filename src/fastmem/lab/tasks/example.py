@@ -5,9 +5,12 @@ user turns without chat markup. This module reads no files and needs no model.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastmem.errors import InputError
+
+if TYPE_CHECKING:
+    from fastmem.prompts import Tokens
 
 Kind = Literal["question", "choice", "summary"]
 
@@ -53,11 +56,23 @@ class Example:
         """The user turn with the document."""
         from fastmem.prompts import question_alone, question_prompt  # imports torch, which regrading does not need
 
-        if self.kind == "summary":
-            return f"Article: {self.context}\n{self.question}"
-        if self.kind == "choice":
-            return f"{_CHOOSE}Instruction: {self.context}\n{self._sentence}"
+        if self.kind != "question":
+            return f"{self.opening}{self.context}\n{self.question if self.kind == 'summary' else self._sentence}"
         return question_prompt(self.context, self.question) if self.context else question_alone(self.question)
+
+    @property
+    def opening(self) -> str:
+        """What stands before the document in `prompt`."""
+        from fastmem.prompts import QUESTION_OPENING
+
+        openings = {"summary": "Article: ", "choice": f"{_CHOOSE}Instruction: ", "question": QUESTION_OPENING}
+        return openings[self.kind]
+
+    def in_place(self, tokenizer: Any) -> "Tokens":
+        """The prompt as it is memorized and answered with the placement "prompt". Errors: `InputError`."""
+        from fastmem.prompts import in_place
+
+        return in_place(tokenizer, self.prompt, self.context, len(self.opening))
 
     @property
     def prompt_without_context(self) -> str:
