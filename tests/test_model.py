@@ -63,6 +63,23 @@ def test_in_place_memorizes_the_document_and_not_the_questions_copy(llm: FastMem
     assert first == pytest.approx(second, abs=1e-6), "what follows the document does not change its loss"
 
 
+def test_a_memory_of_another_document_is_noted(llm: FastMem, caplog: pytest.LogCaptureFixture) -> None:
+    memory = llm.memorize(CONTEXT)
+    llm.answer(QUESTION, f"  {CONTEXT}\n", memory=memory, max_new_tokens=1)
+    llm.answer(QUESTION, "Another text.", "base", memory=memory, max_new_tokens=1)
+    llm.answer(QUESTION, "Another text.", memory=llm.memorize(Tokens([5, 6, 7])), max_new_tokens=1)  # of no known text
+    assert caplog.text == ""
+    llm.answer(QUESTION, "Another text.", memory=memory, max_new_tokens=1)
+    assert "the memory was made from another text than this context" in caplog.text
+
+
+def test_answer_takes_one_question(llm: FastMem) -> None:
+    for question, context in ((["a", "b"], [CONTEXT, CONTEXT]), (QUESTION, [CONTEXT])):
+        with pytest.raises(InputError) as error:
+            llm.answer(question, context)  # type: ignore[arg-type]
+        assert "call answer once for each question, or generate with a list of prompts" in str(error.value)
+
+
 def test_a_stream_says_what_generate_says(llm: FastMem) -> None:
     whole = llm.generate("Say something.", max_new_tokens=30)
     stream = llm.stream("Say something.", max_new_tokens=30)
@@ -128,7 +145,7 @@ def short(positions: int = 160) -> FastMem:
     return FastMem(LlamaForCausalLM(config).eval(), build_tokenizer(), recipe=Recipe(learning_rate=1e-3, steps=2))
 
 
-def test_what_is_too_long_says_by_how_much_and_is_cut_on_request() -> None:
+def test_what_is_too_long_says_by_how_much_and_is_cut_on_request(caplog: pytest.LogCaptureFixture) -> None:
     llm = short()
     long = "words" * 60
     tokens = len(llm.tokenizer(long)["input_ids"]) + len("assistant\n\n") + 4
@@ -146,6 +163,8 @@ def test_what_is_too_long_says_by_how_much_and_is_cut_on_request() -> None:
     assert out.prompt_tokens + 20 <= 400
     ids = llm.ids(question_prompt("C", QUESTION))
     assert out.prompt_tokens > len(ids), "some of the context is left, and all of the question"
+    llm.answer(QUESTION, long, memory=out.memory, max_new_tokens=20, truncate=True)
+    assert "another text" not in caplog.text, "it is the same text, cut alike"
 
 
 def test_threads_with_their_own_memories_do_not_mix(llm: FastMem) -> None:

@@ -304,8 +304,9 @@ class FastMem:
     ) -> Answer:
         """Memorize the context if the method needs it, then answer with the paper's prompt for questions.
 
-        memory: one made before of this context. on_step: as for `memorize`. truncate: cut the context, never the
-        question, to what fits. options: the fields of `Decoding`. Errors: those of `memorize` and `generate`.
+        memory: one made before of this context; of another text it is used with a warning. on_step: as for `memorize`.
+        truncate: cut the context, never the question, to what fits. options: the fields of `Decoding`. Errors: those
+        of `memorize` and `generate`.
         """
         return self.ask(
             question, context, method, recipe, memory=memory, on_step=on_step, truncate=truncate, **options
@@ -337,6 +338,8 @@ class FastMem:
             memory = self._memorized(asked.document, recipe, on_step, asked.context, cache)
             request = replace(request, prefix=None if cache is None else Prefix(request.prompt, cache))
             seconds = time.perf_counter() - started
+        elif memorized and memory is not None:
+            prompts.warn_of_another_text(memory.details, (context, asked.context))
         # 3. The answer.
         if memorized and memory is not None:
             request = self.with_memory(request, memory)

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,6 +204,13 @@ def document_identity(tokens: Tokens, text: str | None = None) -> dict[str, Any]
     ids = ",".join(f"{i}{'*' * s}" for i, s in zip(tokens.ids.tolist(), tokens.scored.tolist(), strict=True))
     found = {"tokens": len(tokens), "scored_tokens": int(tokens.scored.sum()), "tokens_sha256": _sha256(ids)}
     return found if text is None else found | {"text_sha256": _sha256(require_text(text)), "text": require_text(text)}
+
+
+def warn_of_another_text(details: Mapping[str, Any], texts: Iterable[str]) -> None:
+    """Log a warning if a memory was made from another text than any of these. details: those of the memory."""
+    made_from = details.get("text_sha256")
+    if made_from is not None and made_from not in (_sha256(require_text(text)) for text in texts):
+        log.warning("the memory was made from another text than this context, so it may contradict it.")
 
 
 def template(tokenizer: Any) -> str | None:

@@ -100,6 +100,13 @@ class Preparer:
         placement: how the context will be memorized, None if it is not. truncate: cut the context, never the question,
         so that prompt and answer fit the model's positions. Errors: `InputError`.
         """
+        for name, given in (("question", question), ("context", context)):
+            if not isinstance(given, str):
+                raise InputError(
+                    f"the {name} must be one text; given {type(given).__name__}: call answer once for each question, "
+                    "or generate with a list of prompts.",
+                    field=name,
+                )
         if not question.strip():
             raise InputError("the question is empty: give what is to be answered from the context.", field="question")
         tokenizer, limit = self.require_tokenizer(), self.split_model.max_positions

@@ -56,7 +56,6 @@ def ask(
     document = read_document(context, text)
     from fastmem.answer.contrast import METHODS, method_named
     from fastmem.memory.memory import Memory
-    from fastmem.prompts import Tokens, document_identity
 
     if not method_named(method).memorized and show_memorization and not compare:
         raise InputError(f"--show-memorization: method {method!r} does not memorize; use --method fastmem.")
@@ -69,10 +68,6 @@ def ask(
         say(
             "note: the embedded model covers only an invented world (fastmem demo); use --model ID for real documents."
         )
-    if loaded is not None and not output.quiet:
-        now = document_identity(Tokens([0]), document)["text_sha256"]
-        if loaded.details.get("text_sha256", now) != now:
-            say(f"note: {memory} was made from a different text than this document.")
     query = _Query(llm, question, document, recipe.make(llm.recipe), loaded, truncate, options, output.quiet)
     if compare:
         _compare(query, tuple(METHODS), output.json, show_memorization)

@@ -62,8 +62,17 @@ class Status:
 
 
 class _SayHandler(logging.Handler):
+    """Says each message once: what holds for a document is logged again for every method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
     def emit(self, record: logging.LogRecord) -> None:
-        say(f"{'note' if record.levelno <= logging.WARNING else 'error'}: {record.getMessage()}")
+        line = f"{'note' if record.levelno <= logging.WARNING else 'error'}: {record.getMessage()}"
+        if line not in self._said:
+            self._said.add(line)
+            say(line)
 
 
 @contextmanager
