@@ -74,7 +74,8 @@ class Optimization:
             self.masters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
         self.pieces = _pieces(split_model, reading, recipe, planned)
-        self._gradients: dict[str, Tensor] = {}  # float32 buffers, used again in every step
+        self._gradients: dict[str, Tensor] = {}  # of this step: the tensors that have one
+        self._buffers: dict[str, Tensor] = {}  # float32, used again in every step
         self._losses: list[Tensor] = []  # per step [3]
 
     def compute_gradients(self) -> None:
@@ -87,16 +88,15 @@ class Optimization:
             self._adapt_kl_weight(self.recipe.adaptive_kl)
         # 2. Forward and backward, piece by piece.
         sums = self._zeros()
-        for number, piece in enumerate(self.pieces):
+        self._gradients = {}
+        for piece in self.pieces:
             hidden = self.split_model.tail(piece.activations, self.ffn)  # [n, D]
             parts = hidden.detach().split([len(chunk.targets) for chunk in piece.chunks])
             found = [chunk.gradient(part, self.kl_weight) for chunk, part in zip(piece.chunks, parts, strict=True)]
             gradient, losses = (torch.cat(each) for each in zip(*found, strict=True))  # [n, D], [n, 2]
             sums += losses.sum(0)
             leaves = list(self.leaves.values())
-            self._add(
-                torch.autograd.grad(hidden, leaves, gradient / self.positions, allow_unused=True), first=number == 0
-            )
+            self._add(torch.autograd.grad(hidden, leaves, gradient / self.positions, allow_unused=True))
         # 3. Keep the losses on the device; `trace` reads them.
         self._losses.append(self._means(sums))
 
@@ -143,17 +143,17 @@ class Optimization:
         self._losses[-1] = exact = self._evaluated([piece.exact for piece in self.pieces])
         return float((((estimated - exact[0]).abs() - ROUNDING_NATS) / (first - exact[0]).abs()).clamp(min=0))
 
-    def _add(self, found: Sequence[Tensor | None], first: bool) -> None:
-        """Add the gradients of one piece."""
+    def _add(self, found: Sequence[Tensor | None]) -> None:
+        """Add the gradients of one piece. A tensor that no position uses has none: the expert that none chose."""
         for (name, leaf), gradient in zip(self.leaves.items(), found, strict=True):
-            if gradient is None:  # a bias that only selects experts has none
+            if gradient is None:
                 continue
-            if name not in self._gradients:
-                self._gradients[name] = torch.empty_like(leaf, dtype=_wide(leaf))
-            if first:
-                self._gradients[name].copy_(gradient)
-            else:
+            if name in self._gradients:
                 self._gradients[name].add_(gradient)
+                continue
+            if name not in self._buffers:
+                self._buffers[name] = torch.empty_like(leaf, dtype=_wide(leaf))
+            self._gradients[name] = self._buffers[name].copy_(gradient)
 
     @torch.no_grad()
     def _evaluated(self, chunks: Sequence[Sequence[Chunk]]) -> Tensor:
