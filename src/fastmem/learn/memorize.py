@@ -14,11 +14,11 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from fastmem.errors import InputError
-from fastmem.learn.optimize import Optimization, Reading
+from fastmem.learn.optimize import Optimization, Reading, finite
+from fastmem.learn.surprisal import token_surprisals
 from fastmem.memory.memory import Base, Memory, Step
 from fastmem.memory.recipe import Recipe
 from fastmem.split.split_model import SplitModel
@@ -28,6 +28,8 @@ log = logging.getLogger("fastmem")
 # The largest acceptable error of a sampled softmax at the end of a run, as a share of the change of the loss. A less
 # accurate run is repeated over the whole vocabulary.
 SAMPLED_SOFTMAX_ERROR = 0.02
+# Without a stop rule, the positions at which the weights after the last update are tried: one product with the head.
+CHECKED_POSITIONS = 32
 
 # Yields once before every update: the step if the caller watches, else None. Returns the memories.
 Run = Generator[Step | None, None, list[Memory]]
@@ -72,15 +74,13 @@ def memorizing(
         )
     run = Optimization(split_model, reading, recipe)
     last = max(at)
-    watch_losses = watch or recipe != _without_stop_rules(recipe)
+    watch_losses = watch or _has_stop_rules(recipe)
     found: dict[int, dict[str, Tensor]] = {}  # number of updates -> tensors
     stop: _Stop | None = None
     # 1. Steps, until all are done or a rule says stop.
-    for index in range(last + 1):
+    for index in range(last):
         if index in at:
-            found[index] = run.memory_tensors(last=index == last)
-        if index == last:
-            break
+            found[index] = run.memory_tensors()
         run.compute_gradients()
         steps = run.trace() if watch_losses else []
         yield steps[-1] if steps else None
@@ -98,9 +98,13 @@ def memorizing(
             "memorizing again over the whole vocabulary.", recipe.shortlist, 100 * error, 100 * SAMPLED_SOFTMAX_ERROR
         )  # fmt: skip
         return (yield from memorizing(split_model, reading, replace(recipe, shortlist=None), base, at, watch=False))
-    # 3. The weights of an earlier step, if a later one was worse: again, up to that step.
+    # 3. Whether all of it is finite, and the weights after the last update, which no step has measured.
     trace = run.trace()
     stop = stop or _divergence(trace, found)
+    if stop is None:
+        stop = _last_update(split_model, reading, recipe, run) if last else None
+        found[last] = run.memory_tensors(last=True)
+    # 4. The weights of an earlier step, if a later one was worse: again, up to that step.
     kept = {n: min(n, stop.keep) if stop else n for n in at}
     if stop is not None and (missing := sorted(set(kept.values()) - found.keys())):
         plain = _without_stop_rules(recipe)
@@ -142,6 +146,10 @@ def _without_stop_rules(recipe: Recipe) -> Recipe:
     return replace(recipe, target_loss=None, max_kl=None, patience=None)
 
 
+def _has_stop_rules(recipe: Recipe) -> bool:
+    return recipe != _without_stop_rules(recipe)
+
+
 def _stop_rule(trace: list[Step], recipe: Recipe) -> _Stop | None:
     """The first of the recipe's rules that applies at the last step."""
     now = trace[-1]
@@ -162,11 +170,30 @@ def _divergence(trace: list[Step], found: Mapping[int, Mapping[str, Tensor]]) ->
     """The first loss, or the first weights, that are not finite; the last good step before is kept."""
     for step in trace:
         if not math.isfinite(step.loss):
-            keep = max(step.index - 1, 0)
-            return _Stop(keep, f"the loss was no longer finite after {step.index} steps; kept step {keep}")
+            return _not_finite("the loss was", step.index)
     for n, tensors in sorted(found.items()):
-        if not all(
-            bool(torch.isfinite(t.sum())) for t in tensors.values()
-        ):  # a sum reads once, isfinite() also writes
-            return _Stop(n - 1, f"the weights were no longer finite after {n} steps; kept step {n - 1}")
+        if not finite(tensors.values()):
+            return _not_finite("the weights were", n)
     return None
+
+
+def _last_update(split_model: SplitModel, reading: Reading, recipe: Recipe, run: Optimization) -> _Stop | None:
+    """Check the weights after the last update, in the model's type.
+
+    With a stop rule the losses are computed at all positions, which costs a third of a step. Without one it is enough
+    that the surprisal is finite at some positions (docs/log.md: 1 % of ten steps).
+    """
+    run.write_leaves()
+    if not finite(run.leaves.values()):
+        return _not_finite("the weights were", len(run.trace()))
+    if _has_stop_rules(recipe):
+        steps = [*run.trace(), run.losses()]
+        return _stop_rule(steps, recipe) or _divergence(steps, {})
+    if not finite([token_surprisals(split_model, reading.spread(CHECKED_POSITIONS), run.ffn)]):
+        return _not_finite("the loss was", len(run.trace()))
+    return None
+
+
+def _not_finite(what: str, updates: int) -> _Stop:
+    keep = max(updates - 1, 0)
+    return _Stop(keep, f"{what} no longer finite after {updates} steps; kept step {keep}")

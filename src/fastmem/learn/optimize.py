@@ -8,9 +8,9 @@ With `Recipe.shortlist` the chunks are scored over a sample of the vocabulary (`
 `replace_last_losses_with_exact` measures the error at the end.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from math import ceil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import ceil, isfinite
 from typing import Any
 
 import torch
@@ -40,6 +40,16 @@ class Reading:
     activations: Activations
     targets: Tensor
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def spread(self, most: int) -> "Reading":
+        """At most `most` of the positions, evenly spread from the first to the last."""
+        index = torch.linspace(0, len(self.targets) - 1, min(most, len(self.targets))).long()
+        own = self.activations
+        if own.positions is None:
+            some = own.rows(index.tolist())
+        else:  # layers above attend to all positions
+            some = replace(own, positions=own.positions[index])
+        return replace(self, activations=some, targets=self.targets[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +91,7 @@ class Optimization:
     def compute_gradients(self) -> None:
         """Losses and gradients at the present weights, over all scored positions."""
         # 1. Bring the weights in the model's type up to date.
-        with torch.no_grad():
-            for name, weight in self.weights().items():
-                self.leaves[name].copy_(weight)
+        self.write_leaves()
         if self.recipe.adaptive_kl is not None:
             self._adapt_kl_weight(self.recipe.adaptive_kl)
         # 2. Forward and backward, piece by piece.
@@ -109,6 +117,16 @@ class Optimization:
             master.grad = gradients.get(name)
         torch.nn.utils.clip_grad_norm_(self.masters.values(), self.recipe.max_grad_norm)
         self.optimizer.step()
+
+    @torch.no_grad()
+    def write_leaves(self) -> None:
+        """Bring the weights in the model's type up to date."""
+        for name, weight in self.weights().items():
+            self.leaves[name].copy_(weight)
+
+    def losses(self) -> Step:
+        """The losses at the leaves, over all scored positions and the whole vocabulary. Synchronizes."""
+        return Step(len(self._losses), *self._evaluated([piece.exact for piece in self.pieces]).tolist())
 
     def weights(self) -> Mapping[str, Tensor]:
         """The present value of every tuned tensor, float32 or wider."""
@@ -157,7 +175,7 @@ class Optimization:
 
     @torch.no_grad()
     def _evaluated(self, chunks: Sequence[Sequence[Chunk]]) -> Tensor:
-        """[3]: the losses of every piece's chunks at the weights of the last gradients."""
+        """[3]: the losses of every piece's chunks at the leaves."""
         sums = self._zeros()
         for piece, own in zip(self.pieces, chunks, strict=True):
             parts = self.split_model.tail(piece.activations, self.ffn).split([len(chunk.targets) for chunk in own])
@@ -210,6 +228,12 @@ def _pieces(split_model: SplitModel, reading: Reading, recipe: Recipe, planned: 
 def _even(total: int, most: int) -> int:
     """The size of the parts when `total` is cut into equal parts of at most `most`."""
     return ceil(total / ceil(total / most))
+
+
+def finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all numbers are finite. Synchronizes with the device."""
+    # Both ends: one pass, and no overflow as in a sum (50 M bfloat16 on 2 cores: 0.06 s; isfinite().all() 1.1 s).
+    return all(isfinite(end) for t in tensors for end in torch.stack(torch.aminmax(t)).tolist())
 
 
 def _wide(weight: Tensor) -> torch.dtype:
