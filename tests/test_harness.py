@@ -41,12 +41,6 @@ def test_the_tasks_are_files_of_the_package():
     assert names == {f"fastmem_{n}.yaml" for n in ("nq", "nq_swap", "faitheval_counterfactual", "wikihow")}
 
 
-def test_without_the_package_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
-    with pytest.raises(InputError, match=r"lm-evaluation-harness is not installed .*pip install 'fastmem\[lm-eval\]'"):
-        harness.run([])
-
-
 @pytest.fixture(scope="module")
 def harnessed(tmp_path_factory, tokenizer):
     """(folder of a tiny model, its FastMem, a folder of local tasks)."""

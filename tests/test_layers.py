@@ -18,6 +18,7 @@ CORE = {"split", "learn", "memory", "answer", "prompts", "device_memory"}
 LIBRARY = CORE | {"model", "timing"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
+    "extras": set(),
     "atomic_write": set(),
     "timing": set(),
     "environment": set(),
@@ -33,9 +34,10 @@ ARROWS: dict[str, set[str]] = {
     "surprisal_report": LIBRARY,
     "export": LIBRARY,
     "cost": LIBRARY,
-    "lab": LIBRARY | {"lab", "tiny", "environment", "atomic_write"},
+    "lab": LIBRARY | {"lab", "tiny", "environment", "atomic_write", "extras"},
     "serve": LIBRARY | {"serve", "surprisal_report", "atomic_write"},
-    "cli": LIBRARY | {"cli", "lab", "serve", "tiny", "loading", "cost", "export", "environment", "surprisal_report"},
+    "cli": LIBRARY
+    | {"cli", "lab", "serve", "tiny", "loading", "cost", "export", "environment", "surprisal_report", "extras"},
 }
 # outside library -> files and folders in which it may be imported.
 PLACES = {

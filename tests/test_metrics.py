@@ -200,16 +200,6 @@ def test_a_layer_that_does_not_exist_is_a_reason(scorers, folder):
     assert "17" in score.reason
 
 
-def test_a_missing_library_is_a_reason(scorers, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    monkeypatch.setitem(sys.modules, "torchmetrics.functional.text.bert", None)
-    (row,) = score_summaries(SUMMARIES[:1], ARTICLES[:1], REFERENCES[:1], scorers)
-    assert "pip install 'fastmem[eval]'" in row["rougeL"].reason
-    assert "pip install 'fastmem[eval]'" in row["bertscore_precision"].reason
-
-
 def test_a_value_that_is_not_a_number_is_a_reason():
     scores = summary._scores_or_reason("factkb", "m", 2, lambda model: [0.5, float("nan")])
     assert scores == [Score(0.5), Score(None, "factkb is missing: m gave nan")]

@@ -39,6 +39,10 @@ class MemoryFileError(FastMemError, OSError):
     """A memory file that is missing, damaged, of a newer format, or not a memory."""
 
 
+class MissingPackageError(FastMemError, ImportError):
+    """An optional package that is not installed; the message names the extra that installs it."""
+
+
 class TaskError(FastMemError, RuntimeError):
     """A data set that is absent, unreadable or has unexpected columns."""
 

@@ -58,9 +58,10 @@ def search(
     """
     from fastmem.lab.report.search_landscape import search_table
     from fastmem.lab.search.grid import Space
-    from fastmem.lab.search.search import search_grid, search_tpe, searchable
+    from fastmem.lab.search.search import require_packages, search_grid, search_tpe, searchable
 
     one_of(sampler, ("grid", "tpe"), "sampler", field="sampler")
+    require_packages(task, sampler)
     examples = searchable(data.load(task, "dev" if task.startswith("world") else None), on_test)
     with Status(quiet=output.quiet) as status:
         llm = model.load(status)
@@ -128,6 +129,7 @@ def paper(
     recipe.check()
     from fastmem.lab.run.paper import cost_table, load_tasks, reproduce, runs
     from fastmem.lab.run.run_files import has_rows
+    from fastmem.lab.scores.summary import require_packages
     from fastmem.memory.recipe import Recipe
 
     files = {}
@@ -136,6 +138,7 @@ def paper(
         if not equals:
             raise InputError(f"--data is {given!r}: give TASK=FILE, such as wikihow=wikihowAll.csv.")
         files[task] = Path(file)
+    require_packages(scorers.scorers("cpu"))
     own = recipe.make(Recipe())
     with Status(quiet=output.quiet) as status:
         status("loading data ...")

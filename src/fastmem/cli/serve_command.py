@@ -7,7 +7,8 @@ import typer
 
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.output import emit, say
-from fastmem.errors import InputError, one_of
+from fastmem.errors import one_of
+from fastmem.extras import require
 
 
 @with_flags
@@ -58,12 +59,8 @@ def serve(
     A web page is served at /.
     """
     from dataclasses import replace
-    from importlib.util import find_spec
 
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]
-    if missing:
-        raise InputError(f"serving needs {', '.join(missing)}: install with  pip install 'fastmem[serve]'.")
-
+    require("fastapi", "uvicorn", "prometheus_client", extra="serve", purpose="serving")
     from fastmem.serve.app import create_app
     from fastmem.serve.engine import EngineLimits
     from fastmem.serve.limits import Limits

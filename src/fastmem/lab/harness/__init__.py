@@ -11,19 +11,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastmem.errors import InputError
+from fastmem.extras import require
 
 TASKS = Path(__file__).with_name("tasks")
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Run lm_eval's command line with `arguments`. Errors: `InputError` if it is not installed."""
-    try:
-        from lm_eval.__main__ import cli_evaluate
-    except ImportError as error:
-        raise InputError(
-            f"lm-evaluation-harness is not installed ({error}): pip install 'fastmem[lm-eval]'."
-        ) from error
+    """Run lm_eval's command line with `arguments`. Errors: `MissingPackageError`."""
+    require("lm_eval", "accelerate", extra="lm-eval", purpose="lm-evaluation-harness")
+    from lm_eval.__main__ import cli_evaluate
+
     importlib.import_module("fastmem.lab.harness.lm_eval_model")  # registers "fastmem"
     given = sys.argv
     sys.argv = ["lm-eval", *with_our_tasks(arguments)]

@@ -11,7 +11,7 @@ from fastmem.answer.contrast import METHODS, Contrast, Method
 from fastmem.errors import InputError, RunError, one_of
 from fastmem.lab.run import run_files
 from fastmem.lab.run.run_files import Record
-from fastmem.lab.scores.summary import Scorers
+from fastmem.lab.scores.summary import Scorers, require_packages
 from fastmem.lab.tasks import TASKS, Data
 from fastmem.lab.tasks.example import Example
 from fastmem.memory.recipe import Recipe
@@ -28,7 +28,8 @@ class Experiment:
     methods: names of `METHODS`, or "one-shot". alpha, relative_top: as in `Contrast`. max_new_tokens: None takes the
     task's. max_context_tokens: cut longer documents (the paper's limit is 7,500); None keeps them whole. batch_size:
     examples decoded at the same time; it affects the rounding of the kernels only. seed: recorded only; decoding is
-    greedy, and memorizing uses the recipe's seed.
+    greedy, and memorizing uses the recipe's seed. Errors: `InputError` for values out of range; `MissingPackageError`
+    if the scorers need packages that are not installed.
     """
 
     task: str
@@ -55,6 +56,8 @@ class Experiment:
             given = getattr(self, name)
             if given is not None and given < 1:
                 raise InputError(f"{name} is {given}: give 1 or more.", field=name)
+        if TASKS[self.task].kind == "summary":
+            require_packages(self.scorers)
         if self.task == "world_open" and (needing := [n for n in self.methods if needs_context(n)]):
             raise InputError(
                 f"the task 'world_open' asks without a context, which {needing[0]!r} needs: use base or dola."

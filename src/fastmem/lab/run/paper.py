@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastmem.errors import TaskError, one_of
+from fastmem.errors import MissingPackageError, TaskError, one_of
 from fastmem.lab.run.experiment import Experiment
 from fastmem.lab.run.runner import Progress, run
 from fastmem.lab.scores.summary import Scorers
@@ -80,7 +80,7 @@ def load_tasks(files: Mapping[str, Path]) -> tuple[dict[str, Data], dict[str, st
     for task in tasks:
         try:
             found[task] = load(task, files.get(task))
-        except TaskError as error:
+        except (MissingPackageError, TaskError) as error:
             missing[task] = str(error)
     return found, missing
 

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from fastmem.errors import InputError
+from fastmem.extras import require
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 NAMES = (*ROUGE, "bertscore_precision", "factkb", "hhem")
@@ -52,6 +53,18 @@ class Scorers:
     device: str = "cpu"
 
 
+def require_packages(scorers: Scorers) -> None:
+    """What these scorers need, checked before any answer is made. Errors: `MissingPackageError`."""
+    require_rouge()
+    if scorers.bertscore is not None:
+        require("torchmetrics", extra="eval", purpose="BERTScore", options=("bertscore",))
+
+
+def require_rouge() -> None:
+    """What `rouge` needs. Errors: `MissingPackageError`."""
+    require("rouge_score", extra="eval", purpose="ROUGE, the score of summaries,")
+
+
 def score_summaries(
     summaries: Sequence[str], articles: Sequence[str], references: Sequence[str], scorers: Scorers | None = None
 ) -> list[dict[str, Score]]:
@@ -77,12 +90,10 @@ def score_summaries(
 
 
 def rouge(summaries: Sequence[str], references: Sequence[str]) -> dict[str, list[Score]]:
-    """F measures of ROUGE-1, -2 and -L from `rouge-score`, without stemming."""
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        reason = f"ROUGE is missing: rouge-score is not installed ({error}): pip install 'fastmem[eval]'"
-        return dict.fromkeys(ROUGE, [Score(None, reason)] * len(summaries))
+    """F measures of ROUGE-1, -2 and -L from `rouge-score`, without stemming. Errors: `MissingPackageError`."""
+    require_rouge()
+    from rouge_score.rouge_scorer import RougeScorer
+
     scorer = RougeScorer(list(ROUGE), use_stemmer=False)
     rows = [scorer.score(reference, summary) for summary, reference in zip(summaries, references, strict=True)]
     return {name: [Score(row[name].fmeasure) for row in rows] for name in ROUGE}
@@ -180,8 +191,6 @@ def _scores_or_reason(name: str, model: str | None, count: int, compute: Callabl
         return []
     try:
         values = compute(model)
-    except ImportError as error:
-        return missing(f"a library is not installed ({_first_line(error)}): pip install 'fastmem[eval]'")
     except Exception as error:  # the hub client, the checkpoint reader or the model's own code can raise anything
         return missing(f"{model} cannot be used ({type(error).__name__}: {_first_line(error)})")
     if len(values) != count:

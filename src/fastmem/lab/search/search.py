@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fastmem.errors import InputError, RunError
+from fastmem.errors import InputError, RunError, one_of
+from fastmem.extras import require
 from fastmem.lab.run import run_files
 from fastmem.lab.run.experiment import identity_of_model, model_name, recipe_values
 from fastmem.lab.run.run_files import Record
@@ -73,6 +74,14 @@ def searchable(data: Data, on_test: bool) -> Data:
     return part_of(data, "searched")
 
 
+def require_packages(task: str, sampler: str) -> None:
+    """What a search needs, checked before anything is loaded. Errors: `MissingPackageError`."""
+    if sampler == "tpe":
+        require("optuna", extra="search", purpose="the sampler 'tpe'", options=("sampler",))
+    if TASKS[one_of(task, TASKS, "task")].kind == "summary":
+        summary.require_rouge()
+
+
 def score_of(text: str, example: Example) -> float:
     """The score that is maximized: the paper's accuracy; for summaries ROUGE-L, which needs no other model."""
     if example.kind == "summary":
@@ -90,7 +99,7 @@ def search_grid(
 ) -> Record:
     """Score every point on every example. Several processes may share a folder; each takes the next free example.
 
-    Returns the content of `search.json`. Errors: `RunError` for the folder of another search.
+    Returns the content of `search.json`. Errors: `RunError` for the folder of another search; `MissingPackageError`.
     """
     new_tokens = max_new_tokens or TASKS[data.task].max_new_tokens
     header = _open_search_folder(llm, space, data, folder, "grid", new_tokens)
@@ -148,11 +157,13 @@ def search_tpe(
     Rate, KL weight and alpha are suggested between the smallest and the largest of the space's values (rate and KL on
     a logarithmic scale), layers among its values. Each trial scores all of the space's steps in one run, and its value
     is the best of these. All processes of a folder share one journal. Returns the content of `search.json`. Errors:
-    `RunError` for the folder of another search, `InputError` without Optuna.
+    `RunError` for the folder of another search; `MissingPackageError`.
     """
-    optuna = _optuna()
     new_tokens = max_new_tokens or TASKS[data.task].max_new_tokens
     header = _open_search_folder(llm, space, data, folder, "tpe", new_tokens)
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     started = time.perf_counter()
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL)))
     study = optuna.create_study(study_name="fastmem", direction="maximize", storage=storage, load_if_exists=True)
@@ -191,15 +202,6 @@ def search_tpe(
     return result
 
 
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise InputError("TPE needs Optuna: pip install 'fastmem[search]', or use the sampler grid.") from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
-
-
 def _between(trial: Any, name: str, values: Sequence[float], log: bool) -> float:
     low, high = min(values), max(values)
     return low if low == high else float(trial.suggest_float(name, low, high, log=log and low > 0))
@@ -232,6 +234,7 @@ def _open_search_folder(
     llm: FastMem, space: Space, data: Data, folder: Path, sampler: str, max_new_tokens: int
 ) -> Record:
     """Write `search.json`, or check that it is of the same search. Returns its values without the points."""
+    require_packages(data.task, sampler)
     header = {
         "task": data.task,
         "data": {"source": data.source, "revision": data.revision, "examples": [e.id for e in data.examples]},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmem.errors import TaskError
+from fastmem.extras import require
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -129,6 +130,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    require("pyarrow", extra="eval", purpose="reading parquet files")
     import pyarrow
     import pyarrow.parquet
 
@@ -155,9 +157,11 @@ def hub_rows(hub: Hub) -> tuple[Iterator[Row], str]:
     """The rows of a hub data set and their commit; without network, from the cache of an earlier load.
 
     Errors: `TaskError` if it is neither reachable nor cached, the split is absent, or the cache has another commit
-    than the pinned one.
+    than the pinned one; `MissingPackageError`.
     """
-    datasets = _datasets()
+    require_datasets()
+    import datasets
+
     wanted = f"{hub.id} ({', '.join(filter(None, (hub.config, hub.split, f'revision {hub.revision}')))})"
     try:
         loaded = datasets.load_dataset(hub.id, hub.config, split=hub.split, revision=hub.revision)
@@ -178,15 +182,15 @@ def hub_rows(hub: Hub) -> tuple[Iterator[Row], str]:
 
 def dataset(rows: Sequence[Mapping[str, Any]]) -> "Dataset":
     """The rows as a `datasets.Dataset`, the type that lm-evaluation-harness takes."""
-    return _datasets().Dataset.from_list([dict(row) for row in rows])
+    require_datasets()
+    from datasets import Dataset
+
+    return Dataset.from_list([dict(row) for row in rows])
 
 
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise TaskError("loading a data set needs `datasets`: pip install 'fastmem[eval]'.") from error
-    return datasets
+def require_datasets() -> None:
+    """What reading from the hub needs. Errors: `MissingPackageError`."""
+    require("datasets", extra="eval", purpose="loading a data set from the hub", options=("data",))
 
 
 def _commit(checksums: dict[str, Any] | None) -> str | None:
