@@ -116,11 +116,6 @@ def test_the_core_install_evaluates_reports_and_searches(fastmem: Runner, withou
             "BERTScore needs torchmetrics: pip install 'fastmem[eval]'. Options that help: --bertscore.",
         ),
         (
-            "paper --bertscore none --data nq_swap=rows.json",
-            ["datasets", "torchmetrics"],
-            "loading a data set from the hub needs datasets: pip install 'fastmem[eval]'. Options that help: --data.",
-        ),
-        (
             "serve",
             ["fastapi", "uvicorn", "prometheus_client"],
             "serving needs fastapi, uvicorn, prometheus_client: pip install 'fastmem[serve]'.",

@@ -9,6 +9,7 @@ To add a command:
 6. Write data to standard output (`output.emit` for `--json`), all else to standard error (`output.say`, logging).
 """
 
+import functools
 import importlib
 import os
 import sys
@@ -88,6 +89,7 @@ def group() -> TyperGroup:
     return cast(TyperGroup, typer.main.get_command(app))
 
 
+@functools.cache
 def command(name: str) -> TyperCommand | TyperGroup:
     """One command or group of `COMMANDS`."""
     module, _, attribute = COMMANDS[name].partition(":")
@@ -141,9 +143,8 @@ def error_text(error: Exception, command_name: str) -> str:
         return f"{type(error).__name__}: {' '.join(str(error).split())} (this is a bug: --debug shows the traceback)"
     text = " ".join(error.text.split())
     flags = _flags(command_name) if command_name in COMMANDS else set()
-    refused = [flag for flag in (_flag(f"recipe_{error.field}"), _flag(f"{error.field}")) if flag in flags]
-    if refused:
-        text = f"{text.removesuffix('.')} (option {refused[0]})."
+    if error.field and _flag(error.field) in flags:
+        text = f"{text.removesuffix('.')} (option {_flag(error.field)})."
     helpful = [flag for flag in map(_flag, error.options) if flag in flags]
     return f"{text} Options that help: {', '.join(helpful)}." if helpful else text
 

@@ -45,8 +45,8 @@ class Conflict:
 @with_flags
 def demo(
     output: OutputFlags,
-    conflicts: Annotated[int, typer.Option(metavar="N", help="Number of conflicts to show.")] = 5,
-    rows: Annotated[int, typer.Option(metavar="N", help="Number of examples for the two accuracies.")] = 100,
+    conflicts: Annotated[int, typer.Option(metavar="N", min=1, help="Number of conflicts to show.")] = 5,
+    rows: Annotated[int, typer.Option(metavar="N", min=1, help="Number of examples for the two accuracies.")] = 100,
 ) -> None:
     """Show how a small model stops contradicting documents.
 
@@ -58,8 +58,6 @@ def demo(
       fastmem demo
       fastmem demo --json --rows 20
     """
-    if conflicts < 1 or rows < 1:
-        raise InputError(f"--conflicts is {conflicts}, --rows is {rows}: give whole numbers, 1 or more.")
     from fastmem.lab.tasks import embedded_world
 
     started = time.perf_counter()

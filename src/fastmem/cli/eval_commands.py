@@ -49,7 +49,7 @@ class ScorerFlags:
     heading: ClassVar[str] = "Summary scores"
 
     bertscore: str | None = option("Encoder of BERTScore, or none; default: roberta-large.", "ID")
-    bertscore_layer: int | None = option("Layer of the encoder; default: 17.", "N")
+    bertscore_layer: int | None = option("Layer of the encoder; default: 17.", "N", min=1)
     factkb: str | None = option("Model of FactKB, or none; default: bunsenfeng/FactKB.", "ID")
     factkb_tokenizer: str | None = option("Tokenizer of FactKB; default: roberta-base.", "ID")
     hhem: str | None = option("Also HHEM-2.1: vectara/hallucination_evaluation_model (runs its code).", "ID")
@@ -94,7 +94,7 @@ def evaluate(
         int | None, typer.Option(metavar="N", help="Cut longer documents; the paper uses 7500.")
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Examples answered at the same time.")] = 16,
-    seed: Annotated[int, typer.Option(metavar="N", help="Only recorded; nothing is random.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Only recorded; nothing is random.")] = 0,
     part: Annotated[
         str,
         typer.Option(

@@ -10,20 +10,23 @@ the command.
 import functools
 import inspect
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, cast, get_type_hints
 
 import typer
 
-from fastmem.errors import InputError
+from fastmem.errors import FastMemError, InputError
 
 if TYPE_CHECKING:
     from fastmem.memory.recipe import Recipe
     from fastmem.model import FastMem
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 
 def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,6 +44,9 @@ def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def flat(**given: Any) -> Any:
+        for name, value in given.items():
+            if isinstance(value, int | float):
+                require_usable(name, value)
         made = {name: flags(**{f.name: given.pop(f.name) for f in fields(flags)}) for name, flags in classes.items()}
         return command(**given, **made)
 
@@ -49,9 +55,53 @@ def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     return flat
 
 
-def option(help: str, metavar: str | None = None, short: str | None = None, default: T | None = None) -> T:
-    """A field of a class of flags. The option is the field's name with dashes; short: a second name such as `-m`."""
-    return cast(T, field(default=default, metadata={"help": help, "metavar": metavar, "short": short}))
+def option(
+    help: str,
+    metavar: str | None = None,
+    short: str | None = None,
+    default: T | None = None,
+    min: int | None = None,
+) -> T:
+    """A field of a class of flags. The option is the field's name with dashes; short: a second name such as `-m`.
+
+    min: the least value, for numbers whose range the library does not check before it loads a model.
+    """
+    info = {"help": help, "metavar": metavar, "short": short, "min": min}
+    return cast(T, field(default=default, metadata=info))
+
+
+def require_usable(name: str, value: float) -> None:
+    """Errors: `InputError` for a number outside 64 bits, infinite or NaN, which no option accepts."""
+    if isinstance(value, float):
+        good, accepted = math.isfinite(value), "a finite number"
+    else:
+        good, accepted = -(2**63) <= value < 2**63, "a number of 64 bits, less than 2**63"
+    if not good:
+        raise InputError(f"{name} is {value}: give {accepted}.", field=name)
+
+
+def numbers(name: str, given: str, kind: type[N], example: str) -> tuple[N, ...]:
+    """`1,2.5` as numbers. name: the option's, with underscores. kind: int or float. Errors: `InputError`."""
+    try:
+        values = tuple(kind(part) for part in given.split(","))
+    except ValueError as error:
+        accepted = "whole numbers" if kind is int else "numbers"
+        raise InputError(
+            f"{name} is {given!r}: give {accepted} separated by commas, such as {example}.", field=name
+        ) from error
+    for value in values:
+        require_usable(name, value)
+    return values
+
+
+@contextmanager
+def fields_named(options: Mapping[str, str]) -> Iterator[None]:
+    """Within the block, errors name the options of a command. options: field -> option, where the two differ."""
+    try:
+        yield
+    except FastMemError as error:
+        error.field = options.get(error.field or "", error.field)
+        raise
 
 
 def _parameters(flags: Any) -> list[inspect.Parameter]:
@@ -61,7 +111,11 @@ def _parameters(flags: Any) -> list[inspect.Parameter]:
     for f in fields(flags):
         names = [f"--{f.name.replace('_', '-')}", *([f.metadata["short"]] if f.metadata["short"] else [])]
         info = typer.Option(
-            *names, help=f.metadata["help"], metavar=f.metadata["metavar"], rich_help_panel=flags.heading
+            *names,
+            help=f.metadata["help"],
+            metavar=f.metadata["metavar"],
+            min=f.metadata["min"],
+            rich_help_panel=flags.heading,
         )
         parameter = inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
         parameters.append(parameter.replace(annotation=Annotated[hints[f.name], info]))
@@ -129,8 +183,9 @@ class RecipeFlags:
         if "recipe_seed" in changes:  # --seed is the seed of sampling
             changes["seed"] = changes.pop("recipe_seed")
         if "layers" in changes:
-            changes["layers"] = _layers(changes["layers"])
-        return changed_recipe(default, from_file | changes)
+            changes["layers"] = numbers("layers", changes["layers"], int, "-1 or 4,5")
+        with fields_named({"seed": "recipe_seed"}):
+            return changed_recipe(default, from_file | changes)
 
     def check(self) -> None:
         """Check all values before a model is loaded. Errors: `InputError`."""
@@ -151,7 +206,7 @@ class DecodingFlags:
     top_p: float | None = option("Sample from the most likely tokens of this total probability; default: 1.", "X")
     min_p: float | None = option("Sample above this fraction of the top probability; default: 0.", "X")
     repetition_penalty: float | None = option("Values above 1 reduce repetition; default: 1.", "X")
-    seed: int | None = option("Seed of the sampling.", "N")
+    seed: int | None = option("Seed of the sampling.", "N", min=0)
     stop: list[str] | None = option("End the answer at this text; repeatable.", "TEXT")  # noqa: RUF009
     alpha: float | None = option("Strength of a contrast; default: 0.5.", "X")
     relative_top: float | None = option("Plausibility cut of a contrast; default: 0.1 for DoLa, else none.", "X")
@@ -178,12 +233,3 @@ class OutputFlags:
     json: bool = option("One JSON object on the last line of standard output.", default=False)
     quiet: bool = option("No notices and no progress.", short="-q", default=False)
     debug: bool = option("Show tracebacks and the messages of transformers.", default=False)
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise InputError(
-            f"--layers is {text!r}: give layer numbers separated by commas, such as -1 or 4,5."
-        ) from error

@@ -172,13 +172,15 @@ def export(
     model: ModelFlags,
     output: OutputFlags,
     format: Annotated[str, typer.Option("--format", metavar="NAME", help="peft or merged.")] = "peft",
-    rank: Annotated[int, typer.Option(metavar="N", help="peft: rank to which a full memory is truncated.")] = 64,
+    rank: Annotated[
+        int, typer.Option(metavar="N", min=1, help="peft: rank to which a full memory is truncated.")
+    ] = 64,
     context: Annotated[
         str | None,
         typer.Option("--context", "-c", metavar="FILE", help="The document, to measure the KL of the truncation."),
     ] = None,
     max_kl: Annotated[
-        float, typer.Option(metavar="X", help="peft: largest accepted KL of the truncation, in nats per token.")
+        float, typer.Option(metavar="X", min=0, help="peft: largest accepted KL of the truncation, in nats per token.")
     ] = 0.05,
     force: Annotated[bool, typer.Option("--force", help="Export whatever the KL is.")] = False,
 ) -> None:

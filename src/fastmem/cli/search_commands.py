@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastmem.cli.eval_commands import DataFlags, ProgressReporter, ScorerFlags, duration, publish, resumable
-from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
+from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, fields_named, numbers, with_flags
 from fastmem.cli.output import Status, emit, say
 from fastmem.errors import InputError, TaskError, one_of
 
@@ -25,7 +25,7 @@ def search(
     task: Annotated[str, typer.Option("--task", metavar="NAME", help="nq_swap, world_swap, ...")],
     output_dir: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the recipe and all points.")],
     sampler: Annotated[str, typer.Option(metavar="NAME", help="grid (all points) or tpe (Optuna).")] = "grid",
-    trials: Annotated[int, typer.Option(metavar="N", help="tpe: number of points.")] = 40,
+    trials: Annotated[int, typer.Option(metavar="N", min=1, help="tpe: number of points.")] = 40,
     rates: Annotated[
         str, typer.Option(metavar="X,X", help="Learning rates, as in the paper.")
     ] = "1e-6,3e-6,1e-5,3e-5",
@@ -39,7 +39,7 @@ def search(
     placement: Annotated[str | None, typer.Option(metavar="WHERE", help="As in a recipe.")] = None,
     shortlist: Annotated[int | None, typer.Option(metavar="N", help="As in a recipe.")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Longest answer; default: the task's.")
+        int | None, typer.Option(metavar="N", min=1, help="Longest answer; default: the task's.")
     ] = None,
     on_test: Annotated[bool, typer.Option("--on-test", help="Search on the split that is reported.")] = False,
 ) -> None:
@@ -59,21 +59,27 @@ def search(
     from fastmem.lab.report.search_landscape import search_table
     from fastmem.lab.search.grid import Space
     from fastmem.lab.search.search import require_packages, search_grid, search_tpe, searchable
+    from fastmem.memory.recipe import Recipe
 
     one_of(sampler, ("grid", "tpe"), "sampler", field="sampler")
     require_packages(task, sampler)
+
+    def space(default: Recipe) -> Space:
+        with fields_named({"learning_rate": "rates", "kl_weight": "kls", "alpha": "alphas"}):
+            return Space(
+                replace(default, placement=placement or default.placement, shortlist=shortlist),
+                numbers("rates", rates, float, "1e-4,1e-3"),
+                numbers("steps", steps, int, "10,20"),
+                numbers("kls", kls, float, "0.1,1"),
+                tuple(numbers("layers", part, int, "-1/-2,-1") for part in layers.split("/")),
+                numbers("alphas", alphas, float, "0,0.5"),
+                relative_top,
+            )
+
+    space(Recipe())  # checks the values before anything is loaded
     examples = searchable(data.load(task, "dev" if task.startswith("world") else None), on_test)
     with Status(quiet=output.quiet) as status:
         llm = model.load(status)
-        space = Space(
-            replace(llm.recipe, placement=placement or llm.recipe.placement, shortlist=shortlist),
-            numbers("--rates", rates),
-            tuple(int(n) for n in numbers("--steps", steps)),
-            numbers("--kls", kls),
-            tuple(tuple(int(n) for n in numbers("--layers", part)) for part in layers.split("/")),
-            numbers("--alphas", alphas),
-            relative_top,
-        )
         reporter = ProgressReporter(status, output.quiet)
         unit = "examples" if sampler == "grid" else "trials"
 
@@ -83,9 +89,9 @@ def search(
 
         with resumable(reporter, output_dir):
             if sampler == "grid":
-                result = search_grid(llm, space, examples, output_dir, max_new_tokens, on_progress)
+                result = search_grid(llm, space(llm.recipe), examples, output_dir, max_new_tokens, on_progress)
             else:
-                result = search_tpe(llm, space, examples, output_dir, trials, max_new_tokens, on_progress)
+                result = search_tpe(llm, space(llm.recipe), examples, output_dir, trials, max_new_tokens, on_progress)
     best, recipe_file = result["best"], output_dir / "recipe.json"
     if output.json:
         emit({"best": best, "points": len(result["points"]), "recipe": str(recipe_file)})
@@ -108,14 +114,13 @@ def paper(
         typer.Option("--data", metavar="TASK=FILE", help="Local file for a task, repeatable; default: the hub."),
     ] = None,
     limit: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Only N examples of each task, to estimate the cost."),
+        int | None, typer.Option(metavar="N", min=1, help="Only N examples of each task, to estimate the cost.")
     ] = None,
-    max_context_tokens: Annotated[int, typer.Option(metavar="N", help="Cut longer documents.")] = 7500,
+    max_context_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Cut longer documents.")] = 7500,
     max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Longest answer; default: each task's.")
+        int | None, typer.Option(metavar="N", min=1, help="Longest answer; default: each task's.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples answered at the same time.")] = 16,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Examples answered at the same time.")] = 16,
 ) -> None:
     """All of the paper's tables for one model. Resumable; --limit estimates the cost of the whole.
 
@@ -200,11 +205,3 @@ def run_lm_eval(
     from fastmem.lab.harness import run
 
     run(arguments or [])
-
-
-def numbers(flag: str, given: str) -> tuple[float, ...]:
-    """`1,2.5` as numbers. Errors: `InputError` that names the flag."""
-    try:
-        return tuple(float(part) for part in given.split(","))
-    except ValueError as error:
-        raise InputError(f"{flag} is {given!r}: give numbers separated by commas.") from error

@@ -46,7 +46,9 @@ class Space:
         for name in ("rates", "steps", "kls", "layers", "alphas"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise InputError(f"the space's {name} are {list(values)}: give each value once, and at least one.")
+                raise InputError(
+                    f"the space's {name} are {list(values)}: give each value once, and at least one.", field=name
+                )
         for point in self.points:  # each recipe refuses values out of range ...
             Contrast("cd", point.alpha, relative_top=self.relative_top)  # ... and so does the contrast
 

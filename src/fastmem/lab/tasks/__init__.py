@@ -108,7 +108,7 @@ def load(
     """
     task = TASKS[one_of(name, TASKS, "task")]
     if limit is not None and limit < 1:
-        raise InputError(f"the limit must be at least 1; given {limit}.")
+        raise InputError(f"the limit must be at least 1; given {limit}.", field="limit")
     rows, source, revision = _source(name, task, data, split)
     examples = tuple(islice(rows, limit))
     if not examples:
