@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CODE := src tests bench examples tools
-# Without an NVIDIA driver, the CPU build of torch; with one, the installed torch or pip's default.
+# Without an NVIDIA driver, the version of torch that was tested (README, "Install", says how to get its CPU build); with
+# one, the installed torch or pip's default.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo -c constraints/cpu.txt)
 
 .PHONY: demo test test-slow check format docs clean

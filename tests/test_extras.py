@@ -65,6 +65,11 @@ def test_extras_name_every_optional_package() -> None:
     assert PROJECT["optional-dependencies"]["all"] == [f"fastmem[{','.join(EXTRAS)}]"]
 
 
+def test_the_readme_says_what_each_extra_adds() -> None:
+    section = (ROOT / "README.md").read_text().partition("## Install")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE) == [*EXTRAS, "all"]
+
+
 def test_the_core_install_evaluates_reports_and_searches(fastmem: Runner, without, place: Path, tmp_path: Path):
     without(*OPTIONAL)
     rows = ["--task", "nq_swap", "--data", place / "rows.json", "--model", place / "model", "--max-new-tokens", 4]
