@@ -188,13 +188,18 @@ def test_show_memorization_needs_a_method_that_memorizes(fastmem: Runner, llama:
             ["--layers", "1,a"],
             "layers is '1,a': give whole numbers separated by commas, such as -1 or 4,5 (option --layers).",
         ),
-        (["--layers", "7"], "layer 7 does not exist: give -3 to 2."),
+        (["--layers", "7"], "layer 7 does not exist: give -3 to 2 (option --layers)."),
         (
             ["--placement", "asistant"],
             "unknown placement 'asistant'. Did you mean 'assistant'? Accepted: assistant, user",
         ),
-        (["--temperature", -1], "temperature is -1.0: give a number 0 (greedy) or more (option --temperature)."),
-        (["--alpha", "-1"], "alpha is -1.0: give a number, 0 or more (option --alpha)."),
+        (["--temperature", -1], "temperature is -1.0: give a number, 0 or more (option --temperature)."),
+        (["--alpha", "nan"], "alpha is nan: give a number, 0 to 1000 (option --alpha)."),
+        (["--seed", 2**64], "seed is 18446744073709551616: give a whole number, -9223372036854775808 to 184467440737"),
+        (
+            ["--recipe-seed", 2**64],
+            "recipe seed is 18446744073709551616: give a whole number, 0 to 18446744073709551615",
+        ),
         (["--dtype", "float33"], "unknown dtype 'float33'. Did you mean 'float32'? Accepted: auto, float32"),
         (["--device", "warp"], "device 'warp' is not available on this machine: give one of cpu"),
         (["--memory", "nowhere.safetensors"], "memory file 'nowhere.safetensors' is refused: it cannot be read"),
@@ -203,7 +208,7 @@ def test_show_memorization_needs_a_method_that_memorizes(fastmem: Runner, llama:
 def test_a_flag_out_of_range(fastmem: Runner, llama: Path, flags: list[object], text: str) -> None:
     line = refusal(ask(fastmem, llama, *flags))
     assert line.startswith(text)
-    assert line.startswith(("memory file", "layer 7")) or str(flags[0]) in line
+    assert line.startswith("memory file") or str(flags[0]) in line
 
 
 @pytest.mark.parametrize(

@@ -374,7 +374,7 @@ def test_unknown_and_impossible_options_are_refused() -> None:
     case = Case("llama")
     for options, text in (
         ({"temprature": 1.0}, "unknown option 'temprature'. Did you mean 'temperature'?"),
-        ({"temperature": -1.0}, "temperature is -1.0: give a number 0 (greedy) or more."),
+        ({"temperature": -1.0}, "temperature is -1.0: give a number, 0 or more."),
         ({"top_p": 0.0}, "top_p is 0.0: give a number above 0, at most 1."),
         ({"max_new_tokens": 0}, "max_new_tokens is 0: give a whole number, 1 or more."),
     ):

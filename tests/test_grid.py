@@ -47,7 +47,7 @@ def test_spaces_that_make_no_sense():
         Space(RECIPE, rates=())
     with pytest.raises(InputError, match=r"the space's steps are \[3, 3\]"):
         Space(RECIPE, steps=(3, 3))
-    with pytest.raises(InputError, match=r"alpha is -1.0: give a number, 0 or more"):
+    with pytest.raises(InputError, match=r"alpha is -1.0: give a number, 0 to 1000"):
         Space(RECIPE, alphas=(-1.0,))
     with pytest.raises(InputError, match=r"relative_top is 2.0: give a number, 0 to 1"):
         Space(RECIPE, relative_top=2.0)

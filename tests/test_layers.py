@@ -14,20 +14,21 @@ SOURCE = ROOT / "src" / "fastmem"
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 # room or file -> rooms and files it may import from. `errors` and the package's version are open to all.
-CORE = {"split", "learn", "memory", "answer", "prompts", "device_memory"}
+CORE = {"split", "learn", "memory", "answer", "prompts", "ranges", "device_memory"}
 LIBRARY = CORE | {"model", "timing"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "extras": set(),
+    "ranges": set(),
     "atomic_write": set(),
     "timing": set(),
     "environment": set(),
     "device_memory": set(),
     "split": {"split"},
-    "memory": {"memory", "split", "atomic_write"},
+    "memory": {"memory", "split", "ranges", "atomic_write"},
     "learn": {"learn", "memory", "split", "device_memory"},
-    "prompts": {"memory"},
-    "answer": {"answer", "memory", "split", "prompts", "device_memory"},
+    "prompts": {"memory", "ranges"},
+    "answer": {"answer", "memory", "split", "prompts", "ranges", "device_memory"},
     "loading": {"split"},
     "tiny": {"tiny"},
     "model": CORE | {"loading", "tiny"},

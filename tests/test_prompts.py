@@ -137,7 +137,7 @@ def test_truncation_cuts_the_end_of_the_context(tokenizer) -> None:
         (lambda t: memory_tokens(t, "x", "prompt"), "use answer(question, context), or pass Tokens"),
         (lambda t: in_place(t, "no such thing", "document"), "needs a prompt that contains the document"),
         (lambda t: chat_ids(t, [{"content": "x"}]), 'a chat message is {"role": ..., "content": ...}'),
-        (lambda t: Tokens([]), "Tokens takes a non-empty list of ids"),
+        (lambda t: Tokens([]), "Tokens takes a non-empty list of token ids, 0 or more; given []."),
         (lambda t: Tokens([1, 2], [True]), "one `scored` flag per id; given [1] for 2 ids"),
     ],
 )

@@ -58,8 +58,13 @@ class ResourceError(FastMemError, MemoryError):
 def one_of(value: str, accepted: Iterable[str], what: str, field: str | None = None) -> str:
     """`value` if it is accepted. Errors: `InputError` that suggests the nearest accepted value and lists all."""
     names = list(accepted)
-    if value in names:
+    if isinstance(value, str) and value in names:
         return value
     near = get_close_matches(str(value), names, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"unknown {what} {value!r}.{hint} Accepted: {', '.join(names)}.", field=field)
+    raise InputError(f"unknown {what} {shown(value)}.{hint} Accepted: {', '.join(names)}.", field=field)
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: on one line, and not too long."""
+    return " ".join(f"{value!r:.80}".split())

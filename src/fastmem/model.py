@@ -38,6 +38,7 @@ from fastmem.memory.compatibility import require_same
 from fastmem.memory.memory import Base, Memory, Step, digest
 from fastmem.memory.recipe import Recipe, changed_recipe
 from fastmem.prompts import Chat, Prompt, Tokens
+from fastmem.ranges import Number, checked
 from fastmem.split.fingerprint import Fingerprint, fingerprint
 from fastmem.split.hooks import FFN
 from fastmem.split.split_model import SplitModel
@@ -59,7 +60,8 @@ class FastMem:
     """
 
     def __init__(self, model: Any, tokenizer: Any = None, *, recipe: Recipe | None = None, prefix_bytes: int = 0):
-        self.model, self.tokenizer, self.prefixes = model, tokenizer, PrefixCache(prefix_bytes)
+        self.model, self.tokenizer = model, tokenizer
+        self.prefixes = PrefixCache(checked(prefix_bytes, Number(0, whole=True), "prefix_bytes"))
         self.split_model = SplitModel(model)
         self.preparer = Preparer(self.split_model, tokenizer)
         self.recipe = recipe or Recipe()
@@ -159,7 +161,7 @@ class FastMem:
         layers = self.split_model.indices(recipe.layers)
         with explained_out_of_memory():
             if isinstance(document, Tokens):
-                self.preparer.check_length(len(document))
+                self.preparer.check(document.ids)
                 plan(self.split_model, recipe, int(document.scored[1:].sum()))  # refused before the trunk runs
                 document = self.read(document, layers, text=text, cache=cache)
             yield None
@@ -237,10 +239,8 @@ class FastMem:
     @torch.no_grad()
     def logits(self, token_ids: Tensor | Sequence[int], memory: Memory | None = None) -> Tensor:
         """[S, V] float32: the logits of the next token at every position of token_ids [S]."""
-        ids = torch.as_tensor(token_ids, dtype=torch.int64)
-        if ids.ndim != 1 or len(ids) == 0:
-            raise InputError(f"logits takes one non-empty sequence of token ids, [S]; given {list(ids.shape)}.")
-        self.preparer.check_length(len(ids))
+        ids = Tokens(token_ids).ids
+        self.preparer.check(ids)
         self._follow_model()
         return self.split_model.head(self.split_model.forward(ids[None], ffn=self.ffn(memory))[0]).float()
 

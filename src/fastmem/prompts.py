@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from fastmem.errors import InputError, one_of
+from fastmem.errors import InputError, one_of, shown
 from fastmem.memory.recipe import PLACEMENTS
+from fastmem.ranges import Other
 
 log = logging.getLogger("fastmem")
 
@@ -27,6 +28,7 @@ PLAIN_TEMPLATE = (
     "{{ eos_token or '' if m['role'] == 'assistant' else '' }}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+_FLAGS = "one `scored` flag per id"
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,10 @@ class Tokens:
     scored: torch.Tensor
 
     def __init__(self, ids: torch.Tensor | Sequence[int], scored: torch.Tensor | Sequence[bool] | None = None):
-        ids = torch.as_tensor(ids, dtype=torch.int64)
-        if ids.ndim != 1 or len(ids) == 0:
-            raise InputError(f"Tokens takes a non-empty list of ids, [S]; given shape {list(ids.shape)}.")
-        mask = torch.ones(len(ids), dtype=torch.bool) if scored is None else torch.as_tensor(scored, dtype=torch.bool)
+        ids = _vector(ids, "a non-empty list of token ids, 0 or more", "ids")
+        mask = torch.ones(len(ids), dtype=torch.bool) if scored is None else _vector(scored, _FLAGS, "scored").bool()
         if mask.shape != ids.shape:
-            raise InputError(f"Tokens takes one `scored` flag per id; given {list(mask.shape)} for {len(ids)} ids.")
+            raise InputError(f"Tokens takes {_FLAGS}; given {list(mask.shape)} for {len(ids)} ids.", field="scored")
         mask = mask.clone()
         mask[0] = False
         object.__setattr__(self, "ids", ids)
@@ -57,9 +57,31 @@ class Tokens:
         return len(self.ids)
 
 
+def _vector(given: Any, accepted: str, name: str) -> torch.Tensor:
+    """[S] int64. Errors: `InputError` that says what `Tokens` takes."""
+    try:
+        found = torch.as_tensor(given)
+        whole = not (found.is_floating_point() or found.is_complex() or (found.dtype == torch.bool and name == "ids"))
+        if found.ndim == 1 and len(found) and whole and int((found := found.to(torch.int64)).min()) >= 0:
+            return found
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise InputError(f"Tokens takes {accepted}; given {shown(given)}.", field=name)
+
+
 # A user turn as text, ready tokens, or chat messages.
 Chat = Sequence[dict[str, str]]
 Prompt = str | Tokens | Chat
+
+
+def _prompt(given: Any) -> Any:
+    chat = isinstance(given, list | tuple) and given and all(isinstance(message, dict) for message in given)
+    if not isinstance(given, str | Tokens) and not chat:
+        raise TypeError
+    return given
+
+
+PROMPT = Other("a text, chat messages or Tokens", _prompt)
 
 
 # The paper's user turn for extractive question answering (NQ, NQ-SWAP, HotpotQA), up to the context.

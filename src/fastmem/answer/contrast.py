@@ -11,38 +11,38 @@ A contrast can raise a token that is very unlikely on both sides. The plausibili
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from fastmem.errors import InputError, one_of
+from fastmem.errors import one_of
+from fastmem.ranges import FLAG, RANGE, Number, check, ranged
 
 Kind = Literal["cd", "cad", "dola"]
 DOLA_CUT = 0.1
+ALPHA = Number(0, 1000)  # far beyond, the two sides leave float32
+RELATIVE_TOP = Number(0, 1)
 
 
 @dataclass(frozen=True)
 class Contrast:
     """The kind and the strength of a contrast."""
 
-    kind: Kind
-    alpha: float = 0.5
+    kind: Kind = field(metadata={RANGE: get_args(Kind)})
+    alpha: float = ranged(0.5, ALPHA)
     """Weight of the other side; the paper's value. Not used with `adaptive`."""
-    adaptive: bool = False
+    adaptive: bool = ranged(False, FLAG)
     """Compute alpha from the divergence of the two sides, token by token."""
-    relative_top: float | None = None
+    relative_top: float | None = ranged(None, RELATIVE_TOP)
     """Mask tokens below this fraction of the top probability before the contrast. None: as published, which is 0.1 for
     DoLa and no mask for CD and CAD."""
-    final_norm: bool = False
+    final_norm: bool = ranged(False, FLAG)
     """DoLa: apply the final norm to early hidden states. The published code does not."""
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.alpha, int | float) and math.isfinite(self.alpha) and self.alpha >= 0):
-            raise InputError(f"alpha is {self.alpha!r}: give a number, 0 or more.", field="alpha")
-        if self.relative_top is not None and not 0 <= self.relative_top <= 1:
-            raise InputError(f"relative_top is {self.relative_top!r}: give a number, 0 to 1.", field="relative_top")
+        check(self)
 
     @property
     def cut(self) -> float:

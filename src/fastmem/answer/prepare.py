@@ -10,7 +10,8 @@ from fastmem import prompts
 from fastmem.answer.contrast import method_named
 from fastmem.answer.request import Decoding, Request
 from fastmem.errors import InputError
-from fastmem.prompts import Prompt, Tokens
+from fastmem.prompts import PROMPT, Prompt, Tokens
+from fastmem.ranges import checked
 from fastmem.split.split_model import SplitModel
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Preparer:
 
     def ids(self, prompt: Prompt) -> Tensor:
         """Token ids [S] of a prompt, up to where the answer begins. Errors: `InputError`."""
+        prompt = checked(prompt, PROMPT, "prompt")
         if isinstance(prompt, Tokens):
             return prompt.ids
         if isinstance(prompt, str):
@@ -61,14 +63,15 @@ class Preparer:
         without = decoding.without_context if wanted.kind == "cad" else None
         if wanted.kind == "cad" and without is None:
             raise InputError(f"method {method!r} needs the prompt without the document: give without_context=...")
-        ids = self.ids(prompt)
-        self.check_length(len(ids), decoding.max_new_tokens)
+        if (decoding.top_logprobs or 0) > (most := self.split_model.vocabulary_size):
+            text = f"top_logprobs is {decoding.top_logprobs}: the model has {most} tokens; give at most as many."
+            raise InputError(text, field="top_logprobs")
         return Request(
-            prompt=ids,
+            prompt=self._checked_ids(prompt, decoding),
             method=method,
             max_new_tokens=decoding.max_new_tokens,
             contrast=wanted.contrast(decoding.alpha, decoding.relative_top, decoding.final_norm),
-            without=None if without is None else self.ids(without),
+            without=None if without is None else self._checked_ids(without, decoding),
             sampling=decoding.sampling(),
             stop_ids=self.stop_ids,
             stop=decoding.stop_strings(),
@@ -83,7 +86,7 @@ class Preparer:
         while truncate and limit is not None and len(tokens) > limit:
             context = prompts.truncated(self.tokenizer, context, len(tokens) - limit)
             tokens = prompts.memory_tokens(self.tokenizer, context, placement)
-        self.check_length(len(tokens))
+        self.check(tokens.ids)
         return tokens
 
     def question(
@@ -128,13 +131,24 @@ class Preparer:
             return Question(context, request, prompt if in_place else None)
         return Question(context, request, self.document(context, placement, truncate))
 
-    def check_length(self, tokens: int, max_new_tokens: int = 0) -> None:
-        """Errors: `InputError` if a prompt and its answer exceed the model's positions."""
-        limit = self.split_model.max_positions
-        if limit is not None and tokens + max_new_tokens > limit:
+    def _checked_ids(self, prompt: Prompt, decoding: Decoding) -> Tensor:
+        ids = self.ids(prompt)
+        self.check(ids, decoding.max_new_tokens)
+        return ids
+
+    def check(self, ids: Tensor, max_new_tokens: int = 0) -> None:
+        """Errors: `InputError` for ids [S] that are not the model's, or that exceed its positions with the answer."""
+        limit, count = self.split_model.max_positions, self.split_model.vocabulary_size
+        if (largest := int(ids.max())) >= count:
+            raise InputError(
+                f"token id {largest} does not exist: the model has {count} tokens, 0 to {count - 1}. Give ids of the "
+                "model's own tokenizer.",
+                field="ids",
+            )
+        if limit is not None and len(ids) + max_new_tokens > limit:
             answer = f" and {max_new_tokens} for the answer" if max_new_tokens else ""
             raise InputError(
-                f"{tokens} tokens{answer} are {tokens + max_new_tokens - limit} too many: the model has {limit} "
+                f"{len(ids)} tokens{answer} are {len(ids) + max_new_tokens - limit} too many: the model has {limit} "
                 "positions. Shorten the context.",
                 options=("truncate",),
             )

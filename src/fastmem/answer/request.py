@@ -6,47 +6,43 @@ from typing import Any
 from torch import Tensor
 
 from fastmem.answer.cache import Prefix
-from fastmem.answer.contrast import Contrast
+from fastmem.answer.contrast import ALPHA, RELATIVE_TOP, Contrast
 from fastmem.answer.sampling import Sampling
-from fastmem.errors import InputError, one_of
+from fastmem.errors import one_of
 from fastmem.memory.memory import Memory
-from fastmem.prompts import Prompt
+from fastmem.prompts import PROMPT, Prompt
+from fastmem.ranges import FLAG, Number, Other, instance_of, ranged
 from fastmem.split.hooks import FFN
 
 
+def _texts(given: Any) -> Any:
+    if not isinstance(given, str | list | tuple) or not all(isinstance(text, str) for text in given):
+        raise TypeError
+    return given
+
+
 @dataclass(frozen=True)
-class Decoding:
+class Decoding(Sampling):
     """The options of `generate`: everything about an answer except its prompt, memory and method."""
 
-    max_new_tokens: int = 100
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop: str | tuple[str, ...] | list[str] = ()
+    max_new_tokens: int = ranged(100, Number(1, whole=True))
+    stop: str | tuple[str, ...] | list[str] = ranged((), Other("a text or a list of texts", _texts))  # noqa: RUF009
     """Strings that end the answer; they are not part of it."""
-    alpha: float = 0.5
+    alpha: float = ranged(0.5, ALPHA)
     """Strength of the contrast."""
-    relative_top: float | None = None
+    relative_top: float | None = ranged(None, RELATIVE_TOP)
     """Plausibility constraint of a contrast: only tokens with at least this fraction of the top probability. None: as
     published, 0.1 for DoLa and none for the others."""
-    final_norm: bool = False
+    final_norm: bool = ranged(False, FLAG)
     """DoLa: apply the final norm to early hidden states."""
-    without_context: Prompt | None = None
+    without_context: Prompt | None = ranged(None, PROMPT)  # noqa: RUF009
     """CAD: the prompt without the document."""
-    top_logprobs: int | None = None
+    top_logprobs: int | None = ranged(None, Number(0, whole=True))
     """Report the log-probability of every token, and of this many alternatives."""
-    batch_size: int = 16
+    batch_size: int = ranged(16, Number(1, whole=True))
     """Prompts of a list that are decoded at the same time."""
-    prefix: Prefix | None = None
+    prefix: Prefix | None = ranged(None, Other("a Prefix", instance_of(Prefix)))  # noqa: RUF009
     """Tokens that were read before."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            given = self.max_new_tokens
-            raise InputError(f"max_new_tokens is {given!r}: give a whole number, 1 or more.", field="max_new_tokens")
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> "Decoding":

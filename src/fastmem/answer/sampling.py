@@ -9,37 +9,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmem.errors import InputError
+from fastmem.ranges import Number, check, ranged
+
+GREEDY_BELOW = 1e-6  # a temperature at which logits, divided by it, may leave float32
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen."""
 
-    temperature: float = 0.0
-    """0 takes the most likely token."""
-    top_k: int = 0
+    temperature: float = ranged(0.0, Number(0))
+    """0, or a value below 1e-6, takes the most likely token."""
+    top_k: int = ranged(0, Number(0, whole=True))
     """Keep this many tokens; 0 keeps all."""
-    top_p: float = 1.0
+    top_p: float = ranged(1.0, Number(0, 1, above=True))
     """Keep the most likely tokens that together reach this probability."""
-    min_p: float = 0.0
+    min_p: float = ranged(0.0, Number(0, 1))
     """Keep tokens with at least this fraction of the top probability."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = ranged(1.0, Number(0.001, 1000))
     """Divide positive and multiply negative logits of the tokens seen so far, prompt included; 1 does nothing."""
-    seed: int | None = None
+    seed: int | None = ranged(None, Number(-(2**63), 2**64 - 1, whole=True))
     """Seed of this answer's generator; None draws one."""
 
     def __post_init__(self) -> None:
-        for name, valid, accepted in (
-            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
-            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0; 1 does nothing"),
-        ):
-            if not valid:
-                value = getattr(self, name)
-                raise InputError(f"{name} is {value!r}: give a number {accepted}.", field=name)
+        check(self)
 
     def generator(self) -> torch.Generator:
         """A new generator for one answer, so that it does not depend on the other answers in its batch."""
@@ -88,7 +81,7 @@ def choose(
 ) -> Tensor:
     """[] int64: the next token, on the device of `logits`."""
     logits = penalized(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature == 0:
+    if sampling.temperature < GREEDY_BELOW:
         return logits.argmax()
     # Drawn on the CPU in float64, so that a seed gives the same numbers on every device.
     probability = warped(logits, sampling).double().softmax(-1).cpu()

@@ -143,15 +143,15 @@ def error_text(error: Exception, command_name: str) -> str:
         return f"{type(error).__name__}: {' '.join(str(error).split())} (this is a bug: --debug shows the traceback)"
     text = " ".join(error.text.split())
     flags = _flags(command_name) if command_name in COMMANDS else set()
-    if error.field and _flag(error.field) in flags:
-        text = f"{text.removesuffix('.')} (option {_flag(error.field)})."
+    if (refused := _flag(error.field or "")) in flags:
+        text = f"{text.removesuffix('.')} (option {refused})."
     helpful = [flag for flag in map(_flag, error.options) if flag in flags]
     return f"{text} Options that help: {', '.join(helpful)}." if helpful else text
 
 
 def _flag(argument: str) -> str:
-    """`learning_rate` as `--learning-rate`."""
-    return "--" + argument.replace("_", "-")
+    """`learning_rate` as `--learning-rate`, `recipe.seed` as `--recipe-seed`."""
+    return "--" + argument.replace("_", "-").replace(".", "-")
 
 
 def _flags(name: str) -> set[str]:

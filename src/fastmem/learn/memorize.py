@@ -48,7 +48,8 @@ def read(
     """
     positions = scored[1:].nonzero()[:, 0]
     if len(positions) == 0:
-        raise InputError("no token is scored: mark at least one token after the first as a target of the loss.")
+        text = "no token is scored: mark at least one token after the first as a target of the loss."
+        raise InputError(text, field="scored")
     activations = split_model.read(ids, positions, layers, cache)
     return Reading(activations, ids[positions + 1].to(split_model.device))
 

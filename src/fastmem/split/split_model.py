@@ -112,9 +112,11 @@ class SplitModel:
         found = set()
         for layer in layers:
             if not -self.depth <= layer < self.depth:
-                raise InputError(f"layer {layer} does not exist: give {-self.depth} to {self.depth - 1}.")
+                text = f"layer {layer} does not exist: give {-self.depth} to {self.depth - 1}."
+                raise InputError(text, field="layers")
             if not self.structure.layers[layer].ffn:
-                raise InputError(f"layer {layer} has no feed-forward network to tune: choose another layer.")
+                text = f"layer {layer} has no feed-forward network to tune: choose another layer."
+                raise InputError(text, field="layers")
             found.add(layer % self.depth)
         return tuple(sorted(found))
 
