@@ -1,5 +1,6 @@
 """In lm-evaluation-harness: the same answers as ours, documents from the rows, our tasks beside its own."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -30,10 +31,41 @@ dataset_kwargs:
 
 def test_arguments_are_passed_on_with_our_tasks():
     folder = str(harness.TASKS)
-    assert harness.with_our_tasks(["ls", "tasks"]) == ["ls", "tasks", "--include_path", folder]
-    given = ["--tasks", "x", "--include_path", "mine", "--limit", "3"]
-    assert harness.with_our_tasks(given) == ["--tasks", "x", "--include_path", f"mine:{folder}", "--limit", "3"]
-    assert harness.with_our_tasks(["--help"]) == ["--help"]
+    for arguments, passed_on in (
+        (["ls", "tasks"], ["ls", "tasks", "--include_path", folder]),
+        (["--help"], ["--help"]),
+        (["run"], ["run"]),
+    ):
+        with harness.with_our_tasks(arguments) as given:
+            assert given == passed_on
+
+
+@pytest.mark.parametrize("form", ["two arguments", "one argument"])
+def test_tasks_of_the_users_own_stand_beside_ours(form, tmp_path):
+    """lm_eval takes one folder only, in both forms of argparse."""
+    mine = tmp_path / "mine" / "deep"
+    mine.mkdir(parents=True)
+    (mine / "own.yaml").write_text("task: own\ndataset_path: json\noutput_type: generate_until\ndoc_to_text: x\n")
+    (mine / "functions.py").write_text("")
+    flags = ["--include_path", str(mine.parent)] if form == "two arguments" else [f"--include_path={mine.parent}"]
+    with harness.with_our_tasks(["--tasks", "x", *flags, "--limit", "3"]) as given:
+        assert given[:3] == ["--tasks", "x", "--include_path"]
+        assert given[4:] == ["--limit", "3"]
+        found = {path.name: path for path in Path(given[3]).glob("**/*.yaml")}
+        assert found.keys() == {"own.yaml", *(path.name for path in harness.TASKS.glob("*.yaml"))}
+        assert (found["own.yaml"].parent / "functions.py").exists()
+        assert (found["fastmem_nq.yaml"].parent / "task_functions.py").exists()
+        if importlib.util.find_spec("lm_eval"):
+            from lm_eval.tasks import TaskManager
+
+            known = TaskManager(include_path=given[3], include_defaults=False).all_tasks
+            assert {"own", "fastmem_nq"} <= set(known)
+    assert not Path(given[3]).exists()
+    with (
+        pytest.raises(InputError, match="--include_path names no folder: 'nowhere'"),
+        harness.with_our_tasks(["--include_path=nowhere"]),
+    ):
+        pass
 
 
 def test_the_tasks_are_files_of_the_package():
@@ -84,7 +116,7 @@ def evaluate(model: Path, tasks: Path, name: str, method: str) -> dict:
     from fastmem.lab.harness.lm_eval_model import FastMemLM
 
     lm = FastMemLM(str(model), method=method, learning_rate=0.1, steps=3, batch_size=2)
-    manager = TaskManager(include_path=[str(harness.TASKS), str(tasks)])
+    manager = TaskManager(include_path=[str(harness.TASKS), str(tasks)], include_defaults=False)
     return lm_eval.simple_evaluate(model=lm, tasks=[name], task_manager=manager, bootstrap_iters=0, log_samples=True)
 
 
@@ -125,6 +157,36 @@ def test_likelihoods_are_those_of_the_memory(harnessed):
             assert float(log_likelihood) == pytest.approx(own, abs=1e-3)
 
 
+@pytest.mark.parametrize("method", ["base", "fastmem", "fastmem+cd", "fastmem+adacd"])
+def test_likelihoods_are_those_of_the_method(harnessed, method):
+    from lm_eval.api.instance import Instance
+
+    from fastmem import METHODS, Recipe
+    from fastmem.lab.harness.lm_eval_model import FastMemLM
+
+    model, llm, _, _, rows = harnessed
+    lm = FastMemLM(str(model), method=method, learning_rate=0.1, steps=3, alpha=0.7, batch_size=2)
+    asked = [
+        Instance("loglikelihood", row, (f"{row['question']}:", f" {row['context'][:9]}"), i)
+        for i, row in enumerate(rows)
+    ]
+    found = lm.loglikelihood(asked, disable_tqdm=True)
+    for row, instance, (log_likelihood, _) in zip(rows, asked, found, strict=True):
+        memory = llm.memorize(row["context"], Recipe(learning_rate=0.1, steps=3)) if "fastmem" in method else None
+        start = len(llm.tokenizer(instance.args[0], add_special_tokens=False)["input_ids"])
+        ids = llm.tokenizer("".join(instance.args), add_special_tokens=False)["input_ids"]
+        memorized, original = llm.logits(ids, memory).double(), llm.logits(ids).double()
+        scores = memorized
+        if METHODS[method].kind == "cd":
+            p, q = memorized.softmax(-1), original.softmax(-1)
+            middle = (p + q) / 2
+            bits = ((p * (p / middle).log2()).sum(-1) + (q * (q / middle).log2()).sum(-1)) / 2
+            alpha = bits[:, None] if METHODS[method].adaptive else 0.7
+            scores = (1 + alpha) * memorized - alpha * original
+        own = sum(float(scores.log_softmax(-1)[i - 1, ids[i]]) for i in range(start, len(ids)))
+        assert log_likelihood == pytest.approx(own, abs=1e-3)
+
+
 def test_wikihow_on_the_embedded_model_from_the_command_line(tmp_path):
     pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'fastmem[lm-eval]'")
     rows = [{"title": "How to Rest", "article": f"Sit down {n} times.", "summary": "sit down."} for n in range(3)]
@@ -146,6 +208,10 @@ def test_methods_that_a_harness_task_cannot_use(harnessed):
         InputError, match="method 'cad' needs the prompt without the document, which a harness task does not have"
     ):
         FastMemLM(str(harnessed[0]), method="cad")
+    lm = FastMemLM(str(harnessed[0]), method="fastmem+dola")
+    for likelihoods in (lm.loglikelihood, lm.loglikelihood_rolling):
+        with pytest.raises(InputError, match="dola masks tokens, so texts have no likelihood"):
+            likelihoods([])
 
 
 def test_the_command_passes_everything_on(harnessed):

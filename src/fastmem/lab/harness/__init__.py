@@ -7,8 +7,12 @@ All arguments after `lm-eval` are the harness's own. Importing `fastmem.lab.harn
 """
 
 import importlib
+import os
+import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastmem.extras import require
@@ -23,19 +27,32 @@ def run(arguments: Sequence[str]) -> None:
 
     importlib.import_module("fastmem.lab.harness.lm_eval_model")  # registers "fastmem"
     given = sys.argv
-    sys.argv = ["lm-eval", *with_our_tasks(arguments)]
-    try:
-        cli_evaluate()
-    finally:
-        sys.argv = given
+    with with_our_tasks(arguments) as passed_on:
+        sys.argv = ["lm-eval", *passed_on]
+        try:
+            cli_evaluate()
+        finally:
+            sys.argv = given
 
 
-def with_our_tasks(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with `TASKS` added to their --include_path if the subcommand takes one."""
-    given = list(arguments)
+@contextmanager
+def with_our_tasks(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """The arguments, with `TASKS` added to their --include_path if the subcommand takes one.
+
+    lm_eval takes one folder, so the user's and ours become links in a temporary one. Errors: `InputError` if the
+    user's is no folder.
+    """
+    flag = "--include_path"
+    given = [part for a in arguments for part in (a.split("=", 1) if a.startswith(f"{flag}=") else [a])]
     if not given or given[0] in ("-h", "--help") or given == ["run"]:
-        return given
-    if "--include_path" in given[:-1]:
-        at = given.index("--include_path") + 1
-        return [*given[:at], f"{given[at]}:{TASKS}", *given[at + 1 :]]
-    return [*given, "--include_path", str(TASKS)]
+        yield given
+    elif flag not in given[:-1]:
+        yield [*given, flag, str(TASKS)]
+    else:
+        at = given.index(flag) + 1
+        if not Path(given[at]).is_dir():
+            raise InputError(f"{flag} names no folder: {given[at]!r}. Give the folder of your tasks.")
+        with tempfile.TemporaryDirectory() as place:
+            for name, folder in (("given", Path(given[at])), ("fastmem", TASKS)):
+                shutil.copytree(folder.resolve(), Path(place) / name, copy_function=os.symlink)
+            yield [*given[:at], place, *given[at + 1 :]]

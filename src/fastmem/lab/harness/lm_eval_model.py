@@ -14,7 +14,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from fastmem.answer.contrast import contrast, method_named
+from fastmem.answer.contrast import adaptive_alpha, contrast, method_named
 from fastmem.errors import InputError
 from fastmem.memory.memory import Memory
 from fastmem.memory.recipe import changed_recipe, read_recipe
@@ -66,9 +66,13 @@ class FastMemLM(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood, whether it is the greedy one) of continuations, with the memory of each document."""
-        if self._method.kind == "dola":
-            raise InputError("dola masks tokens, so continuations have no likelihood: use another method.")
-        return self._by_document(requests, lambda group: super(FastMemLM, self).loglikelihood(group, disable_tqdm))
+        ask = super().loglikelihood
+        return self._by_document(requests, lambda group: ask(group, disable_tqdm))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihoods of whole texts, with the memory of each document."""
+        ask = super().loglikelihood_rolling
+        return self._by_document(requests, lambda group: ask(group, disable_tqdm))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy answers in batches, with the memory of each document."""
@@ -116,7 +120,12 @@ class FastMemLM(HFLM):
         return self._llm.memorize(document, self._recipe)
 
     def _by_document(self, requests: list[Instance], answer: Callable[[list[Instance]], list[Any]]) -> list[Any]:
-        """Call `answer` once per document, with its memory in use; the results, in the order of `requests`."""
+        """Call `answer` once per document, with its memory in use; the results, in the order of `requests`.
+
+        Errors: `InputError` for DoLa.
+        """
+        if self._method.kind == "dola":
+            raise InputError("dola masks tokens, so texts have no likelihood: use another method.")
         rows_of: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             rows_of.setdefault(self.document(request.doc), []).append(i)
@@ -137,9 +146,12 @@ class FastMemLM(HFLM):
         split_model = self._llm.split_model
         with torch.no_grad():
             logits = split_model.head(split_model.forward(inps, ffn=self._llm.ffn(self._memory)))
-            if self._method.kind != "cd" or self._method.adaptive:
+            if self._method.kind != "cd":
                 return logits
-            return contrast(logits, split_model.head(split_model.forward(inps)), self._alpha)
+            memorized = logits.float().flatten(0, 1)  # [B * T, V]
+            original = split_model.head(split_model.forward(inps)).float().flatten(0, 1)
+            alpha = adaptive_alpha(memorized, original) if self._method.adaptive else self._alpha
+            return contrast(memorized, original, alpha).view(logits.shape)
 
 
 def _options(request: Instance) -> tuple[tuple[str, ...], int]:
