@@ -104,7 +104,8 @@ def test_paired_bootstrap():
 def test_comparison_uses_the_rows_that_both_have():
     result = compare([0.1, None, 0.3, 0.4], [0.2, 0.5, None, 0.3])
     assert (result.n, result.difference.missing, result.only_first, result.only_second) == (2, 2, 1, 1)
-    assert compare([None], [True]).p_value is None
+    for nothing in (compare([None], [True]), compare([], [])):
+        assert (nothing.p_value, nothing.test, nothing.n) == (None, "none", 0)
     assert compare([0.1, 0.2], [0.2, 0.3]).p_value is None or compare([0.0, 1.0], [1.0, 2.0]).p_value is None
 
 

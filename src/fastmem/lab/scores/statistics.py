@@ -42,7 +42,7 @@ class Comparison:
 
     difference: the mean difference with its paired bootstrap interval, over groups.
     p_value: two-sided; None if there are no rows, or (bootstrap) if all groups differ by the same amount.
-    test: "mcnemar" (exact) for booleans, "paired bootstrap" otherwise.
+    test: "mcnemar" (exact) for booleans, "paired bootstrap" for numbers, "none" without a row to compare.
     only_first, only_second: rows that are right under this method only (booleans), or higher under it.
     """
 
@@ -80,10 +80,10 @@ def compare(
     difference = mean(differences, groups)
     only_first, only_second = sum(a > b for a, b in both), sum(b > a for a, b in both)
     binary = _all_boolean(value for pair in both for value in pair)
-    test = "mcnemar" if binary else "paired bootstrap"
     if not both:
-        return Comparison(difference, None, test, 0, 0, 0)
+        return Comparison(difference, None, "none", 0, 0, 0)
     p_value = _mcnemar(only_first, only_second) if binary else _paired_bootstrap(differences, groups)
+    test = "mcnemar" if binary else "paired bootstrap"
     return Comparison(difference, p_value, test, len(both), only_first, only_second)
 
 
