@@ -26,14 +26,14 @@ GIVEN = {
     "paper": ["--output", "out"],
     "bench": [],
 }
-NOT_WHOLE = ["", "x", "10.7", "-1", str(2**63)]
+NOT_WHOLE = ["", "x", "10.7", "-1", str(2**64)]
 NOT_A_NUMBER = ["", "x", "-1", "nan", "inf", "1e999"]
 LISTS = {  # of `search`
     "--rates": ["", "x", "1e-3,", "-1", "20", "nan", "1e999", "1e-3,1e-3"],
     "--kls": ["", "x", "1,,2", "-1", "nan", "inf"],
     "--alphas": ["", "x", "0,x", "-1", "nan", "inf"],
-    "--steps": ["", "x", "10.7", "10,20.5", "-1", "1e30", str(2**63)],
-    "--layers": ["", "x", "-1/", "1.5", "1,a", str(2**63)],
+    "--steps": ["", "x", "10.7", "10,20.5", "-1", "1e30", str(2**64)],
+    "--layers": ["", "x", "-1/", "1.5", "1,a", str(2**64)],
 }
 
 
@@ -80,7 +80,8 @@ def test_every_command_with_numbers_is_covered() -> None:
 @pytest.mark.parametrize(("name", "option", "kind"), OPTIONS, ids=[f"{name} {option}" for name, option, _ in OPTIONS])
 def test_a_number_that_cannot_be_used(refused, name: str, option: str, kind: type) -> None:
     for value in NOT_WHOLE if kind is int else NOT_A_NUMBER:
-        assert option in refused(name, option, value), value
+        if (option, value) != ("--seed", "-1"):  # torch's generators take it
+            assert option in refused(name, option, value), value
 
 
 @pytest.mark.parametrize(("option", "values"), LISTS.items())
@@ -90,12 +91,13 @@ def test_a_list_of_numbers_that_cannot_be_used(refused, option: str, values: lis
 
 
 def test_no_part_of_a_number_is_dropped(refused) -> None:
-    expected = "steps is '10,20.7': give whole numbers separated by commas, such as 10,20 (option --steps)."
+    expected = "--steps is '10,20.7': give whole numbers separated by commas."
     assert refused("search", "--steps", "10,20.7") == expected
 
 
 def test_a_seed_that_is_refused_names_its_own_option(refused) -> None:
     assert refused("ask", "--recipe-seed", -1).endswith("(option --recipe-seed).")
+    assert refused("ask", "--seed", 2**64).endswith("(option --seed).")
     assert error_text(InputError("seed is -1: give a whole number.", field="seed"), "ask").endswith("(option --seed).")
 
 

@@ -59,7 +59,6 @@ def ask(
 
     if not method_named(method).memorized and show_memorization and not compare:
         raise InputError(f"--show-memorization: method {method!r} does not memorize; use --method fastmem.")
-    recipe.check()
     options = decoding.options()
     with Status(quiet=output.quiet) as status:
         llm = model.load(status)

@@ -26,7 +26,6 @@ def bench(
       fastmem bench
       fastmem bench --model Qwen/Qwen3-0.6B --tokens 1000 --json
     """
-    recipe.check()
     from fastmem.cost import card
 
     with Status(quiet=output.quiet) as status:

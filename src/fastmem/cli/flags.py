@@ -3,8 +3,8 @@
     @with_flags
     def ask(question: str, model: ModelFlags, recipe: RecipeFlags) -> None: ...
 
-`with_flags` replaces each parameter of such a type by one parameter per field for the parser, and passes instances to
-the command.
+`with_flags` replaces each parameter of such a type by one parameter per field for the parser, checks the values, and
+passes instances to the command.
 """
 
 import functools
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
+LAYERS = "layer numbers separated by commas, such as -1 or 4,5"
 
 
 def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,10 +45,14 @@ def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def flat(**given: Any) -> Any:
-        for name, value in given.items():
+        values = dict(given)
+        made = {name: flags(**{f.name: given.pop(f.name) for f in fields(flags)}) for name, flags in classes.items()}
+        for flags in made.values():
+            if isinstance(flags, RecipeFlags | DecodingFlags):
+                flags.check()
+        for name, value in values.items():
             if isinstance(value, int | float):
                 require_usable(name, value)
-        made = {name: flags(**{f.name: given.pop(f.name) for f in fields(flags)}) for name, flags in classes.items()}
         return command(**given, **made)
 
     flat.__signature__ = signature.replace(parameters=own + shared)  # type: ignore[attr-defined]
@@ -71,26 +76,22 @@ def option(
 
 
 def require_usable(name: str, value: float) -> None:
-    """Errors: `InputError` for a number outside 64 bits, infinite or NaN, which no option accepts."""
-    if isinstance(value, float):
-        good, accepted = math.isfinite(value), "a finite number"
-    else:
-        good, accepted = -(2**63) <= value < 2**63, "a number of 64 bits, less than 2**63"
-    if not good:
-        raise InputError(f"{name} is {value}: give {accepted}.", field=name)
+    """Errors: `InputError` for a number that no option takes: infinite, NaN, or too large for the machine."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} is {value}: give a finite number.", field=name)
+    bits = 64 if name.endswith("seed") else 63  # torch's generators take 64 bits
+    if isinstance(value, int) and abs(value) >= 2**bits:
+        raise InputError(f"{name} is {value}: give a whole number below 2**{bits}.", field=name)
 
 
-def numbers(name: str, given: str, kind: type[N], example: str) -> tuple[N, ...]:
-    """`1,2.5` as numbers. name: the option's, with underscores. kind: int or float. Errors: `InputError`."""
+def numbers(option: str, given: str, kind: type[N], accepted: str) -> tuple[N, ...]:
+    """`1,2.5` as numbers. option: its name, such as `--rates`. accepted: what to give. Errors: `InputError`."""
     try:
         values = tuple(kind(part) for part in given.split(","))
     except ValueError as error:
-        accepted = "whole numbers" if kind is int else "numbers"
-        raise InputError(
-            f"{name} is {given!r}: give {accepted} separated by commas, such as {example}.", field=name
-        ) from error
+        raise InputError(f"{option} is {given!r}: give {accepted}.") from error
     for value in values:
-        require_usable(name, value)
+        require_usable(option.removeprefix("--"), value)
     return values
 
 
@@ -183,8 +184,8 @@ class RecipeFlags:
         if "recipe_seed" in changes:  # --seed is the seed of sampling
             changes["seed"] = changes.pop("recipe_seed")
         if "layers" in changes:
-            changes["layers"] = numbers("layers", changes["layers"], int, "-1 or 4,5")
-        with fields_named({"seed": "recipe_seed"}):
+            changes["layers"] = numbers("--layers", changes["layers"], int, LAYERS)
+        with fields_named({"seed": "recipe.seed"}):
             return changed_recipe(default, from_file | changes)
 
     def check(self) -> None:
@@ -206,22 +207,26 @@ class DecodingFlags:
     top_p: float | None = option("Sample from the most likely tokens of this total probability; default: 1.", "X")
     min_p: float | None = option("Sample above this fraction of the top probability; default: 0.", "X")
     repetition_penalty: float | None = option("Values above 1 reduce repetition; default: 1.", "X")
-    seed: int | None = option("Seed of the sampling.", "N", min=0)
+    seed: int | None = option("Seed of the sampling.", "N")
     stop: list[str] | None = option("End the answer at this text; repeatable.", "TEXT")  # noqa: RUF009
     alpha: float | None = option("Strength of a contrast; default: 0.5.", "X")
     relative_top: float | None = option("Plausibility cut of a contrast; default: 0.1 for DoLa, else none.", "X")
     final_norm: bool | None = option("DoLa: apply the final norm to early states.")
 
     def options(self) -> dict[str, Any]:
-        """The given values as keyword arguments of `generate`. Errors: `InputError`."""
+        """The given values as keyword arguments of `generate`."""
+        return given_values(self)
+
+    def check(self) -> None:
+        """Check all values before a model is loaded. Errors: `InputError`."""
+        if not self.options():
+            return  # before torch is imported
         from fastmem.answer.contrast import Contrast
         from fastmem.answer.request import Decoding
 
-        options = given_values(self)
-        checked = Decoding.of(options)
+        checked = Decoding.of(self.options())
         checked.sampling()
         Contrast("dola", checked.alpha, relative_top=checked.relative_top)
-        return options
 
 
 @dataclass(frozen=True)

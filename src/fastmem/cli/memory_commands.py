@@ -56,7 +56,6 @@ def memorize(
       fastmem memorize docs/*.txt -o memories --parametrization lora --rank 8 --learning-rate 3e-3
     """
     targets = _targets(files, output_folder)
-    recipe.check()
     with Status(quiet=output.quiet) as status:
         llm = model.load(status)
         chosen = recipe.make(llm.recipe)

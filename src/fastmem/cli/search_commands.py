@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastmem.cli.eval_commands import DataFlags, ProgressReporter, ScorerFlags, duration, publish, resumable
-from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, fields_named, numbers, with_flags
+from fastmem.cli.flags import LAYERS, ModelFlags, OutputFlags, RecipeFlags, fields_named, numbers, with_flags
 from fastmem.cli.output import Status, emit, say
 from fastmem.errors import InputError, TaskError, one_of
 
@@ -68,11 +68,11 @@ def search(
         with fields_named({"learning_rate": "rates", "kl_weight": "kls", "alpha": "alphas"}):
             return Space(
                 replace(default, placement=placement or default.placement, shortlist=shortlist),
-                numbers("rates", rates, float, "1e-4,1e-3"),
-                numbers("steps", steps, int, "10,20"),
-                numbers("kls", kls, float, "0.1,1"),
-                tuple(numbers("layers", part, int, "-1/-2,-1") for part in layers.split("/")),
-                numbers("alphas", alphas, float, "0,0.5"),
+                numbers("--rates", rates, float, "numbers separated by commas"),
+                numbers("--steps", steps, int, "whole numbers separated by commas"),
+                numbers("--kls", kls, float, "numbers separated by commas"),
+                tuple(numbers("--layers", part, int, LAYERS) for part in layers.split("/")),
+                numbers("--alphas", alphas, float, "numbers separated by commas"),
                 relative_top,
             )
 
@@ -131,7 +131,6 @@ def paper(
       fastmem paper --model meta-llama/Meta-Llama-3-8B-Instruct --data wikihow=wikihowAll.csv --output runs/paper
       fastmem paper --model ID --limit 8 --output runs/cost
     """
-    recipe.check()
     from fastmem.lab.run.paper import cost_table, load_tasks, reproduce, runs
     from fastmem.lab.run.run_files import has_rows
     from fastmem.lab.scores.summary import require_packages

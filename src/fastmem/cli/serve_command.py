@@ -61,7 +61,6 @@ def serve(
     from dataclasses import replace
 
     require("fastapi", "uvicorn", "prometheus_client", extra="serve", purpose="serving")
-    recipe.check()
     from fastmem.serve.app import create_app
     from fastmem.serve.engine import EngineLimits
     from fastmem.serve.limits import Limits
