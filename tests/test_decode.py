@@ -7,8 +7,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 import reference
 from families import build
 from fastmem import FastMem, InputError, Recipe, Tokens
-from fastmem.answer.batch import Batch, Request
+from fastmem.answer.batch import Batch
 from fastmem.answer.contrast import METHODS, candidate_layers, divergence, dola
+from fastmem.answer.request import Request
 
 # RoPE, ALiBi, learned absolute positions, parallel residual, soft caps, flattened FFN inputs, a tuple-returning MoE.
 FAMILIES = (

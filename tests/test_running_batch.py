@@ -89,9 +89,8 @@ def test_a_step_that_fails_costs_no_token(llm, monkeypatch, temperature, failing
 
 def test_an_alternative_beyond_the_vocabulary_fails_before_any_row_moves(llm):
     batch = llm.batch()
-    good, bad = batch.join(
-        [llm.request("a", max_new_tokens=4), llm.request("b", max_new_tokens=4, top_logprobs=10**6)]
-    )
+    unchecked = replace(llm.request("b", max_new_tokens=4), top_logprobs=10**6)
+    good, bad = batch.join([llm.request("a", max_new_tokens=4), unchecked])
     with pytest.raises(RuntimeError):
         batch.step()
     assert good.token_ids == bad.token_ids == []

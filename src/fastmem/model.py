@@ -39,7 +39,7 @@ from fastmem.memory.memory import Base, Memory, Step, digest
 from fastmem.memory.recipe import Recipe, changed_recipe
 from fastmem.prompts import Chat, Prompt, Tokens
 from fastmem.ranges import Number, checked
-from fastmem.split.fingerprint import Fingerprint, fingerprint
+from fastmem.split.fingerprint import ModelWatch
 from fastmem.split.hooks import FFN
 from fastmem.split.split_model import SplitModel
 
@@ -69,7 +69,7 @@ class FastMem:
         self.revision: str | None = getattr(model.config, "_commit_hash", None)
         self._digests: dict[tuple[int, ...], str] = {}
         self._modules: weakref.WeakKeyDictionary[Memory, FFN] = weakref.WeakKeyDictionary()
-        self._fingerprint = self._model_fingerprint()
+        self._watch = ModelWatch(model, self.split_model.structure.layers[-1].ffn)
 
     @classmethod
     def from_pretrained(
@@ -218,19 +218,9 @@ class FastMem:
         """Drop the FFN modules made for a memory; `ffn` makes them again when needed."""
         self._modules.pop(memory, None)
 
-    def _model_fingerprint(self) -> Fingerprint:
-        return fingerprint(self.model, self.split_model.structure.layers[-1].ffn)
-
     def _follow_model(self) -> None:
-        """Drop what was computed from weights that have changed since. Errors: `InputError` if they were replaced."""
-        now, before = self._model_fingerprint(), self._fingerprint
-        if now.layout != before.layout:
-            raise InputError(
-                "the model was changed after FastMem was constructed: its weights were replaced, cast or moved, or "
-                "its adapters were switched. Construct FastMem again with the changed model."
-            )
-        if now.content != before.content:
-            self._fingerprint = now
+        """Drop what was computed from weights that have changed since. Errors: see `ModelWatch`."""
+        if self._watch.written_to():
             self.split_model.forget_weights()
             self._digests.clear()
             self._modules.clear()

@@ -9,89 +9,21 @@ Every sequence can have weights of its own. Requests join and leave between any 
 depend on the other requests in the batch, except for the rounding of the kernels.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fastmem.answer.cache import Prefix, cropped, joinable, joined, new_cache, selected
+from fastmem.answer.cache import Prefix, cropped, joinable, new_cache, selected
 from fastmem.answer.contrast import adaptive_alpha, candidate_layers, contrast, dola
-from fastmem.answer.detokenize import Detokenizer
 from fastmem.answer.request import Request
+from fastmem.answer.row import Logprob, Row
 from fastmem.answer.sampling import choose
-from fastmem.errors import InputError
+from fastmem.answer.sequence_group import SequenceGroup, TokenSequence, keeping, merged, sequences_of
 from fastmem.split.ffn_by_row import ffn_by_row
-from fastmem.split.hooks import FFN, Activations, Recording
+from fastmem.split.hooks import Activations, Recording
 from fastmem.split.split_model import SplitModel
-
-# A token's log-probability, and the most likely tokens with theirs.
-Logprob = tuple[float, list[tuple[int, float]]]
-
-
-@dataclass(eq=False)
-class Row:
-    """A request in progress. token_ids: the answer so far, including an end token. reason: why it ended, or None.
-
-    cached_tokens: tokens of the prompt that were not read again. text: the answer as text; None without a tokenizer.
-    started, first_token: the times at which it was handed in and had its first token.
-    """
-
-    request: Request
-    generator: torch.Generator
-    text: Detokenizer | None = None
-    prefix: Prefix | None = None
-    token_ids: list[int] = field(default_factory=list)
-    reason: str | None = None
-    cached_tokens: int = 0
-    logprobs: list[Logprob] = field(default_factory=list)
-    started: float = 0.0
-    first_token: float = 0.0
-    _draws: Tensor | None = None  # the generator's state before the running step
-
-    def read_ids(self, prompt: Tensor) -> Tensor:
-        """`prompt` [S] and the answer so far."""
-        return torch.cat([prompt.cpu(), torch.tensor(self.token_ids, dtype=torch.int64)])
-
-    def save_draws(self) -> None:
-        """Remember the state of the generator, so that a step that fails can be repeated."""
-        if self.request.sampling.temperature > 0:
-            self._draws = self.generator.get_state()
-
-    def restore_draws(self) -> None:
-        """Return to the state that was saved last."""
-        if self._draws is not None:
-            self.generator.set_state(self._draws)
-
-
-@dataclass(eq=False)
-class _Sequence:
-    """One sequence of a row. prompt: [S] its ids before the answer. main: not the one contrasted away. unread: [T] ids
-    to feed next. length: ids read so far."""
-
-    row: Row
-    ffn: FFN | None
-    prompt: Tensor
-    main: bool
-    unread: Tensor = field(init=False)
-    length: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.start()
-
-    def start(self) -> None:
-        """Read the prompt and the answer so far from the beginning."""
-        self.unread, self.length = self.row.read_ids(self.prompt), 0
-
-
-@dataclass(eq=False)
-class _Group:
-    """Sequences that share a cache. pads: how many masked positions each has in front."""
-
-    sequences: list[_Sequence]
-    cache: Any
-    pads: list[int]
 
 
 @dataclass(eq=False)
@@ -110,7 +42,7 @@ class Batch:
     def __init__(self, split_model: SplitModel):
         self.split_model = split_model
         self.rows: list[Row] = []
-        self._groups: list[_Group] = []
+        self._groups: list[SequenceGroup] = []
         self._joinable = joinable(new_cache(split_model.model.config))
 
     def join(self, requests: Sequence[Request]) -> list[Row]:
@@ -121,14 +53,14 @@ class Batch:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Add rows, which may have begun in another batch: what they have answered so far is read again."""
-        self._groups += self._new_groups([sequence for row in rows for sequence in _sequences(row)])
+        self._groups += self._new_groups([sequence for row in rows for sequence in sequences_of(row)])
         self.rows += rows
 
     def leave(self, rows: Sequence[Row]) -> None:
         """Remove these rows, finished or not, and free their part of the cache."""
         gone = set(map(id, rows))
         self.rows = [row for row in self.rows if id(row) not in gone]
-        self._groups = _keeping(self._groups, lambda sequence: id(sequence.row) not in gone)
+        self._groups = keeping(self._groups, lambda sequence: id(sequence.row) not in gone)
 
     @torch.no_grad()
     def step(self) -> list[Row]:
@@ -146,7 +78,7 @@ class Batch:
             self._forward(group, states)
         if self._joinable and len(self._groups) > 1:
             sides = [[g for g in self._groups if self._is_long(g.sequences[0]) is long] for long in (False, True)]
-            self._groups = [_merged(side) for side in sides if side]
+            self._groups = [merged(side) for side in sides if side]
         # 2. Scores, and a token for every row.
         scores = self._scores([states[id(row)] for row in self.rows])  # [B, V]
         chosen = torch.stack([_choose(row, scores[i]) for i, row in enumerate(self.rows)]).tolist()
@@ -183,11 +115,11 @@ class Batch:
                     return Prefix(ids[: sequence.length], selected(group.cache, [i], group.pads[i]))
         return None
 
-    def _new_groups(self, sequences: list[_Sequence]) -> list[_Group]:
+    def _new_groups(self, sequences: list[TokenSequence]) -> list[SequenceGroup]:
         """Group sequences of similar length, and those that go on from the same point of one prefix."""
         config = self.split_model.model.config
-        groups: list[_Group] = []
-        continued: dict[tuple[int, int, int], list[_Sequence]] = {}
+        groups: list[SequenceGroup] = []
+        continued: dict[tuple[int, int, int], list[TokenSequence]] = {}
         for sequence in sorted(sequences, key=lambda sequence: len(sequence.unread)):
             if length := self._skip_prefix(sequence):
                 key = (id(sequence.row.prefix), length, len(sequence.unread))
@@ -199,7 +131,7 @@ class Batch:
             if near and self._joinable and self._is_long(sequence) is self._is_long(last[0]):
                 last.append(sequence)
             else:
-                groups.append(_Group([sequence], new_cache(config), []))
+                groups.append(SequenceGroup([sequence], new_cache(config), []))
         for group in groups:
             longest = max(len(sequence.unread) for sequence in group.sequences)
             group.pads = [longest - len(sequence.unread) for sequence in group.sequences]
@@ -208,10 +140,10 @@ class Batch:
             assert prefix is not None
             cache = cropped(prefix.cache, same[0].length)
             cache = cache if len(same) == 1 else selected(cache, [0] * len(same))
-            groups.append(_Group(same, cache, [0] * len(same)))
+            groups.append(SequenceGroup(same, cache, [0] * len(same)))
         return groups
 
-    def _skip_prefix(self, sequence: _Sequence) -> int:
+    def _skip_prefix(self, sequence: TokenSequence) -> int:
         """Leave out what the row's prefix has already read; the number of tokens."""
         row = sequence.row
         if row.prefix is None or not row.request.shares_trunk or not self._joinable:
@@ -224,7 +156,7 @@ class Batch:
             row.cached_tokens = length
         return length
 
-    def _is_long(self, sequence: _Sequence) -> bool:
+    def _is_long(self, sequence: TokenSequence) -> bool:
         return self.split_model.is_long(sequence.length + len(sequence.unread))
 
     def _restart_grown(self) -> None:
@@ -236,12 +168,12 @@ class Batch:
         if not grown:
             return
         gone = set(map(id, grown))
-        self._groups = _keeping(self._groups, lambda sequence: id(sequence) not in gone)
+        self._groups = keeping(self._groups, lambda sequence: id(sequence) not in gone)
         for sequence in grown:
             sequence.start()
         self._groups += self._new_groups(grown)
 
-    def _forward(self, group: _Group, states: dict[int, _States]) -> None:
+    def _forward(self, group: SequenceGroup, states: dict[int, _States]) -> None:
         """Read what the group's sequences have not read yet; put their last hidden states into `states`."""
         sequences, past, depth = group.sequences, group.cache.get_seq_length(), self.split_model.depth
         # 1. Ids and positions, padded on the left.
@@ -318,39 +250,6 @@ def _choose(row: Row, scores: Tensor) -> Tensor:
     if row.request.sampling.repetition_penalty != 1:
         seen = row.read_ids(row.request.prompt)
     return choose(scores, row.request.sampling, seen.to(scores.device), row.generator)
-
-
-def _sequences(row: Row) -> list[_Sequence]:
-    request = row.request
-    if request.kind == "cad":
-        if request.without is None:
-            raise InputError("method 'cad' compares with the prompt without the document: give without_context=...")
-        other = [_Sequence(row, None, request.without, main=False)]
-    elif request.kind == "cd" and not request.shares_trunk:
-        other = [_Sequence(row, None, request.prompt, main=False)]
-    else:
-        other = []
-    return [_Sequence(row, request.ffn, request.prompt, main=True), *other]
-
-
-def _keeping(groups: Sequence[_Group], wanted: Callable[[_Sequence], bool]) -> list[_Group]:
-    """The groups with the wanted sequences only; groups without any are dropped."""
-    kept = ([i for i, sequence in enumerate(group.sequences) if wanted(sequence)] for group in groups)
-    return [_kept(group, indices) for group, indices in zip(groups, kept, strict=True) if indices]
-
-
-def _kept(group: _Group, indices: list[int]) -> _Group:
-    """The group with these sequences only, and without the padding they have in common."""
-    sequences, pads = [group.sequences[i] for i in indices], [group.pads[i] for i in indices]
-    if len(indices) == len(group.sequences) or not group.cache.get_seq_length():
-        return _Group(sequences, group.cache, pads)
-    return _Group(sequences, selected(group.cache, indices, min(pads)), [pad - min(pads) for pad in pads])
-
-
-def _merged(groups: list[_Group]) -> _Group:
-    longest = max(group.cache.get_seq_length() for group in groups)
-    pads = [pad + longest - group.cache.get_seq_length() for group in groups for pad in group.pads]
-    return _Group([s for group in groups for s in group.sequences], joined([g.cache for g in groups]), pads)
 
 
 def _logprobs(scores: Tensor, token: int, count: int) -> Logprob:

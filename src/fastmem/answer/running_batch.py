@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastmem.answer.batch import Batch, Logprob, Row
+from fastmem.answer.batch import Batch
 from fastmem.answer.cache import Prefix, PrefixCache, cropped
 from fastmem.answer.detokenize import Detokenizer
 from fastmem.answer.request import Request
+from fastmem.answer.row import Logprob, Row
 from fastmem.device_memory import explained_out_of_memory
 from fastmem.memory.memory import Memory
 from fastmem.split.split_model import SplitModel

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fastmem.answer.batch import Row
+from fastmem.answer.row import Row
 from fastmem.answer.running_batch import Piece, PieceError, RunningBatch
 from fastmem.device_memory import explained_out_of_memory
 from fastmem.serve.jobs import Job

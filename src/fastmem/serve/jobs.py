@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastmem.answer.batch import Row
 from fastmem.answer.request import Request as DecodeRequest
+from fastmem.answer.row import Row
 from fastmem.answer.running_batch import Answer, Piece
 from fastmem.errors import FastMemError
 from fastmem.memory.memory import Memory

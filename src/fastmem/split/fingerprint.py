@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmem.errors import InputError
+
 SAMPLED_NUMBERS = 64  # of every tensor of the last FFN
 # How PEFT's layers record which adapters are active, switched off or merged.
 _ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters")
@@ -25,8 +27,27 @@ class Fingerprint:
     content: tuple[Any, ...]
 
 
+class ModelWatch:
+    """The fingerprint of a model when it was last looked at. sampled: names of modules whose values are looked at."""
+
+    def __init__(self, model: nn.Module, sampled: tuple[str, ...]):
+        self.model, self.sampled = model, sampled
+        self._last = fingerprint(model, sampled)
+
+    def written_to(self) -> bool:
+        """Whether values have changed since the last look. Errors: `InputError` if whole weights were replaced."""
+        now, before = fingerprint(self.model, self.sampled), self._last
+        if now.layout != before.layout:
+            raise InputError(
+                "the model was changed after FastMem was constructed: its weights were replaced, cast or moved, or "
+                "its adapters were switched. Construct FastMem again with the changed model."
+            )
+        self._last = now
+        return now.content != before.content
+
+
 def fingerprint(model: nn.Module, sampled: tuple[str, ...]) -> Fingerprint:
-    """The fingerprint of a model. sampled: names of the modules whose values are looked at."""
+    """The fingerprint of a model. sampled: as in `ModelWatch`."""
     layout: list[Any] = []
     versions: list[int] = []
     for module in model.modules():

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastmem.errors import InputError
 from fastmem.extras import require
 
 TASKS = Path(__file__).with_name("tasks")

@@ -1,0 +1,77 @@
+"""Token sequences that share a cache, and so a forward pass: keep some of a group, merge several groups.
+
+A row has one sequence, or two if its contrast compares different inputs or different keys and values.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from fastmem.answer.cache import joined, selected
+from fastmem.answer.row import Row
+from fastmem.errors import InputError
+from fastmem.split.hooks import FFN
+
+
+@dataclass(eq=False)
+class TokenSequence:
+    """One sequence of a row. prompt: [S] its ids before the answer. main: not the one contrasted away. unread: [T] ids
+    to feed next. length: ids read so far."""
+
+    row: Row
+    ffn: FFN | None
+    prompt: Tensor
+    main: bool
+    unread: Tensor = field(init=False)
+    length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Read the prompt and the answer so far from the beginning."""
+        self.unread, self.length = self.row.read_ids(self.prompt), 0
+
+
+@dataclass(eq=False)
+class SequenceGroup:
+    """Sequences that share a cache. pads: how many masked positions each has in front."""
+
+    sequences: list[TokenSequence]
+    cache: Any
+    pads: list[int]
+
+
+def sequences_of(row: Row) -> list[TokenSequence]:
+    request = row.request
+    if request.kind == "cad":
+        if request.without is None:
+            raise InputError("method 'cad' compares with the prompt without the document: give without_context=...")
+        other = [TokenSequence(row, None, request.without, main=False)]
+    elif request.kind == "cd" and not request.shares_trunk:
+        other = [TokenSequence(row, None, request.prompt, main=False)]
+    else:
+        other = []
+    return [TokenSequence(row, request.ffn, request.prompt, main=True), *other]
+
+
+def keeping(groups: Sequence[SequenceGroup], wanted: Callable[[TokenSequence], bool]) -> list[SequenceGroup]:
+    """The groups with the wanted sequences only; groups without any are dropped."""
+    kept = ([i for i, sequence in enumerate(group.sequences) if wanted(sequence)] for group in groups)
+    return [_kept(group, indices) for group, indices in zip(groups, kept, strict=True) if indices]
+
+
+def _kept(group: SequenceGroup, indices: list[int]) -> SequenceGroup:
+    """The group with these sequences only, and without the padding they have in common."""
+    sequences, pads = [group.sequences[i] for i in indices], [group.pads[i] for i in indices]
+    if len(indices) == len(group.sequences) or not group.cache.get_seq_length():
+        return SequenceGroup(sequences, group.cache, pads)
+    return SequenceGroup(sequences, selected(group.cache, indices, min(pads)), [pad - min(pads) for pad in pads])
+
+
+def merged(groups: list[SequenceGroup]) -> SequenceGroup:
+    longest = max(group.cache.get_seq_length() for group in groups)
+    pads = [pad + longest - group.cache.get_seq_length() for group in groups for pad in group.pads]
+    return SequenceGroup([s for group in groups for s in group.sequences], joined([g.cache for g in groups]), pads)
