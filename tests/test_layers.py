@@ -14,21 +14,22 @@ SOURCE = ROOT / "src" / "fastmem"
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 # room or file -> rooms and files it may import from. `errors` and the package's version are open to all.
-CORE = {"split", "learn", "memory", "answer", "prompts", "ranges", "device_memory"}
+CORE = {"split", "learn", "memory", "answer", "prompts", "ranges", "device_memory", "torch_modes"}
 LIBRARY = CORE | {"model", "timing"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "extras": set(),
     "ranges": set(),
+    "torch_modes": set(),
     "atomic_write": set(),
     "timing": set(),
     "environment": set(),
     "device_memory": set(),
-    "split": {"split"},
-    "memory": {"memory", "split", "ranges", "atomic_write"},
-    "learn": {"learn", "memory", "split", "device_memory"},
+    "split": {"split", "torch_modes"},
+    "memory": {"memory", "split", "ranges", "torch_modes", "atomic_write"},
+    "learn": {"learn", "memory", "split", "device_memory", "torch_modes"},
     "prompts": {"memory", "ranges"},
-    "answer": {"answer", "memory", "split", "prompts", "ranges", "device_memory"},
+    "answer": {"answer", "memory", "split", "prompts", "ranges", "device_memory", "torch_modes"},
     "loading": {"split"},
     "tiny": {"tiny"},
     "model": CORE | {"loading", "tiny"},

@@ -42,6 +42,7 @@ from fastmem.ranges import Number, checked
 from fastmem.split.fingerprint import ModelWatch
 from fastmem.split.hooks import FFN
 from fastmem.split.split_model import SplitModel
+from fastmem.torch_modes import in_own_modes
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -72,6 +73,7 @@ class FastMem:
         self._watch = ModelWatch(model, self.split_model.structure.layers[-1].ffn)
 
     @classmethod
+    @in_own_modes
     def from_pretrained(
         cls,
         name: str | Path | None = None,
@@ -141,6 +143,7 @@ class FastMem:
             log.warning("memorizing stopped early: %s.", memory.stopped)
         return memory
 
+    @in_own_modes
     def memorizing(
         self,
         document: Tokens | Reading,
@@ -226,6 +229,7 @@ class FastMem:
             self._modules.clear()
             self.prefixes.clear()
 
+    @in_own_modes
     @torch.no_grad()
     def logits(self, token_ids: Tensor | Sequence[int], memory: Memory | None = None) -> Tensor:
         """[S, V] float32: the logits of the next token at every position of token_ids [S]."""
@@ -348,8 +352,7 @@ class FastMem:
 
     def with_memory(self, request: Request, memory: Memory) -> Request:
         """The request, to be answered with this memory. Errors: `MemoryMismatchError`."""
-        last = (self.split_model.depth - 1,)
-        shares_trunk = self.split_model.indices(memory.recipe.layers) == last
+        shares_trunk = self.split_model.indices(memory.recipe.layers) == (self.split_model.depth - 1,)
         return request.with_memory(memory, self.ffn(memory) or {}, shares_trunk)
 
     def batch(self) -> RunningBatch:

@@ -19,6 +19,7 @@ from fastmem.answer.row import Logprob, Row
 from fastmem.device_memory import explained_out_of_memory
 from fastmem.memory.memory import Memory
 from fastmem.split.split_model import SplitModel
+from fastmem.torch_modes import in_own_modes
 
 log = logging.getLogger("fastmem")
 
@@ -101,6 +102,7 @@ class RunningBatch:
         self._batch.add(rows)
         return rows
 
+    @in_own_modes
     def step(self) -> list[tuple[Row, Piece]]:
         """One more token for every answer: a piece for each; complete answers have left.
 

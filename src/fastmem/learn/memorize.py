@@ -22,6 +22,7 @@ from fastmem.learn.surprisal import token_surprisals
 from fastmem.memory.memory import Base, Memory, Step
 from fastmem.memory.recipe import Recipe
 from fastmem.split.split_model import SplitModel
+from fastmem.torch_modes import in_own_modes
 
 log = logging.getLogger("fastmem")
 
@@ -35,6 +36,7 @@ CHECKED_POSITIONS = 32
 Run = Generator[Step | None, None, list[Memory]]
 
 
+@in_own_modes
 def read(
     split_model: SplitModel,
     ids: Tensor,  # [S]

@@ -11,8 +11,10 @@ from fastmem.learn.budget import CHUNK_POSITIONS
 from fastmem.learn.optimize import Reading
 from fastmem.split.hooks import FFN
 from fastmem.split.split_model import SplitModel
+from fastmem.torch_modes import in_own_modes
 
 
+@in_own_modes
 @torch.no_grad()
 def token_surprisals(split_model: SplitModel, reading: Reading, ffn: FFN | None = None) -> Tensor:
     """[N] float32: the surprisal of every scored token, with the weights of `ffn` or the model's own."""

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fastmem.torch_modes import in_own_modes
+
 ENDINGS = (".lora_A", ".lora_B")
 
 
@@ -46,6 +48,7 @@ def names(factors: Mapping[str, Tensor]) -> list[str]:
     return [name.removesuffix(".lora_A") for name in factors if name.endswith(".lora_A")]
 
 
+@in_own_modes
 def differences(factors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     """w - w_0 = scale * B @ A of every weight, float32 or wider."""
     found = {}

@@ -34,6 +34,7 @@ from fastmem.split.structure import (
     vocabulary_size,
     weight_sharing_copy,
 )
+from fastmem.torch_modes import in_own_modes
 
 
 class _PassThroughBody(nn.Module):
@@ -57,9 +58,13 @@ class SplitModel:
     Errors: `UnsupportedModelError` if a part is not found or the rebuilt logits differ from the model's own.
     """
 
+    @in_own_modes
     def __init__(self, model: Any):
         self.model = model
         self.family: str = model.config.model_type
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            reason = "its weights were made in torch.inference_mode(), which rules out gradients"
+            raise unsupported(self.family, reason, "load the model outside of it")
         self.structure = find_structure(model)
         model_copy = self._hooked_copy()
         self._body = model_copy.get_submodule(self.structure.body)
