@@ -15,7 +15,7 @@ FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 # room or file -> rooms and files it may import from. `errors` and the package's version are open to all.
 CORE = {"split", "learn", "memory", "answer", "prompts", "ranges", "device_memory", "torch_modes"}
-LIBRARY = CORE | {"model", "timing"}
+LIBRARY = CORE | {"model", "timing", "system_turn"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "extras": set(),
@@ -29,6 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "memory": {"memory", "split", "ranges", "torch_modes", "atomic_write"},
     "learn": {"learn", "memory", "split", "device_memory", "torch_modes"},
     "prompts": {"memory", "ranges"},
+    "system_turn": {"prompts"},
     "answer": {"answer", "memory", "split", "prompts", "ranges", "device_memory", "torch_modes"},
     "loading": {"split"},
     "tiny": {"tiny"},

@@ -120,7 +120,7 @@ def chat_ids_before(tokenizer: Any, messages: Chat, end: str) -> tuple[torch.Ten
     The count is 0 if the tokenizer does not report the offsets of its tokens.
     """
     ids, offsets = _chat_encoding(tokenizer, messages, offsets=tokenizer.is_fast)
-    position = _render(tokenizer, list(messages)).rfind(end.strip())  # the header of the answer could match, too
+    position = rendered(tokenizer, list(messages)).rfind(end.strip())  # the header of the answer could match, too
     return ids, _ending_before(offsets, position)
 
 
@@ -185,12 +185,12 @@ def in_place(tokenizer: Any, prompt: str, context: str, start: int = 0) -> Token
     `InputError` if the prompt or the rendered turn does not contain the context.
     """
     context, turn = require_text(context), prompt.strip()  # templates strip a turn
-    rendered = _render(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
-    in_prompt, of_turn = prompt.find(context, start), rendered.rfind(turn)
+    whole = rendered(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+    in_prompt, of_turn = prompt.find(context, start), whole.rfind(turn)
     if in_prompt < 0 or of_turn < 0:
         raise InputError("placement 'prompt' needs a prompt that contains the document word for word; it does not.")
     start = of_turn + in_prompt - prompt.index(turn)
-    return _encode(tokenizer, rendered[:start], context, rendered[start + len(context) :], score_after=False)
+    return _encode(tokenizer, whole[:start], context, whole[start + len(context) :], score_after=False)
 
 
 def truncated(tokenizer: Any, context: str, tokens_over: int) -> str:
@@ -245,7 +245,8 @@ def template(tokenizer: Any) -> str | None:
     return PLAIN_TEMPLATE
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+def rendered(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+    """The text of a conversation. Errors: whatever the template raises, in its own words."""
     return tokenizer.apply_chat_template(
         messages, chat_template=template(tokenizer), add_generation_prompt=add_generation_prompt, tokenize=False
     )
@@ -256,12 +257,12 @@ def _turn(tokenizer: Any, role: str) -> tuple[str, str]:
     probe = "FastMem-content"
     user = {"role": "user", "content": "FastMem-user"}
     if role == "user":
-        before, _, after = _render(tokenizer, [user | {"content": probe}]).partition(probe)
+        before, _, after = rendered(tokenizer, [user | {"content": probe}]).partition(probe)
         return before, _end_of_turn(after)
     # Many templates refuse an assistant turn without a user turn, or put a default system turn first (Qwen), so the
     # assistant turn is what a conversation gains by having one.
-    opening = _render(tokenizer, [user])
-    whole = _render(tokenizer, [user, {"role": "assistant", "content": probe}])
+    opening = rendered(tokenizer, [user])
+    whole = rendered(tokenizer, [user, {"role": "assistant", "content": probe}])
     shared = next((i for i, (a, b) in enumerate(zip(opening, whole, strict=False)) if a != b), len(opening))
     before, _, after = whole[shared:].partition(probe)
     bos = tokenizer.bos_token or ""

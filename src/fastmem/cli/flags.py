@@ -138,6 +138,7 @@ class ModelFlags:
     model: str | None = option("Hub id or folder; default: the embedded model.", "ID", "-m")
     dtype: str | None = option("float32, bfloat16 or float16; default: the checkpoint's.", "TYPE")
     device: str | None = option("cpu, cuda, cuda:1, ...; default: a GPU if there is one.", "NAME")
+    no_system_turn: bool = option("Drop the system turn that the chat template adds unasked (Qwen1.5).", default=False)
 
     def load(self, status: Callable[[str], None] | None = None) -> "FastMem":
         """The model. status: called with a line that says what is loaded. transformers' output needs --debug."""
@@ -148,7 +149,12 @@ class ModelFlags:
 
         if not logging.getLogger("fastmem").isEnabledFor(logging.DEBUG):
             quieten()
-        return FastMem.from_pretrained(self.model, dtype=self.dtype, device=self.device)
+        llm = FastMem.from_pretrained(self.model, dtype=self.dtype, device=self.device)
+        if self.no_system_turn:
+            from fastmem.system_turn import remove_system_turn
+
+            remove_system_turn(llm.tokenizer)
+        return llm
 
 
 @dataclass(frozen=True)

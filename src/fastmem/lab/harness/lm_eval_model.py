@@ -20,6 +20,7 @@ from fastmem.memory.memory import Memory
 from fastmem.memory.recipe import changed_recipe, read_recipe
 from fastmem.model import FastMem
 from fastmem.prompts import Tokens
+from fastmem.system_turn import remove_system_turn
 
 # Columns with the document in known tasks; the first that is present counts.
 CONTEXT_FIELDS = ("sub_context", "context", "article", "passage", "document")
@@ -31,6 +32,7 @@ class FastMemLM(HFLM):
     """pretrained: hub id or folder; None for the embedded model. method: one of `METHODS` except those with CAD, which
     need a second prompt that a harness task does not have. recipe: a recipe file; learning_rate, steps and kl_weight
     override it. context_field: the column of the task with the document; by default the first of `CONTEXT_FIELDS`.
+    system_turn: False drops the one that the chat template adds unasked.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class FastMemLM(HFLM):
         context_field: str | None = None,
         dtype: str | None = None,
         device: str | None = None,
+        system_turn: bool = True,
         **options: Any,
     ):
         self._method = method_named(method)
@@ -57,6 +60,8 @@ class FastMemLM(HFLM):
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             device = None  # the harness passes cuda:0 by default, and its own models fall back to the CPU
         self._llm = FastMem.from_pretrained(pretrained, dtype=dtype, device=device)
+        if not system_turn:
+            remove_system_turn(self._llm.tokenizer)
         given = {"learning_rate": learning_rate, "steps": steps, "kl_weight": kl_weight}
         changes = read_recipe(Path(recipe)) if recipe else {}
         changes |= {name: value for name, value in given.items() if value is not None}

@@ -23,6 +23,7 @@ def facts(r: Results) -> dict[str, str]:
         "placement": recipe["placement"],
         "alpha": _contrast_strength(identity["decoding"]),
         "type": identity["model"]["dtype"].removeprefix("torch."),
+        "system turn": identity["model"].get("system_turn", "the template's"),
         "device": environment.get("device", "unknown"),
         "torch": environment.get("packages", {}).get("torch", "unknown"),
         "fastmem": environment.get("fastmem", "unknown"),

@@ -10,7 +10,8 @@ from fastmem.lab.scores import grading
 TASKS = ("nq_swap", "memotrap", "nq", "hotpotqa", "cnndm", "xsum", "wikihow")
 _FACTS = (
     "{examples} examples of {data}; recipe: rate {rate}, {steps} steps, KL {KL weight}, layers [{layers}], placed as "
-    "{placement}; alpha {alpha}, {type}; device {device}, torch {torch}, fastmem {fastmem}.\n"
+    "{placement}; alpha {alpha}, {type}; system turn: {system turn}; device {device}, torch {torch}, fastmem "
+    "{fastmem}.\n"
 )
 _SUMMARY_SCORES = ("factkb", "rougeL", "bertscore_precision")
 

@@ -16,6 +16,7 @@ from fastmem.lab.tasks import TASKS, Data
 from fastmem.lab.tasks.example import Example
 from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
+from fastmem.system_turn import is_removed
 
 FORMAT = 1
 ONE_SHOT = "one-shot"  # the paper's Table 2: the untouched model, with one worked example in the prompt
@@ -112,9 +113,10 @@ def identity(experiment: Experiment, data: Data, examples: Sequence[Example], ll
 
 
 def identity_of_model(llm: FastMem) -> dict[str, str]:
-    """Family, weights and type; the name or folder of a model may change."""
+    """Family, weights and type, and whether its template lost its system turn; name or folder may change."""
     base = llm.base()
-    return {"family": base.family, "digest": base.digest[:16], "dtype": str(llm.split_model.dtype)}
+    system_turn = {"system_turn": "removed"} if is_removed(llm.tokenizer) else {}
+    return {"family": base.family, "digest": base.digest[:16], "dtype": str(llm.split_model.dtype)} | system_turn
 
 
 def open_run_folder(folder: Path, identity: Record, llm: FastMem, examples: Sequence[Example]) -> None:
