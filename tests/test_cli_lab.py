@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastmem.cli import run
+from fastmem.lab import tasks
 from fastmem.lab.run.run_files import read_rows
 from lab_runs import write_questions
 
@@ -89,6 +90,16 @@ def test_partial_runs_are_marked_in_json(typed, tmp_path):
     assert set(found["means"]) == {whole, partial}
     _, out, _ = typed("report", str(tmp_path / "a/run"), str(tmp_path / "b/run"))
     assert f"nq_swap ({whole})" in out, "two runs of one name are told apart"
+
+
+def test_the_papers_rows_are_recorded(typed, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "QUESTION_ROWS", 2)
+    code, out, _ = typed("eval", "--methods", "base", "--paper-rows")
+    assert code == 0
+    assert "2 examples of rows.json, sha256:" in out
+    assert ", the first 2 of 6 rows; recipe:" in out
+    recorded = json.loads((tmp_path / "run/run.json").read_text())["identity"]["data"]
+    assert recorded["selection"] == "the first 2 of 6 rows"
 
 
 def test_search_then_eval_with_its_recipe_on_the_other_half(typed, tmp_path):

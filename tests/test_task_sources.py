@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from fastmem.errors import TaskError
+from fastmem.lab import tasks
 from fastmem.lab.tasks import TASKS, load
 from fastmem.lab.tasks.readers import Hub
 from task_rows import HOTPOT_ROW, HUB_ROW, PAPER_ROW, one, write
@@ -141,6 +142,26 @@ def test_limit_and_revision(tmp_path):
     assert before.startswith("sha256:")
     write(path, [PAPER_ROW] * 6)
     assert load("nq", path, limit=2).revision != before
+
+
+def test_the_rows_of_the_authors_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "QUESTION_ROWS", 3)
+    monkeypatch.setattr(tasks, "SUMMARY_ROWS", 4)
+    rows = [{"article": f"Article {i}.", "summary": "Short.", "id": f"a{i}"} for i in range(9)]
+    nq, xsum = write(tmp_path / "nq.jsonl", [PAPER_ROW] * 5), write(tmp_path / "xsum.jsonl", rows)
+    first = load("nq", nq, paper_rows=True)
+    assert [e.id for e in first.examples] == ["row-1", "row-2", "row-3"]
+    assert first.selection == "the first 3 of 5 rows"
+    sample = load("xsum", xsum, paper_rows=True)
+    ids = [e.id for e in sample.examples]
+    assert (len(ids), ids) == (4, sorted(ids)), "in the order of the file"
+    assert ids != ["a0", "a1", "a2", "a3"]
+    assert sample.selection == "a sample of 4 of 9 rows"
+    write(xsum, rows[::-1])
+    assert [e.id for e in load("xsum", xsum, paper_rows=True).examples] == ids[::-1], "the sample is one of ids"
+    assert [e.id for e in load("xsum", xsum, paper_rows=True, limit=2).examples] == ids[:1:-1]
+    whole = load("nq", write(nq, [PAPER_ROW] * 3), paper_rows=True)
+    assert (len(whole.examples), whole.selection) == (3, "")
 
 
 def test_pins():

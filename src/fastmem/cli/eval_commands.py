@@ -34,12 +34,22 @@ class DataFlags:
     split: str | None = option("Split of the data set; default: the one that is reported.", "NAME")
     limit: int | None = option("Only the first N examples.", "N")
     strip_markup: bool = option("Remove <P>-style tags from passages.", default=False)
+    paper_rows: bool = option(
+        "At most as many rows as the authors' code reads; see docs/differences.md.", default=False
+    )
 
     def load(self, task: str, split: str | None = None) -> "Data":
         """The examples of a task. split: used if --split is not given."""
         from fastmem.lab.tasks import load
 
-        return load(task, self.data, split=self.split or split, limit=self.limit, strip_markup=self.strip_markup)
+        return load(
+            task,
+            self.data,
+            split=self.split or split,
+            limit=self.limit,
+            strip_markup=self.strip_markup,
+            paper_rows=self.paper_rows,
+        )
 
 
 @dataclass(frozen=True)

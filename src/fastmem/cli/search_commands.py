@@ -121,6 +121,9 @@ def paper(
         int | None, typer.Option(metavar="N", min=1, help="Longest answer; default: each task's.")
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Examples answered at the same time.")] = 16,
+    paper_rows: Annotated[
+        bool, typer.Option("--paper-rows", help="At most as many rows as the authors' code reads.")
+    ] = False,
 ) -> None:
     """All of the paper's tables for one model. Resumable; --limit estimates the cost of the whole.
 
@@ -146,7 +149,7 @@ def paper(
     own = recipe.make(Recipe())
     with Status(quiet=output.quiet) as status:
         status("loading data ...")
-        loaded, missing = load_tasks(files)
+        loaded, missing = load_tasks(files, paper_rows)
         if not (output.quiet and loaded):
             for task, reason in missing.items():
                 say(f"note: {task} has no data: {reason}")

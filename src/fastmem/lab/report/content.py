@@ -15,7 +15,7 @@ def facts(r: Results) -> dict[str, str]:
     commit = git.get("commit", "")[:10] + (", changed" if git.get("changed") else "")
     return {
         "examples": str(len(r.examples)),
-        "data": f"{data['source']}, {data['revision']}",
+        "data": ", ".join([data["source"], data["revision"], *filter(None, [data.get("selection")])]),
         "rate": f"{recipe['learning_rate']:g}",
         "steps": str(recipe["steps"]),
         "KL weight": f"{recipe['kl_weight']:g}",

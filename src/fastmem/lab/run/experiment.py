@@ -99,7 +99,8 @@ def identity(experiment: Experiment, data: Data, examples: Sequence[Example], ll
             "revision": data.revision,
             "examples": len(examples),
             "digest": _digest(examples),
-        },
+        }
+        | ({"selection": data.selection} if data.selection else {}),
         "model": identity_of_model(llm),
         "recipe": recipe_values(experiment.recipe),
         "decoding": {

@@ -68,10 +68,11 @@ def runs(base: Recipe) -> tuple[Run, ...]:
     return tuple(planned)
 
 
-def load_tasks(files: Mapping[str, Path]) -> tuple[dict[str, Data], dict[str, str]]:
+def load_tasks(files: Mapping[str, Path], paper_rows: bool = False) -> tuple[dict[str, Data], dict[str, str]]:
     """(task -> its examples, task -> why it has none) for all tasks of the paper.
 
-    files: task -> local file; other tasks are loaded from the hub. Errors: `InputError` for a task the paper lacks.
+    files: task -> local file; other tasks are loaded from the hub. paper_rows: as for `load`. Errors: `InputError` for
+    a task the paper lacks.
     """
     tasks = dict.fromkeys(planned.task for planned in runs(Recipe()))
     for given in files:
@@ -79,7 +80,7 @@ def load_tasks(files: Mapping[str, Path]) -> tuple[dict[str, Data], dict[str, st
     found, missing = {}, {}
     for task in tasks:
         try:
-            found[task] = load(task, files.get(task))
+            found[task] = load(task, files.get(task), paper_rows=paper_rows)
         except (MissingPackageError, TaskError) as error:
             missing[task] = str(error)
     return found, missing

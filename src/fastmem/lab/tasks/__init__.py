@@ -3,6 +3,7 @@
 Only this folder may import `datasets`. To add a task, add an entry to `TASKS`.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,6 +20,9 @@ __all__ = ["TASKS", "Data", "Example", "Kind", "Shot", "Task", "cut", "load", "m
 # Most new tokens of an answer: IAAR-Shanghai/FastMem `scripts/run_qa.sh`; of a summary: the default of its
 # `src/train_and_inference.py`.
 QUESTION_TOKENS, SUMMARY_TOKENS = 100, 400
+# Most rows that the authors' code reads: `num_data` in both scripts, and files of 3,000 sampled test rows
+# (`xsum_sample_test_3000.jsonl`). Which rows were sampled is not published.
+QUESTION_ROWS, SUMMARY_ROWS = 4000, 3000
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Data:
-    """Loaded examples. source: file, hub id or "embedded world". revision: digest, commit or part, for the records."""
+    """Loaded examples. source: file, hub id or "embedded world". revision: digest, commit or part, for the records.
+    selection: which rows of the source these are, if `load` chose some with paper_rows."""
 
     task: str
     examples: tuple[Example, ...]
     source: str
     revision: str
+    selection: str = ""
 
 
 TASKS: dict[str, Task] = {
@@ -95,6 +101,7 @@ def load(
     split: str | None = None,
     limit: int | None = None,
     strip_markup: bool = False,
+    paper_rows: bool = False,
 ) -> Data:
     """The first `limit` examples of a task.
 
@@ -103,6 +110,8 @@ def load(
     split: a split of the hub's data set, by default the one that is reported; for the embedded world "dev" or "test"
         (the default).
     strip_markup: remove `<P>`-style tags from passages; the paper keeps them.
+    paper_rows: only as many rows as the authors' code reads: the first `QUESTION_ROWS`, or for summaries a sample of
+        `SUMMARY_ROWS`. `limit` counts these.
     Errors: `InputError` for an unknown task, a limit below 1 or options that exclude each other; `TaskError` if the
         data are absent or unreadable, columns or answers are missing, or an id is used twice.
     """
@@ -110,12 +119,27 @@ def load(
     if limit is not None and limit < 1:
         raise InputError(f"the limit must be at least 1; given {limit}.", field="limit")
     rows, source, revision = _source(name, task, data, split)
+    selection = ""
+    if paper_rows:
+        rows, selection = _paper_rows(tuple(rows), task.kind)
     examples = tuple(islice(rows, limit))
     if not examples:
         raise TaskError(f"{source} holds no row for the task {name!r}.")
     if strip_markup:
         examples = tuple(replace(e, context=nq_swap.without_markup(e.context)) for e in examples)
-    return Data(name, examples, source, revision)
+    return Data(name, examples, source, revision, selection)
+
+
+def _paper_rows(rows: tuple[Example, ...], kind: Kind) -> tuple[Iterator[Example], str]:
+    """(the rows that the authors' code would read, what they are; empty if they are all)."""
+    most = SUMMARY_ROWS if kind == "summary" else QUESTION_ROWS
+    if len(rows) <= most:
+        return iter(rows), ""
+    if kind != "summary":
+        return iter(rows[:most]), f"the first {most} of {len(rows)} rows"
+    drawn = sorted(rows, key=lambda row: hashlib.sha256(row.id.encode()).digest())[:most]
+    chosen = {row.id for row in drawn}
+    return (row for row in rows if row.id in chosen), f"a sample of {most} of {len(rows)} rows"
 
 
 def _source(name: str, task: Task, data: str | Path | None, split: str | None) -> tuple[Iterator[Example], str, str]:
