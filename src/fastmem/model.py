@@ -13,20 +13,20 @@ adapters switched, the next call raises an `InputError`: construct `FastMem` aga
 import functools
 import logging
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from fastmem import prompts
 from fastmem.answer.cache import Prefix, PrefixCache, joinable, new_cache
 from fastmem.answer.contrast import method_named
 from fastmem.answer.prepare import Preparer
-from fastmem.answer.request import Decoding, Request
+from fastmem.answer.request import Decoding, Request, one_for_each
 from fastmem.answer.running_batch import Answer, RunningBatch, Stream, answers, decode
 from fastmem.device_memory import explained_out_of_memory
 from fastmem.errors import InputError
@@ -35,17 +35,14 @@ from fastmem.learn.memorize import Run, drain, memorizing, read
 from fastmem.learn.optimize import Reading
 from fastmem.loading import load
 from fastmem.memory.compatibility import require_same
-from fastmem.memory.memory import Base, Memory, Step, digest
+from fastmem.memory.memory import Base, Memory, Step
+from fastmem.memory.memory_modules import MemoryModules
 from fastmem.memory.recipe import Recipe, changed_recipe
 from fastmem.prompts import Chat, Prompt, Tokens
 from fastmem.ranges import Number, checked
-from fastmem.split.fingerprint import ModelWatch
 from fastmem.split.hooks import FFN
 from fastmem.split.split_model import SplitModel
 from fastmem.torch_modes import in_own_modes
-
-if TYPE_CHECKING:
-    from transformers import DynamicCache
 
 log = logging.getLogger("fastmem")
 
@@ -68,9 +65,7 @@ class FastMem:
         self.recipe = recipe or Recipe()
         self.name: str = getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.revision: str | None = getattr(model.config, "_commit_hash", None)
-        self._digests: dict[tuple[int, ...], str] = {}
-        self._modules: weakref.WeakKeyDictionary[Memory, FFN] = weakref.WeakKeyDictionary()
-        self._watch = ModelWatch(model, self.split_model.structure.layers[-1].ffn)
+        self.modules = MemoryModules(self.split_model)
 
     @classmethod
     @in_own_modes
@@ -189,10 +184,7 @@ class FastMem:
         """This model as a memory of these layers records it."""
         self._follow_model()
         indices = self.split_model.indices(layers)
-        found = self._digests.get(indices)
-        if found is None:
-            found = self._digests[indices] = digest(self.split_model.parameters(indices))
-        return Base(self.name, self.split_model.family, found, self.revision)
+        return Base(self.name, self.split_model.family, self.modules.digest(indices), self.revision)
 
     @functools.cached_property
     def reader(self) -> dict[str, str]:
@@ -209,24 +201,16 @@ class FastMem:
         if memory is None:
             return None
         self._follow_model()
-        found = self._modules.get(memory)
-        if found is None:
+        if memory not in self.modules:
             self.require(memory)
-            originals = self.split_model.parameters(memory.recipe.layers)
-            tuned = {n: w.to(originals[n].dtype) for n, w in memory.weights(originals).items()}
-            found = self._modules[memory] = self.split_model.ffn(tuned)
-        return found
+        return self.modules.ffn(memory)
 
     def release(self, memory: Memory) -> None:
         """Drop the FFN modules made for a memory; `ffn` makes them again when needed."""
-        self._modules.pop(memory, None)
+        self.modules.release(memory)
 
     def _follow_model(self) -> None:
-        """Drop what was computed from weights that have changed since. Errors: see `ModelWatch`."""
-        if self._watch.written_to():
-            self.split_model.forget_weights()
-            self._digests.clear()
-            self._modules.clear()
+        if self.modules.follow_model():
             self.prefixes.clear()
 
     @in_own_modes
@@ -266,18 +250,13 @@ class FastMem:
         if isinstance(prompt, str | Tokens) or (prompt and isinstance(prompt[0], dict)):
             return self.stream(prompt, memory, method, **options).run()  # type: ignore[arg-type]
         many: list[Any] = list(prompt)
-        lists = {k: v for k, v in options.items() if k in ("without_context", "prefix") and isinstance(v, list)}
-        memories: list[Any] = list(memory) if isinstance(memory, list | tuple) else [memory] * len(many)
-        for name, values in {"memory": memories, **lists}.items():
-            if len(values) != len(many):
-                raise InputError(
-                    f"{name}: {len(values)} given for {len(many)} prompts; give one for each.", field=name
-                )
+        given = {"memory": memory} | {k: options.pop(k) for k in ("without_context", "prefix") if k in options}
+        each = {name: one_for_each(name, value, len(many)) for name, value in given.items()}
         requests = [
-            self.request(one, memories[i], method, **options | {k: v[i] for k, v in lists.items()})
+            self.request(one, method=method, **options | {name: values[i] for name, values in each.items()})
             for i, one in enumerate(many)
         ]
-        return answers(self.batch(), requests, Decoding.of(options | dict.fromkeys(lists)).batch_size)
+        return answers(self.batch(), requests, Decoding.of(options).batch_size)
 
     def stream(self, prompt: Prompt, memory: Memory | None = None, method: str = "base", **options: Any) -> Stream:
         """The answer piece by piece: iterate for text, then `.answer`. Arguments as for `generate`."""
@@ -360,7 +339,7 @@ class FastMem:
         self._follow_model()
         return RunningBatch(self.split_model, self.tokenizer, self.prefixes)
 
-    def shareable_cache(self) -> "DynamicCache | None":
+    def shareable_cache(self) -> DynamicCache | None:
         """A new cache for `read` that other requests can go on from; None if the model's state cannot be shared."""
         cache = new_cache(self.model.config)
         return cache if joinable(cache) else None

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastmem.answer.cache import Prefix
 from fastmem.answer.contrast import ALPHA, RELATIVE_TOP, Contrast
 from fastmem.answer.sampling import Sampling
-from fastmem.errors import one_of
+from fastmem.errors import InputError, one_of
 from fastmem.memory.memory import Memory
 from fastmem.prompts import PROMPT, Prompt
 from fastmem.ranges import FLAG, Number, Other, instance_of, ranged
@@ -58,6 +58,17 @@ class Decoding(Sampling):
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as a tuple, without empty strings."""
         return tuple(text for text in ([self.stop] if isinstance(self.stop, str) else self.stop) if text)
+
+
+def one_for_each(name: str, given: Any, count: int) -> list[Any]:
+    """An option as a list with a value for each of `count` prompts; a value that is no list is for all of them.
+
+    Errors: `InputError` for a list of another length.
+    """
+    values = list(given) if isinstance(given, list | tuple) else [given] * count
+    if len(values) != count:
+        raise InputError(f"{name}: {len(values)} given for {count} prompts; give one for each.", field=name)
+    return values
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,50 @@
+"""`MemoryModules`: what is computed once from a model's weights, namely digests and the FFN modules of memories."""
+
+import weakref
+
+from fastmem.memory.memory import Memory, digest
+from fastmem.split.fingerprint import ModelWatch
+from fastmem.split.hooks import FFN
+from fastmem.split.split_model import SplitModel
+
+
+class MemoryModules:
+    """Of one model, whose owner may write to its weights between calls. Several threads can share one."""
+
+    def __init__(self, split_model: SplitModel):
+        self.split_model = split_model
+        self._watch = ModelWatch(split_model.model, split_model.structure.layers[-1].ffn)
+        self._digests: dict[tuple[int, ...], str] = {}
+        self._modules: weakref.WeakKeyDictionary[Memory, FFN] = weakref.WeakKeyDictionary()
+
+    def __contains__(self, memory: Memory) -> bool:
+        return memory in self._modules
+
+    def follow_model(self) -> bool:
+        """Drop everything if the model's weights were written to since; whether they were. Errors: `ModelWatch`'s."""
+        if not self._watch.written_to():
+            return False
+        self.split_model.forget_weights()
+        self._digests.clear()
+        self._modules.clear()
+        return True
+
+    def digest(self, layers: tuple[int, ...]) -> str:
+        """Of the original weights of the FFNs of these layers, counted from 0."""
+        found = self._digests.get(layers)
+        if found is None:
+            found = self._digests[layers] = digest(self.split_model.parameters(layers))
+        return found
+
+    def ffn(self, memory: Memory) -> FFN:
+        """The FFN modules of a memory that fits the model, in the model's type."""
+        found = self._modules.get(memory)
+        if found is None:
+            originals = self.split_model.parameters(memory.recipe.layers)
+            tuned = {n: w.to(originals[n].dtype) for n, w in memory.weights(originals).items()}
+            found = self._modules[memory] = self.split_model.ffn(tuned)
+        return found
+
+    def release(self, memory: Memory) -> None:
+        """Drop the FFN modules of a memory; `ffn` makes them again."""
+        self._modules.pop(memory, None)
