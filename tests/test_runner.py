@@ -12,6 +12,7 @@ import pytest
 import lab_runs
 from fastmem import FastMem, Recipe
 from fastmem.errors import InputError, RunError
+from fastmem.lab.report import load_results, tables
 from fastmem.lab.run import evaluate_batch, run_files
 from fastmem.lab.run.experiment import Experiment
 from fastmem.lab.run.run_files import Appender, read_examples, read_rows
@@ -168,6 +169,20 @@ def test_a_broken_example_is_a_counted_error(llm, tmp_path, monkeypatch, stage):
     row = next(row for row in read_rows(tmp_path / "run") if row["id"] == broken.id)
     assert row["error"] == "RuntimeError: tokenizer exploded"
     assert (row["scores"]["paper_correct"], row["scores"]["failure"]) == (False, True)
+
+
+def test_the_repetition_penalty_of_the_authors_dola(llm, tmp_path):
+    data, options = questions(tmp_path, 2), {"repetition_penalty": 1.2}
+    run(llm, experiment(("dola",), **options), data, tmp_path / "run")
+    texts = {row["id"]: row["text"] for row in read_rows(tmp_path / "run")}
+    for e in data.examples:
+        assert texts[e.id] == llm.answer(e.question, e.context, "dola", max_new_tokens=6, **options).text
+        assert texts[e.id] != llm.answer(e.question, e.context, "dola", max_new_tokens=6).text
+    assert "alpha 0.5, repetition penalty 1.2, float32" in tables([load_results(tmp_path / "run")])
+    with pytest.raises(RunError, match=r"decoding.repetition_penalty was 1.2, now None"):
+        run(llm, experiment(("dola",)), data, tmp_path / "run")
+    with pytest.raises(InputError, match="repetition_penalty is 0: give a number above 0"):
+        experiment(("dola",), repetition_penalty=0)
 
 
 def test_a_too_long_document_is_one_error(llm, tmp_path):

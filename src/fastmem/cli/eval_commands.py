@@ -97,6 +97,9 @@ def evaluate(
         float | None,
         typer.Option(metavar="X", help="Plausibility cut of a contrast; default: 0.1 for DoLa, else none."),
     ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(metavar="X", help="Above 1 reduces repetition; the authors' DoLa has 1.2, the rest none.")
+    ] = 1.0,
     max_new_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Longest answer; default: the task's.")
     ] = None,
@@ -140,6 +143,7 @@ def evaluate(
             made,
             alpha=0.5 if alpha is None else alpha,
             relative_top=relative_top,
+            repetition_penalty=repetition_penalty,
             max_new_tokens=max_new_tokens,
             max_context_tokens=max_context_tokens,
             batch_size=batch_size,

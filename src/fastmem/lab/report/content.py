@@ -83,7 +83,8 @@ def interval_text(value: float, low: float | None, high: float | None, sign: str
 
 
 def _contrast_strength(decoding: Record) -> str:
-    """`2`, or `2 among tokens of at least 0.05 of the top probability`."""
+    """`2`, or `2 among tokens of at least 0.05 of the top probability, repetition penalty 1.2`."""
     cut = decoding.get("relative_top")
     among = "" if cut is None else f" among tokens of at least {cut:g} of the top probability"
-    return f"{decoding['alpha']:g}{among}"
+    penalty = f", repetition penalty {decoding['repetition_penalty']:g}" if "repetition_penalty" in decoding else ""
+    return f"{decoding['alpha']:g}{among}{penalty}"

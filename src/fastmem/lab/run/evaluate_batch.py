@@ -91,6 +91,7 @@ class BatchEvaluator:
             "base" if method == ONE_SHOT else method,
             alpha=e.alpha,
             relative_top=e.relative_top,
+            repetition_penalty=e.repetition_penalty,
             max_new_tokens=e.new_tokens,
             without_context=messages(example, with_context=False) if wanted.kind == "cad" else None,
             prefix=made.prefix if made else None,

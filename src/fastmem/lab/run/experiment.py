@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmem.answer.contrast import METHODS, Contrast, Method
+from fastmem.answer.sampling import Sampling
 from fastmem.errors import InputError, RunError, one_of
 from fastmem.lab.run import run_files
 from fastmem.lab.run.run_files import Record
@@ -26,11 +27,12 @@ ONE_SHOT = "one-shot"  # the paper's Table 2: the untouched model, with one work
 class Experiment:
     """How the examples of one task are answered.
 
-    methods: names of `METHODS`, or "one-shot". alpha, relative_top: as in `Contrast`. max_new_tokens: None takes the
-    task's. max_context_tokens: cut longer documents (the paper's limit is 7,500); None keeps them whole. batch_size:
-    examples decoded at the same time; it affects the rounding of the kernels only. seed: recorded only; decoding is
-    greedy, and memorizing uses the recipe's seed. Errors: `InputError` for values out of range; `MissingPackageError`
-    if the scorers need packages that are not installed.
+    methods: names of `METHODS`, or "one-shot". alpha, relative_top: as in `Contrast`. repetition_penalty: as in
+    `Sampling`; the authors' DoLa has 1.2, their other methods have none. max_new_tokens: None takes the task's.
+    max_context_tokens: cut longer documents (the paper's limit is 7,500); None keeps them whole. batch_size: examples
+    decoded at the same time; it affects the rounding of the kernels only. seed: recorded only; decoding is greedy, and
+    memorizing uses the recipe's seed. Errors: `InputError` for values out of range; `MissingPackageError` if the scorers
+    need packages that are not installed.
     """
 
     task: str
@@ -38,6 +40,7 @@ class Experiment:
     recipe: Recipe
     alpha: float = 0.5
     relative_top: float | None = None
+    repetition_penalty: float = 1.0
     max_new_tokens: int | None = None
     max_context_tokens: int | None = None
     batch_size: int = 16
@@ -52,7 +55,8 @@ class Experiment:
             one_of(name, [*METHODS, ONE_SHOT], "method")
         if len(set(self.methods)) < len(self.methods):
             raise InputError(f"a method is named twice: {', '.join(self.methods)}.")
-        Contrast("cd", self.alpha, relative_top=self.relative_top)  # raises for values out of range
+        Contrast("cd", self.alpha, relative_top=self.relative_top)  # raises for values out of range, as does
+        Sampling(repetition_penalty=self.repetition_penalty)
         for name in ("batch_size", "max_new_tokens", "max_context_tokens"):
             given = getattr(self, name)
             if given is not None and given < 1:
@@ -108,7 +112,8 @@ def identity(experiment: Experiment, data: Data, examples: Sequence[Example], ll
             "relative_top": experiment.relative_top,
             "max_new_tokens": experiment.new_tokens,
             "max_context_tokens": experiment.max_context_tokens,
-        },
+        }
+        | ({} if experiment.repetition_penalty == 1 else {"repetition_penalty": experiment.repetition_penalty}),
         "seed": experiment.seed,
     }
 
