@@ -31,8 +31,8 @@ class Experiment:
     `Sampling`; the authors' DoLa has 1.2, their other methods have none. max_new_tokens: None takes the task's.
     max_context_tokens: cut longer documents (the paper's limit is 7,500); None keeps them whole. batch_size: examples
     decoded at the same time; it affects the rounding of the kernels only. seed: recorded only; decoding is greedy, and
-    memorizing uses the recipe's seed. Errors: `InputError` for values out of range; `MissingPackageError` if the scorers
-    need packages that are not installed.
+    memorizing uses the recipe's seed. Errors: `InputError` for values out of range; `MissingPackageError` if the
+    scorers need packages that are not installed.
     """
 
     task: str
