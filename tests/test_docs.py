@@ -67,6 +67,15 @@ def test_links_and_files_named_in_a_page_exist(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
+def test_the_flags_that_follow_the_authors_exist() -> None:
+    from fastmem import cli
+
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", (ROOT / "docs" / "differences.md").read_text()))
+    flags = {flag for name in ("eval", "paper", "search") for p in cli.command(name).params for flag in p.opts}
+    assert named <= flags
+    assert {"--no-system-turn", "--paper-rows", "--repetition-penalty"} <= named
+
+
 def test_pages_contain_no_machine_paths() -> None:
     for page in PAGES:
         assert not re.search(r"/(work|tmp|root|home)/", page.read_text()), page.name

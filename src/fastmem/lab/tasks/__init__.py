@@ -20,8 +20,8 @@ __all__ = ["TASKS", "Data", "Example", "Kind", "Shot", "Task", "cut", "load", "m
 # Most new tokens of an answer: IAAR-Shanghai/FastMem `scripts/run_qa.sh`; of a summary: the default of its
 # `src/train_and_inference.py`.
 QUESTION_TOKENS, SUMMARY_TOKENS = 100, 400
-# Most rows that the authors' code reads: `num_data` in both scripts, and files of 3,000 sampled test rows
-# (`xsum_sample_test_3000.jsonl`). Which rows were sampled is not published.
+# Most rows that the authors' code reads: `num_data` in its scripts, and files of 3,000 sampled test rows
+# (`eval/data/Summary/*_sample_test_3000.jsonl`).
 QUESTION_ROWS, SUMMARY_ROWS = 4000, 3000
 
 
