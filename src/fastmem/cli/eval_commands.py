@@ -53,6 +53,20 @@ class DataFlags:
 
 
 @dataclass(frozen=True)
+class AnswerFlags:
+    """How the examples are answered. What is not given is the default of `Experiment`."""
+
+    heading: ClassVar[str] = "Answers"
+
+    alpha: float | None = option("Strength of a contrast; default: 0.5.", "X")
+    relative_top: float | None = option("Plausibility cut of a contrast; default: 0.1 for DoLa, else none.", "X")
+    repetition_penalty: float | None = option("Above 1 reduces repetition; the authors' DoLa has 1.2.", "X")
+    max_new_tokens: int | None = option("Longest answer; default: the task's.", "N", min=1)
+    max_context_tokens: int | None = option("Cut longer documents; default of paper: 7500.", "N", min=1)
+    batch_size: int | None = option("Examples answered at the same time; default: 16.", "N", min=1)
+
+
+@dataclass(frozen=True)
 class ScorerFlags:
     """The models that score summaries."""
 
@@ -79,6 +93,7 @@ def evaluate(
     model: ModelFlags,
     recipe: RecipeFlags,
     data: DataFlags,
+    answers: AnswerFlags,
     scorers: ScorerFlags,
     output: OutputFlags,
     task: Annotated[
@@ -92,21 +107,6 @@ def evaluate(
     methods: Annotated[
         str, typer.Option(metavar="M,M", help="Methods separated by commas; one-shot is also accepted.")
     ] = DEFAULT_METHODS,
-    alpha: Annotated[float | None, typer.Option(metavar="X", help="Strength of a contrast; default: 0.5.")] = None,
-    relative_top: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Plausibility cut of a contrast; default: 0.1 for DoLa, else none."),
-    ] = None,
-    repetition_penalty: Annotated[
-        float, typer.Option(metavar="X", help="Above 1 reduces repetition; the authors' DoLa has 1.2, the rest none.")
-    ] = 1.0,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Longest answer; default: the task's.")
-    ] = None,
-    max_context_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Cut longer documents; the paper uses 7500.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples answered at the same time.")] = 16,
     seed: Annotated[int, typer.Option(metavar="N", help="Only recorded; nothing is random.")] = 0,
     part: Annotated[
         str,
@@ -141,12 +141,7 @@ def evaluate(
             task,
             names(methods),
             made,
-            alpha=0.5 if alpha is None else alpha,
-            relative_top=relative_top,
-            repetition_penalty=repetition_penalty,
-            max_new_tokens=max_new_tokens,
-            max_context_tokens=max_context_tokens,
-            batch_size=batch_size,
+            **given_values(answers),
             seed=seed,
             scorers=scorers.scorers(device),
         )

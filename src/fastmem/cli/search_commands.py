@@ -6,8 +6,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastmem.cli.eval_commands import DataFlags, ProgressReporter, ScorerFlags, duration, publish, resumable
-from fastmem.cli.flags import LAYERS, ModelFlags, OutputFlags, RecipeFlags, fields_named, numbers, with_flags
+from fastmem.cli.eval_commands import (
+    AnswerFlags,
+    DataFlags,
+    ProgressReporter,
+    ScorerFlags,
+    duration,
+    publish,
+    resumable,
+)
+from fastmem.cli.flags import (
+    LAYERS,
+    ModelFlags,
+    OutputFlags,
+    RecipeFlags,
+    fields_named,
+    given_values,
+    numbers,
+    with_flags,
+)
 from fastmem.cli.output import Status, emit, say
 from fastmem.errors import InputError, TaskError, one_of
 
@@ -106,6 +123,7 @@ def search(
 def paper(
     model: ModelFlags,
     recipe: RecipeFlags,
+    answers: AnswerFlags,
     scorers: ScorerFlags,
     output: OutputFlags,
     output_dir: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for all runs.")],
@@ -116,11 +134,6 @@ def paper(
     limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Only N examples of each task, to estimate the cost.")
     ] = None,
-    max_context_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Cut longer documents.")] = 7500,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Longest answer; default: each task's.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Examples answered at the same time.")] = 16,
     paper_rows: Annotated[
         bool, typer.Option("--paper-rows", help="At most as many rows as the authors' code reads.")
     ] = False,
@@ -170,11 +183,9 @@ def paper(
                     base=own,
                     same_recipe=own != Recipe(),
                     limit=limit,
-                    max_context_tokens=max_context_tokens,
-                    max_new_tokens=max_new_tokens,
-                    batch_size=batch_size,
-                    scorers=scorers.scorers(str(llm.split_model.device)),
                     on_progress=on_progress,
+                    scorers=scorers.scorers(str(llm.split_model.device)),
+                    **given_values(answers),
                 )
     if finished := [output_dir / run.name for run in runs(own) if has_rows(output_dir / run.name)]:
         publish(finished, output_dir / "report.html", output)

@@ -8,11 +8,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fastmem.errors import MissingPackageError, TaskError, one_of
 from fastmem.lab.run.experiment import Experiment
 from fastmem.lab.run.runner import Progress, run
-from fastmem.lab.scores.summary import Scorers
 from fastmem.lab.tasks import Data, load
 from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
@@ -94,31 +94,22 @@ def reproduce(
     base: Recipe | None = None,
     same_recipe: bool = False,
     limit: int | None = None,
-    max_context_tokens: int = MAX_CONTEXT_TOKENS,
-    max_new_tokens: int | None = None,
-    batch_size: int = 16,
-    scorers: Scorers | None = None,
     on_progress: Callable[[Run, Progress], None] | None = None,
+    **options: Any,
 ) -> list[Outcome]:
     """Do the paper's runs over `data` (task -> examples), each in its own folder below `folder`.
 
     same_recipe: use `base` for all runs instead of the paper's recipes, for models that need other rates. limit: use
-    only this many examples of each task, to estimate the cost of the whole.
+    only this many examples of each task, to estimate the cost of the whole. options: further fields of `Experiment`.
     """
+    options = {"max_context_tokens": MAX_CONTEXT_TOKENS} | options
     outcomes = []
     for planned in runs(base or Recipe()):
         if planned.task not in data:
             continue
         whole = data[planned.task]
-        experiment = Experiment(
-            planned.task,
-            planned.methods,
-            base if same_recipe and base else planned.recipe,
-            max_new_tokens=max_new_tokens,
-            max_context_tokens=max_context_tokens,
-            batch_size=batch_size,
-            scorers=scorers or Scorers(),
-        )
+        recipe = base if same_recipe and base else planned.recipe
+        experiment = Experiment(planned.task, planned.methods, recipe, **options)
         report = None if on_progress is None else functools.partial(on_progress, planned)
         summary = run(llm, experiment, replace(whole, examples=whole.examples[:limit]), folder / planned.name, report)
         # All methods of a run share one memory, but the rows of each include its cost.
