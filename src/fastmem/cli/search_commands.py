@@ -147,9 +147,9 @@ def paper(
       fastmem paper --model meta-llama/Meta-Llama-3-8B-Instruct --data wikihow=wikihowAll.csv --output runs/paper
       fastmem paper --model ID --limit 8 --output runs/cost
     """
+    from fastmem.lab.run.experiment import Experiment
     from fastmem.lab.run.paper import cost_table, load_tasks, reproduce, runs
     from fastmem.lab.run.run_files import has_rows
-    from fastmem.lab.scores.summary import require_packages
     from fastmem.memory.recipe import Recipe
 
     files = {}
@@ -158,7 +158,8 @@ def paper(
         if not equals:
             raise InputError(f"--data is {given!r}: give TASK=FILE, such as wikihow=wikihowAll.csv.")
         files[task] = Path(file)
-    require_packages(scorers.scorers("cpu"))
+    # Values and packages are checked before data is loaded, by an experiment that is not run.
+    Experiment("xsum", ("base",), Recipe(), scorers=scorers.scorers("cpu"), **given_values(answers))
     own = recipe.make(Recipe())
     with Status(quiet=output.quiet) as status:
         status("loading data ...")
