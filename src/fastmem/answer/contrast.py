@@ -90,8 +90,8 @@ def contrast(
     alpha: float | Tensor,  # a number or [B, 1]
     relative_top: float = 0.0,
 ) -> Tensor:
-    """[B, V]: `(1 + alpha) * logits - alpha * against`, -inf for implausible tokens."""
-    scores = (1 + alpha) * logits - alpha * against
+    """[B, V]: `(1 + alpha) * logits - alpha * against`, -inf for implausible and for impossible tokens."""
+    scores = (1 + alpha) * logits - alpha * _finite(against)
     return scores.masked_fill_(~plausible(logits, relative_top), -torch.inf) if relative_top else scores
 
 
@@ -102,8 +102,20 @@ def divergence(
     """[B]: the Jensen-Shannon divergence of the two distributions in bits, from 0 (equal) to 1."""
     p, q = logits.log_softmax(-1), other.log_softmax(-1)
     middle = torch.logaddexp(p, q) - math.log(2)
-    nats = ((p.exp() * (p - middle)).sum(-1) + (q.exp() * (q - middle)).sum(-1)) / 2
+    nats = (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
     return (nats / math.log(2)).clamp(0, 1)
+
+
+def _relative_entropy(p: Tensor, q: Tensor) -> Tensor:
+    """[B], in nats, from log-probabilities [B, V]. Where p is 0, p log p is 0."""
+    return (p.exp() * (p - q)).masked_fill(p.isneginf(), 0).sum(-1)
+
+
+def _finite(against: Tensor) -> Tensor:
+    """Logits or log-probabilities [B, V] to contrast with: a token that is impossible there (-inf) counts as the least
+    likely possible one, so a score is -inf where the contrasted side is, and never NaN or +inf."""
+    impossible = against.isneginf()
+    return torch.where(impossible, against.masked_fill(impossible, torch.inf).amin(-1, keepdim=True), against)
 
 
 def adaptive_alpha(
@@ -133,7 +145,7 @@ def dola(
     """
     divergences = torch.stack([divergence(final, candidate) for candidate in early])  # [L, B]
     chosen = early[divergences.argmax(0), torch.arange(final.shape[0], device=final.device)]  # [B, V]
-    scores = final.log_softmax(-1) - chosen.log_softmax(-1)
+    scores = final.log_softmax(-1) - _finite(chosen.log_softmax(-1))
     return scores.masked_fill(~plausible(final, relative_top), -torch.inf)
 
 

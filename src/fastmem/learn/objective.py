@@ -33,11 +33,12 @@ def plain(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, cross entropy, KL), each a mean over the N positions; gradients by autograd.
 
-    All reductions in the type of `logits`, float32 or wider.
+    All reductions in the type of `logits`, float32 or wider. A token of logit -inf on the untouched side adds nothing
+    to the KL: p log p goes to 0 with p.
     """
     now, base = logits.log_softmax(-1), base_logits.log_softmax(-1)
     cross_entropy = F.nll_loss(now, targets)
-    kl = F.kl_div(now, base, log_target=True, reduction="batchmean")
+    kl = (base.exp() * (base - now).masked_fill(base.isneginf(), 0)).sum(-1).mean()
     return cross_entropy + kl_weight * kl, cross_entropy, kl
 
 
@@ -70,8 +71,9 @@ def losses_and_gradient(
         top, base_top = z.amax(-1), base.amax(-1)
         log_q_top, log_p_top = q.amax(-1).log(), p.amax(-1).log()
         cross_entropy[rows] = top - log_q_top - z.gather(-1, target)[:, 0]
-        kl[rows] = torch.linalg.vecdot(p, base.sub_(z)) + (top - base_top) + (log_p_top - log_q_top)
-        q.sub_(p, alpha=kl_weight / (1 + kl_weight)).mul_(1 + kl_weight)
+        # For a token of logit -inf, 0 * inf is NaN, which counts as 0. A NaN logit is not lost: `top` is NaN, too.
+        kl[rows] = base.sub_(z).mul_(p).nansum(-1) + (top - base_top) + (log_p_top - log_q_top)
+        q.lerp_(p, -kl_weight)  # q + kl_weight * (q - p)
         out[rows] = q.scatter_add_(-1, target, q.new_full(target.shape, -1))
     return cross_entropy, kl.clamp_(min=0), out  # rounding leaves -1e-7 where the two are nearly the same
 

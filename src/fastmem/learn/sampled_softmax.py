@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fastmem.errors import InputError
 from fastmem.learn.objective import Chunk, block_rows
+from fastmem.split.probe import largest, largest_difference
 from fastmem.split.split_model import SplitModel
 
 # The share of the tokens that is sampled. On nq-mini, 10 steps at 3e-4, 1,024 of 6,000 tokens, the tuned logits were
@@ -126,9 +127,9 @@ def remaining_tokens(logits: Tensor, listed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _require_same(split_model: SplitModel, gathered: Tensor, full: Tensor) -> None:
-    # The tolerance of `split_model.py`: units in the last place of the largest logit, for kernels of another shape.
-    unit = torch.finfo(full.dtype).eps * full.abs().max().item()
-    apart = (gathered - full).abs().max().item() if gathered.shape == full.shape else torch.inf
+    # The tolerance of `split/probe.py`: units in the last place of the largest logit, for kernels of another shape.
+    unit = torch.finfo(full.dtype).eps * largest(full)
+    apart = largest_difference(gathered, full) if gathered.shape == full.shape else torch.inf
     if not apart <= unit * (64 if full.dtype.itemsize > 2 else 8):
         raise InputError(
             f"recipe shortlist does not work with {split_model.family!r}: logits from single rows of its output "

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from fastmem.errors import InputError
 from fastmem.split.dequantize import dequantized, is_quantized
 from fastmem.split.hooks import FFN, Activations, Recording, call_arguments, install_hooks
+from fastmem.split.probe import Probe
 from fastmem.split.structure import (
+    family_of,
     find_structure,
     hidden_states,
     input_device,
@@ -61,10 +63,11 @@ class SplitModel:
     @in_own_modes
     def __init__(self, model: Any):
         self.model = model
-        self.family: str = model.config.model_type
+        self.family = family_of(model)
         if any(parameter.is_inference() for parameter in model.parameters()):
             reason = "its weights were made in torch.inference_mode(), which rules out gradients"
             raise unsupported(self.family, reason, "load the model outside of it")
+        probe = Probe(model)  # runs the model itself, before any copy of it runs
         self.structure = find_structure(model)
         model_copy = self._hooked_copy()
         self._body = model_copy.get_submodule(self.structure.body)
@@ -92,13 +95,11 @@ class SplitModel:
         self._dequantized: dict[str, nn.Module] = {}
         self.parameters((-1,))  # refuses offloaded weights
         try:
-            _check_rebuilt_logits(self)
+            probe.check(self)
         except (AttributeError, RuntimeError, TypeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise unsupported(
-                self.family, f"its parts cannot be run separately ({error})", "report the family"
-            ) from error
+            raise unsupported(self.family, "its parts cannot be run separately", "report the family", error) from error
 
     @property
     def depth(self) -> int:
@@ -143,7 +144,7 @@ class SplitModel:
     def dequantized_ffn(self, name: str) -> nn.Module:
         """The base's FFN module of that name with float weights: its own, or a copy if it is quantized."""
         if name not in self._dequantized:
-            self._dequantized[name] = dequantized(self.own_ffn[name], self.dtype)
+            self._dequantized[name] = dequantized(self.own_ffn[name], self.dtype, self.family)
         return self._dequantized[name]
 
     def forget_weights(self) -> None:
@@ -260,7 +261,7 @@ class SplitModel:
         """
         whole = self.model.get_output_embeddings()
         weight, bias = getattr(whole, "weight", None), getattr(whole, "bias", None)
-        if weight is None or not weight.is_floating_point() or weight.device.type == "meta":
+        if weight is None or is_quantized(whole) or weight.device.type == "meta":
             offloaded = " that is offloaded" if weight is not None and weight.device.type == "meta" else ""
             raise InputError(
                 f"recipe shortlist needs an output embedding with float rows; {self.family!r} has "
@@ -289,41 +290,3 @@ class SplitModel:
 def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
     rows = hidden.reshape(1, -1, hidden.shape[-1])
     return head(inputs_embeds=rows, use_cache=False).logits.reshape(*hidden.shape[:-1], -1)
-
-
-def _check_rebuilt_logits(split_model: SplitModel) -> None:
-    """Compare rebuilt logits with the model's own, unchanged and with the FFN's output scaled; refuse a difference."""
-    ids = (torch.arange(10) * 5 + 1) % split_model.vocabulary_size
-    module = split_model.structure.layers[-1].ffn[-1]
-
-    def scaled(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        out = own(*args, **kwargs)
-        return (out[0] * 1.5, *out[1:]) if isinstance(out, tuple) else out * 1.5
-
-    whole = weight_sharing_copy(split_model.model)
-    part = whole.get_submodule(module)
-    activations = split_model.read(ids, torch.arange(10))
-    with torch.no_grad():
-        own = whole(input_ids=ids[None].to(split_model.input_device), use_cache=False).logits[0].float()
-        prefix = whole(input_ids=ids[None, :6].to(split_model.input_device), use_cache=False).logits[0].float()
-        rebuilt = split_model.head(split_model.tail(activations)).float()
-        other = {module: functools.partial(scaled, weight_sharing_copy(split_model.model.get_submodule(module)))}
-        rebuilt_scaled = split_model.head(split_model.tail(activations, other)).float()
-        part.forward = functools.partial(scaled, part.forward)
-        own_scaled = whole(input_ids=ids[None].to(split_model.input_device), use_cache=False).logits[0].float()
-    # Tolerances in units in the last place of the largest logit. Six positions run through other kernels than ten in
-    # every layer; the rebuilt logits come from the same kernels, so in a short type 8 units (6 % in bfloat16) suffice.
-    # A float64 model may compute parts in float32 (the attention weights of Gemma 2).
-    unit = max(torch.finfo(split_model.dtype).eps, torch.finfo(torch.float32).eps) * own.abs().max().item()
-    allowed = unit * (64 if split_model.dtype.itemsize > 2 else 8)
-    if not (ahead := (own[:6] - prefix).abs().max().item()) <= 64 * unit:
-        raise unsupported(
-            split_model.family, f"it reads ahead (logits move by {ahead:.2g} with later tokens)", "give a causal model"
-        )
-    for label, a, b in (("rebuilt", rebuilt, own), ("rebuilt with another FFN", rebuilt_scaled, own_scaled)):
-        if not (apart := (a - b).abs().max().item()) <= allowed:
-            raise unsupported(
-                split_model.family,
-                f"{label} logits differ from its own by {apart:.2g}, {allowed:.2g} allowed",
-                "report the family, or answer with method 'base' or 'cad' through transformers",
-            )

@@ -14,12 +14,14 @@ A new model family therefore needs no entry anywhere. The check in `split_model.
 
 import copy
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fastmem.errors import UnsupportedModelError
 
@@ -27,6 +29,8 @@ log = logging.getLogger("fastmem")
 
 # Length of the observed sequence: odd and unlike usual sizes, so that a dimension of this length counts positions.
 PROBE_TOKENS = 11
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -72,22 +76,74 @@ class _Call:
     snapshot: Tensor | None  # of the hidden states in `out`, since some layers add to them in place (Falcon)
 
 
+@torch.inference_mode(False)  # the copy's own tensors can be written to, wherever it is made
 def weight_sharing_copy(module: nn.Module, replace: dict[int, Any] | None = None) -> nn.Module:
-    """A copy of the modules, in evaluation mode, that shares the original's parameters and buffers.
+    """A copy of the modules, in evaluation mode, that shares the original's weights and nothing else.
 
-    The copy can be hooked and changed; the original is never written to. The copy's parameters are frozen, so
-    gradients exist only for tensors that a caller substitutes. replace: `id(part)` -> the object to use instead.
+    The copy can be run, hooked and changed; the original is never written to. Shared is the storage of parameters and
+    of codes in buffers. Everything that a forward pass may write to is the copy's own: buffers, tensors in attributes,
+    and what a quantized parameter holds beside its codes. The copy's parameters are frozen, so gradients exist only
+    for tensors that a caller substitutes. replace: `id(part)` -> the object to use instead.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = dict(replace or {})
+    parameters = []
     for part in module.modules():
-        for value in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
-            if isinstance(value, Tensor):
-                plain = type(value) is nn.Parameter and value.device.type != "meta"
-                memo[id(value)] = nn.Parameter(value.detach(), requires_grad=False) if plain else value
-        for config in ("config", "generation_config"):
-            if config in vars(part):
-                memo[id(vars(part)[config])] = vars(part)[config]
-    return copy.deepcopy(module, memo | (replace or {})).eval()
+        for value in (*part._parameters.values(), *vars(part).values()):
+            if isinstance(value, Tensor) and isinstance(value, nn.Parameter) and id(value) not in memo:
+                parameters.append(value)
+                memo[id(value)] = _frozen(value)
+            elif type(value) is OrderedDict and not value:  # hooks: `deepcopy` takes 10 times as long for each
+                memo[id(value)] = OrderedDict()
+        for name in ("config", "generation_config"):
+            if (config := vars(part).get(name)) is not None:
+                memo.setdefault(id(config), with_named_outputs(config))
+    # bitsandbytes keeps scales and codes in attributes of a parameter, and its forward pass changes them.
+    with _DeepCopyOfTensors(shared=lambda _: True):
+        for parameter in parameters:
+            own = memo[id(parameter)]
+            if own is not parameter and type(parameter) is not nn.Parameter:
+                vars(own).update(copy.deepcopy(vars(parameter), memo))
+    with _DeepCopyOfTensors(shared=is_codes):
+        twin = copy.deepcopy(module, memo)
+    for part in twin.modules():
+        part.training = False  # without `eval`, which a module may override to merge weights in place (loralib)
+    return twin
+
+
+class _DeepCopyOfTensors(TorchFunctionMode):
+    """Within the block, `copy.deepcopy` copies Python objects as always, and shares the tensors it is told to."""
+
+    def __init__(self, shared: Callable[[Tensor], bool]):
+        super().__init__()
+        self.shared = shared
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__:
+            return args[0] if self.shared(args[0]) else args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
+
+
+def _frozen(parameter: nn.Parameter) -> nn.Parameter:
+    """A parameter of the same class and storage. One on the meta device has no storage, and is returned itself."""
+    if parameter.device.type == "meta":
+        return parameter
+    if issubclass(type(parameter), nn.Parameter):
+        return parameter.detach().as_subclass(type(parameter))
+    return nn.Parameter(parameter.detach(), requires_grad=False)  # a tensor subclass marked as a parameter (torchao)
+
+
+def is_codes(tensor: Tensor) -> bool:
+    """Whether it is a matrix of integers or 8-bit floats: quantized weights, or a mask, which can be as large."""
+    return tensor.ndim >= 2 and (not tensor.is_floating_point() or tensor.itemsize == 1)
+
+
+def with_named_outputs(config: C) -> C:
+    """The configuration, or a copy of it if it makes modules return tuples."""
+    if getattr(config, "return_dict", True):
+        return config
+    own = copy.copy(config)
+    own.return_dict = True  # type: ignore[attr-defined]
+    return own
 
 
 def hidden_states(output: Any) -> Tensor:
@@ -100,11 +156,9 @@ def find_structure(model: nn.Module) -> Structure:
 
     Errors: `UnsupportedModelError`, with the family and the part that was not found.
     """
-    family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise unsupported(family, "it is an encoder-decoder", "give a decoder-only causal language model")
+    family = family_of(model)
     model_copy = weight_sharing_copy(model)
-    calls = _watch(model_copy, family)
+    calls = _watch(model_copy)
     bodies = [call for call in calls if call.name and getattr(call.out, "last_hidden_state", None) is not None]
     if not bodies:
         raise unsupported(
@@ -124,12 +178,41 @@ def find_structure(model: nn.Module) -> Structure:
     return Structure(body.name, layers, closing, type(body.out))
 
 
-def unsupported(family: str, reason: str, remedy: str) -> UnsupportedModelError:
-    """The error for a model that cannot be used: family, reason, what can be done."""
-    return UnsupportedModelError(f"{family!r} cannot be split at its last feed-forward network: {reason}; {remedy}.")
+def family_of(model: Any) -> str:
+    """The name of the model's family, or of its class."""
+    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
 
 
-def _watch(model_copy: nn.Module, family: str) -> list[_Call]:
+def unsupported(family: str, reason: str, remedy: str, error: Exception | None = None) -> UnsupportedModelError:
+    """The error for a model that cannot be used: family, reason, what can be done. error: what was raised, if so; the
+    first line of its message is part of the reason."""
+    because = "" if error is None else f" ({(str(error).splitlines() or [type(error).__name__])[0]})"
+    return UnsupportedModelError(
+        f"{family!r} cannot be split at its last feed-forward network: {reason}{because}; {remedy}."
+    )
+
+
+def plain_logits(model: Any, ids: Tensor) -> Tensor:
+    """[S, V]: the logits of a forward pass over ids [S], in float32 or wider.
+
+    Errors: `UnsupportedModelError` if the model is no decoder or the pass fails.
+    """
+    family = family_of(model)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise unsupported(family, "it is an encoder-decoder", "give a decoder-only causal language model")
+    try:
+        with torch.no_grad():
+            logits = model(input_ids=ids[None].to(input_device(model)), use_cache=False).logits[0]
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # no causal language model of transformers
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise unsupported(
+            family, "a plain forward pass failed", "give a transformers causal model that runs by itself", error
+        ) from error
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _watch(model_copy: nn.Module) -> list[_Call]:
     """Every call of every module in one forward pass, in the order in which they returned."""
     calls: list[_Call] = []
 
@@ -137,14 +220,8 @@ def _watch(model_copy: nn.Module, family: str) -> list[_Call]:
         return lambda _, args, kwargs, out: calls.append(_Call(name, args, kwargs, out, _snapshot(out)))
 
     handles = [m.register_forward_hook(hook(name), with_kwargs=True) for name, m in model_copy.named_modules()]
-    ids = (torch.arange(PROBE_TOKENS) * 7 % vocabulary_size(model_copy))[None].to(input_device(model_copy))
     try:
-        with torch.no_grad():
-            model_copy(input_ids=ids, use_cache=False)
-    except (TypeError, ValueError) as error:  # not a causal language model of transformers
-        raise unsupported(
-            family, f"a plain forward pass failed ({error})", "give a transformers causal model"
-        ) from error
+        plain_logits(model_copy, torch.arange(PROBE_TOKENS) * 7 % vocabulary_size(model_copy))
     finally:
         for handle in handles:
             handle.remove()
@@ -213,8 +290,7 @@ def _has_a_row_per_position(value: Any) -> bool:
 
 def _has_matrices(module: nn.Module) -> bool:
     """Whether it has two-dimensional weights: parameters, or a quantized linear's codes in a buffer."""
-    codes = (buffer for buffer in module.buffers() if not buffer.is_floating_point())
-    return any(tensor.ndim >= 2 for tensor in (*module.parameters(), *codes))
+    return any(p.ndim >= 2 for p in module.parameters()) or any(map(is_codes, module.buffers()))
 
 
 def _position_wise(module: nn.Module, call: _Call) -> bool:
@@ -229,8 +305,14 @@ def _position_wise(module: nn.Module, call: _Call) -> bool:
         alone = hidden_states(module(*args, **{k: _last(t) for k, t in call.kwargs.items()})).float()
     among = _last(call.snapshot).float()
     # Kernels differ with the shape: a few units in the last place of the working type, relative to the largest value.
-    tolerance = 64 * torch.finfo(call.snapshot.dtype).eps
+    tolerance = 64 * rounding_unit(call.snapshot.dtype)
     return bool((alone.reshape(-1) - among.reshape(-1)).abs().max() <= tolerance * (among.abs().max() + 1e-6))
+
+
+def rounding_unit(dtype: torch.dtype) -> float:
+    """The relative rounding error of a model of this type. A float64 model may compute parts in float32: routers, the
+    attention weights of Gemma 2."""
+    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
 
 
 def _positions(tensor: Tensor) -> int | None:

@@ -1,0 +1,149 @@
+"""The check of a model when it is loaded: its parts give its own logits, and it is left as it was.
+
+The model itself runs before any copy of it, so that a copy which differs from it or damages it is found. Its logits of
+ten tokens are compared with rebuilt ones, with the FFN's output unchanged and scaled. The logits of the first six
+tokens alone show whether later tokens change earlier logits.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmem.split.dequantize import is_quantized_linear
+from fastmem.split.structure import (
+    family_of,
+    is_codes,
+    plain_logits,
+    rounding_unit,
+    unsupported,
+    vocabulary_size,
+    weight_sharing_copy,
+    with_named_outputs,
+)
+
+if TYPE_CHECKING:
+    from fastmem.split.split_model import SplitModel
+
+PREFIX = 6
+
+
+class Probe:
+    """What the model itself computes, for a comparison with what is made of it.
+
+    Errors: `UnsupportedModelError` if the model cannot be run, or its logits depend on later tokens.
+    """
+
+    def __init__(self, model: Any):
+        self.family = family_of(model)
+        self._versions = [(name, tensor, _version(tensor)) for name, tensor in _shared_tensors(model)]
+        self._ids = (torch.arange(10) * 5 + 1) % vocabulary_size(model)
+        with _left_as_it_was(model):
+            self._logits = plain_logits(model, self._ids)
+            prefix = plain_logits(model, self._ids[:PREFIX])
+        if not (self._logits < torch.inf).all():
+            raise unsupported(
+                self.family, "some of its logits are NaN or infinite", "load it in another type, such as float32"
+            )
+        self._largest = largest(self._logits)
+        # Six positions run through other kernels than ten in every layer: 64 units in the last place of the largest
+        # logit. Where activations are quantized, rounding can change a code (bitsandbytes' int8 in a float32 model).
+        floats = [p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize > 1]
+        floats += [torch.float16] if any(map(is_quantized_linear, model.modules())) else []
+        unit = max(map(rounding_unit, floats))
+        if not (ahead := largest_difference(self._logits[:PREFIX], prefix)) <= 64 * unit * self._largest:
+            raise unsupported(
+                self.family, f"it reads ahead (logits move by {ahead:.2g} with later tokens)", "give a causal model"
+            )
+
+    def check(self, split_model: "SplitModel") -> None:
+        """Errors: `UnsupportedModelError` if rebuilt logits differ, or if running the model wrote to its weights."""
+        module = split_model.structure.layers[-1].ffn[-1]
+        activations = split_model.read(self._ids, torch.arange(len(self._ids)))
+        whole = weight_sharing_copy(split_model.model)
+        part = whole.get_submodule(module)
+        other = {module: functools.partial(_scaled, weight_sharing_copy(split_model.model.get_submodule(module)))}
+        part.forward = functools.partial(_scaled, part.forward)
+        with torch.no_grad():
+            rebuilt = split_model.head(split_model.tail(activations))
+            rebuilt_scaled = split_model.head(split_model.tail(activations, other))
+        # The kernels are the model's own, so in a short type 8 units (6 % in bfloat16) suffice.
+        units = 64 if split_model.dtype.itemsize > 2 else 8
+        allowed = units * rounding_unit(split_model.dtype) * self._largest
+        for label, found, expected in (
+            ("rebuilt", rebuilt, self._logits),
+            ("rebuilt with another FFN", rebuilt_scaled, plain_logits(whole, self._ids)),
+        ):
+            if not (apart := largest_difference(found.to(expected.dtype), expected)) <= allowed:
+                raise unsupported(
+                    self.family,
+                    f"{label} logits differ from its own by {apart:.2g}, {allowed:.2g} allowed",
+                    "report the family, or answer with method 'base' or 'cad' through transformers",
+                )
+        for name, tensor, version in self._versions:
+            if _version(tensor) != version:
+                raise unsupported(
+                    self.family, f"a forward pass writes to {name}", "give a model that leaves its weights as they are"
+                )
+
+
+def _scaled(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    out = own(*args, **kwargs)
+    return (out[0] * 1.5, *out[1:]) if isinstance(out, tuple) else out * 1.5
+
+
+def largest(logits: Tensor) -> float:
+    """The largest absolute value. A head may give a token the logit -inf, which does not count."""
+    return logits.masked_fill(logits.isneginf(), 0).abs().max().item()
+
+
+def largest_difference(a: Tensor, b: Tensor) -> float:
+    """The largest absolute difference; NaN if there is one. Equal infinities do not differ."""
+    return (a - b).masked_fill(a == b, 0).abs().max().item()
+
+
+def _shared_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a weight-sharing copy shares with the model, by name."""
+    yield from model.named_parameters()
+    for path, module in model.named_modules():
+        for name, value in (module._buffers | vars(module)).items():
+            if isinstance(value, Tensor) and is_codes(value):
+                yield f"{path}.{name}", value
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often it was written to in place; None for a tensor of inference mode, which does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Within the block the model itself can run, in evaluation mode, uncompiled, and with named outputs.
+
+    Afterwards its modules have the attributes and buffers that they had. A forward pass may change both: rotary
+    frequencies that depend on the length, lengths seen, running statistics.
+    """
+    modules = list(model.modules())
+    attributes = [dict(vars(module)) for module in modules]
+    buffers = [dict(module._buffers) for module in modules]
+    tensors = [value for values in (*attributes, *buffers) for value in values.values() if isinstance(value, Tensor)]
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_codes(tensor)]
+    try:
+        for module in modules:
+            vars(module).update(training=False, _compiled_call_impl=None)
+            if "config" in vars(module):
+                vars(module)["config"] = with_named_outputs(module.config)
+        yield
+    finally:
+        for module, own_attributes, own_buffers in zip(modules, attributes, buffers, strict=True):
+            for held, own in ((vars(module), own_attributes), (module._buffers, own_buffers)):
+                for added in held.keys() - own.keys():
+                    del held[added]
+                held.update(own)
+        with torch.no_grad():
+            for tensor, value in values:
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
