@@ -153,7 +153,7 @@ def test_truncate_cuts_the_document_and_not_the_question(
     monkeypatch.setattr(Preparer, "request", request)
     said = ask(fastmem, llama, "--truncate", text="The mayor is Bo. " * 60)
     assert said.code == 0
-    assert "note: the document was cut by its last " in said.err
+    assert "note: the document was cut to " in said.err
     assert f"\nQuestion: {QUESTION}<|eot_id|>" in prompts_seen[0]
     assert "Context: The mayor is Bo. The mayor" in prompts_seen[0]
     assert said.err.count("\n") == 2  # the note and the summary, no output of transformers

@@ -12,7 +12,6 @@ from fastmem.prompts import (
     memory_tokens,
     question_alone,
     question_prompt,
-    truncated,
     with_mark,
 )
 from tiny_tokenizer import build_tokenizer
@@ -120,13 +119,6 @@ def test_prompts_are_the_papers_to_the_letter() -> None:
     )
     assert question_alone("who is it") == "Question: who is it?"
     assert [with_mark(q) for q in ("a", "a?", " a ?? ")] == ["a?", "a?", "a?"]
-
-
-def test_truncation_cuts_the_end_of_the_context(tokenizer) -> None:
-    assert truncated(tokenizer, "abcdef", 2) == "abcd"
-    assert truncated(tokenizer, "abcdef", 0) == "abcdef"
-    with pytest.raises(InputError, match="nothing of the document is left after truncation"):
-        truncated(tokenizer, "abc", 3)
 
 
 @pytest.mark.parametrize(

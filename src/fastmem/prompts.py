@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ PLAIN_TEMPLATE = (
     "{{ eos_token or '' if m['role'] == 'assistant' else '' }}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FLAGS = "one `scored` flag per id"
 
 
@@ -193,18 +195,14 @@ def in_place(tokenizer: Any, prompt: str, context: str, start: int = 0) -> Token
     return _encode(tokenizer, whole[:start], context, whole[start + len(context) :], score_after=False)
 
 
-def truncated(tokenizer: Any, context: str, tokens_over: int) -> str:
-    """The context without its last `tokens_over` tokens; the question is never what is cut."""
-    ids = tokenizer(context, add_special_tokens=False)["input_ids"]
-    if tokens_over >= len(ids):
-        raise InputError("nothing of the document is left after truncation: shorten the question or the answer.")
-    return tokenizer.decode(ids[: len(ids) - tokens_over], skip_special_tokens=True) if tokens_over > 0 else context
-
-
 def require_text(context: str) -> str:
     """The context, stripped. Errors: `InputError` where there is none."""
     if not isinstance(context, str) or not context.strip():
         raise InputError("the context is empty: give the document to be faithful to, as text.")
+    if (half := _SURROGATE.search(context)) is not None:
+        raise InputError(
+            f"the context is not text: character {half.start()} is half of a surrogate pair; decode it anew."
+        )
     return context.strip()
 
 

@@ -1,6 +1,9 @@
 """`Preparer`: prompts and documents become token ids and requests, tokenized and checked once."""
 
+import functools
 import logging
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -81,13 +84,25 @@ class Preparer:
 
     def document(self, context: str, placement: str, truncate: bool = False) -> Tokens:
         """A document as it is memorized. truncate: cut it to the model's positions. Errors: `InputError`."""
-        context, limit = prompts.require_text(context), self.split_model.max_positions
-        tokens = prompts.memory_tokens(self.require_tokenizer(), context, placement)
-        while truncate and limit is not None and len(tokens) > limit:
-            context = prompts.truncated(self.tokenizer, context, len(tokens) - limit)
-            tokens = prompts.memory_tokens(self.tokenizer, context, placement)
+        encode = functools.partial(prompts.memory_tokens, self.require_tokenizer(), placement=placement)
+        _, tokens = self.fitting(context, encode, self.split_model.max_positions if truncate else None)
         self.check(tokens.ids)
         return tokens
+
+    def fitting(self, context: str, encode: Callable[[str], Tokens], room: int | None) -> tuple[str, Tokens]:
+        """(the longest beginning of the context that `encode` turns into at most `room` tokens, these tokens).
+
+        It ends between two characters. room: None leaves the context whole. Errors: `InputError` if nothing fits.
+        """
+        context = prompts.require_text(context)
+        tokens = encode(context)
+        if room is None or len(tokens) <= room:
+            return context, tokens
+        # A longer beginning has more tokens, with few exceptions; what the search returns was tried and fits.
+        end = bisect_right(range(1, len(context)), room, key=lambda end: len(encode(context[:end].rstrip())))
+        if end == 0:
+            raise InputError("nothing of the document is left after truncation: shorten the question or the answer.")
+        return (left := context[:end].rstrip()), encode(left)
 
     def question(
         self,
@@ -112,20 +127,24 @@ class Preparer:
                 )
         if not question.strip():
             raise InputError("the question is empty: give what is to be answered from the context.", field="question")
-        tokenizer, limit = self.require_tokenizer(), self.split_model.max_positions
-        context, cut = prompts.require_text(context), 0
-        while True:
-            text, in_place = prompts.question_prompt(context, question), placement == "prompt"
-            if in_place:
-                prompt = prompts.in_place(tokenizer, text, context, len(prompts.QUESTION_OPENING))
-            else:
-                prompt = Tokens(self.ids(text))
-            over = 0 if limit is None else len(prompt) + decoding.max_new_tokens - limit
-            if not truncate or over <= 0:
-                break
-            context, cut = prompts.truncated(tokenizer, context, over), cut + over
-        if cut:
-            log.info("the document was cut by its last %d tokens to fit the model's %d positions.", cut, limit)
+        tokenizer, limit, in_place = self.require_tokenizer(), self.split_model.max_positions, placement == "prompt"
+
+        def encode(context: str) -> Tokens:
+            text = prompts.question_prompt(context, question)
+            if not in_place:
+                return Tokens(self.ids(text))
+            return prompts.in_place(tokenizer, text, context, len(prompts.QUESTION_OPENING))
+
+        whole = prompts.require_text(context)
+        room = limit - decoding.max_new_tokens if truncate and limit is not None else None
+        context, prompt = self.fitting(whole, encode, room)
+        if context != whole:
+            log.info(
+                "the document was cut to %d of its %d characters, to fit the model's %d positions.",
+                len(context),
+                len(whole),
+                limit,
+            )
         request = self.request(prompt, method, replace(decoding, without_context=prompts.question_alone(question)))
         if placement is None or in_place:
             return Question(context, request, prompt if in_place else None)
