@@ -10,8 +10,8 @@ import torch
 
 from fastmem.errors import ResourceError
 
-_STATUS = Path("/proc/self/status")
-_CLEAR_PEAK = Path("/proc/self/clear_refs")  # Linux: writing "5" sets the high-water mark to the present size
+MEMINFO, STATUS, CGROUP = Path("/proc/meminfo"), Path("/proc/self/status"), Path("/sys/fs/cgroup")
+CLEAR_PEAK = Path("/proc/self/clear_refs")  # Linux: writing "5" sets the high-water mark to the present size
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -22,13 +22,15 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     found = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    if MEMINFO.is_file():
+        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
         found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
     if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        found.append(int(limit.read_text()) - int(used.read_text()))
+        stat = CGROUP / "memory.stat"
+        counts = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
+        # What was read from files counts as used, such as the checkpoint, but is given back when needed.
+        found.append(int(limit.read_text()) - int(used.read_text()) + int(counts.get("inactive_file", 0)))
     return min(found, default=None)
 
 
@@ -48,8 +50,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.start_bytes = torch.cuda.memory_allocated(self.device)
             return
-        if _CLEAR_PEAK.exists():
-            _CLEAR_PEAK.write_text("5")
+        if CLEAR_PEAK.exists():
+            CLEAR_PEAK.write_text("5")
         self.start_bytes = _resident_bytes("VmRSS")
 
     @property
@@ -66,8 +68,8 @@ class PeakMemory:
 
 
 def _resident_bytes(field: str) -> int:
-    if _STATUS.exists():
-        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+    if STATUS.exists():
+        lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
         return int(lines[field].split()[0]) * 1024
     scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
