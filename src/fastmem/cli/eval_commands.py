@@ -201,10 +201,10 @@ def report(
 def publish(folders: Sequence[Path], target: Path, output: OutputFlags) -> "list[Results]":
     """Write the page of these runs and searches and, without --json, print their tables. Returns the runs."""
     from fastmem.lab.report import load_results, page, tables
-    from fastmem.lab.report.search_landscape import SEARCH, landscape, search_table
+    from fastmem.lab.report.search_landscape import landscape, search_table
     from fastmem.lab.run import run_files
 
-    searches = [folder for folder in folders if (folder / SEARCH).exists()]
+    searches = [folder for folder in folders if (folder / run_files.SEARCH).exists()]
     runs = [folder for folder in folders if folder not in searches]
     names = Counter(folder.name for folder in runs)
     results = [
@@ -219,8 +219,7 @@ def publish(folders: Sequence[Path], target: Path, output: OutputFlags) -> "list
 
 def _with_results(folder: Path) -> list[Path]:
     """The folder itself, or its subfolders with results, as `paper` and `eval` with several tasks write them."""
-    from fastmem.lab.report.search_landscape import SEARCH
-    from fastmem.lab.run.run_files import RUN
+    from fastmem.lab.run.run_files import RUN, SEARCH
 
     if any((folder / name).exists() for name in (RUN, SEARCH)):
         return [folder]

@@ -90,8 +90,8 @@ def _outcome(row: grading.Record) -> str:
 def _time_bars(r: Results) -> list[Bar]:
     bars = []
     for method in r.methods:
-        seconds = list(r.seconds(method).values())
-        note = f"{sum(seconds):.3g} s, {r.peak_bytes(method) / 2**20:,.0f} MiB"
+        seconds = list(grading.seconds(r.rows[method]).values())
+        note = f"{sum(seconds):.3g} s, {grading.peak_bytes(r.rows[method]) / 2**20:,.0f} MiB"
         bars.append(Bar(method, r.partial(method), seconds, note))
     return bars
 

@@ -76,15 +76,6 @@ class Results:
         """The texts of the method's errors."""
         return [row["error"] for row in self.rows[method] if row["error"]]
 
-    def seconds(self, method: str) -> dict[str, float]:
-        """Mean seconds per example of trunk, steps and decode."""
-        rows = self.rows[method]
-        return {part: sum(r["seconds"][part] for r in rows) / len(rows) for part in ("trunk", "steps", "decode")}
-
-    def peak_bytes(self, method: str) -> int:
-        """The peak memory of the method's batches."""
-        return max(int(row.get("peak_bytes") or 0) for row in self.rows[method])
-
     @property
     def complete(self) -> bool:
         """Whether every method has a row for every example."""

@@ -10,7 +10,6 @@ from fastmem.lab.report.table import markdown_table
 from fastmem.lab.report.templates import render
 from fastmem.lab.run import run_files
 
-SEARCH = "search.json"
 _MOST_LINES = 12
 
 Point = dict[str, Any]
@@ -105,7 +104,7 @@ def _grid(points: list[Point], winner: Point, key: Slice) -> dict[str, object]:
 
 
 def _load(folder: Path) -> dict[str, Any]:
-    search = run_files.read_json(folder / SEARCH)
+    search = run_files.read_json(folder / run_files.SEARCH)
     if not search.get("points"):
         raise RunError(f"the search in {folder} has not finished: run the same `fastmem search` again.")
     return search

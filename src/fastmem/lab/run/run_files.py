@@ -22,6 +22,7 @@ from fastmem.errors import RunError
 from fastmem.lab.tasks.example import Example
 
 RUN, EXAMPLES, ROWS, SUMMARY = "run.json", "examples.jsonl", "rows.jsonl", "summary.json"
+SEARCH = "search.json"  # in the folder of a search, see `fastmem.lab.search.search`
 
 Record = dict[str, Any]
 

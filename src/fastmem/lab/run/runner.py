@@ -142,8 +142,6 @@ def method_summary(rows: Sequence[Record], kind: Kind) -> Record:
         return found
     found["scores"] = {name: asdict(value) for name, value in grading.means(rows, kind).items()}
     found["missing"] = grading.missing(rows)
-    found["seconds"] = {
-        part: sum(row["seconds"][part] for row in rows) / len(rows) for part in ("trunk", "steps", "decode")
-    }
-    found["peak_bytes"] = max(row["peak_bytes"] for row in rows)
+    found["seconds"] = grading.seconds(rows)
+    found["peak_bytes"] = grading.peak_bytes(rows)
     return found

@@ -90,6 +90,16 @@ def means(rows: Sequence[Record], kind: Kind) -> dict[str, statistics.Mean]:
     return {name: mean(rows, name) for name in columns(kind)}
 
 
+def seconds(rows: Sequence[Record]) -> dict[str, float]:
+    """Mean seconds per row of trunk, steps and decode."""
+    return {part: sum(row["seconds"][part] for row in rows) / len(rows) for part in ("trunk", "steps", "decode")}
+
+
+def peak_bytes(rows: Iterable[Record]) -> int:
+    """The peak memory of the rows' batches."""
+    return max(int(row.get("peak_bytes") or 0) for row in rows)
+
+
 def missing(rows: Iterable[Record]) -> dict[str, str]:
     """Name of each score that some row lacks -> the first reason given."""
     reasons: dict[str, str] = {}

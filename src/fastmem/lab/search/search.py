@@ -30,7 +30,7 @@ from fastmem.lab.search.grid import Grid, Space
 from fastmem.lab.tasks import TASKS, Data, Example
 from fastmem.model import FastMem
 
-SEARCH, TRIED, JOURNAL, RECIPE = "search.json", "tried.jsonl", "journal.log", "recipe.json"
+TRIED, JOURNAL, RECIPE = "tried.jsonl", "journal.log", "recipe.json"
 Part = Literal["searched", "held-out", "all"]
 PARTS: tuple[Part, ...] = ("searched", "held-out", "all")
 SEED = 0
@@ -244,7 +244,7 @@ def _open_search_folder(
         "max_new_tokens": max_new_tokens,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / SEARCH
+    path = folder / run_files.SEARCH
     if path.exists():
         before = run_files.read_json(path)
         for name, now in header.items():
@@ -262,7 +262,7 @@ def _write(folder: Path, header: Record, points: list[Record], seconds: float, d
     scored = points if done else []
     result = header | {"points": scored, "best": best(scored) if scored else None, "seconds": round(seconds, 3)}
     result |= {"done": done, "total": total}
-    run_files.write_json(folder / SEARCH, result)
+    run_files.write_json(folder / run_files.SEARCH, result)
     if done >= total:
         run_files.write_json(folder / RECIPE, result["best"]["recipe"])
     return result
