@@ -7,9 +7,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from families import build
-from fastmem import FastMem, InputError, MemoryMismatchError, Recipe, ResourceError, Tokens
+from fastmem import METHODS, FastMem, InputError, Memory, MemoryMismatchError, Recipe, ResourceError, Tokens
 from fastmem.answer.detokenize import Detokenizer
 from fastmem.prompts import question_alone, question_prompt
+from fastmem.surprisal_report import surprisal_report
 from tiny_tokenizer import build_tokenizer
 
 CONTEXT = "The river Ilm rises in Tarn and ends in the sea of Quoll."
@@ -202,6 +203,64 @@ def test_a_memory_of_another_base_is_refused_with_both_named(llm: FastMem) -> No
     other = FastMem(build("llama", seed=1), build_tokenizer())
     with pytest.raises(MemoryMismatchError, match=r"this memory was made on .* this model is .*: load the base"):
         other.generate("Hello?", llm.memorize(CONTEXT))
+
+
+@pytest.mark.parametrize("layers", [(-5,), (3,), (0, 4)])
+def test_a_memory_of_layers_that_the_model_lacks_is_a_mismatch(llm: FastMem, layers: tuple, tmp_path) -> None:
+    deep = FastMem(build("llama", layers=6), build_tokenizer(), recipe=RECIPE)
+    memory = deep.memorize(CONTEXT, Recipe(steps=1, layers=layers))
+    memory.save(tmp_path / "memory.safetensors")
+    for call in (
+        lambda: llm.require(memory),
+        lambda: llm.generate("Hello?", memory),
+        lambda: llm.logits([1, 2], memory),
+        lambda: Memory.load(tmp_path / "memory.safetensors", model=llm),
+        lambda: surprisal_report(llm, llm.memory_tokens(CONTEXT), memory),
+    ):
+        with pytest.raises(MemoryMismatchError) as error:
+            call()
+        assert str(error.value).startswith("this memory was made on LlamaForCausalLM (llama, FFN ")
+        reason = f"), in this model layer {layers[-1]} does not exist: load the base it was made for."
+        assert str(error.value).endswith(reason)
+
+
+METHODS_WITH_MEMORY = {"base": "fastmem", "cad": "fastmem+cad", "dola": "fastmem+dola", "adacad": "fastmem+adacad"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_answer_with_a_memory_names_the_method_that_was_used(llm: FastMem, method: str) -> None:
+    memory, options = llm.memorize(CONTEXT), {"max_new_tokens": 4, "without_context": "Who?"}
+    expected = METHODS_WITH_MEMORY.get(method, method)
+    out = llm.generate("Hello?", memory, method, **options)
+    assert (out.method, out.memory) == (expected, memory)
+    assert out.token_ids == llm.generate("Hello?", memory, expected, **options).token_ids
+    (listed, alone) = llm.generate(["Hello?", "Hello?"], [memory, memory], method, **options)
+    assert listed.method == alone.method == expected
+    if not METHODS[method].memorized:
+        (listed, alone) = llm.generate(["Hello?", "Hello?"], [memory, None], method, **options)
+        assert (listed.method, alone.method) == (expected, method)
+
+
+@pytest.mark.parametrize("method", ["base", "cad", "dola"])
+def test_answer_refuses_a_memory_that_its_method_would_not_use(llm: FastMem, method: str) -> None:
+    memory = llm.memorize(CONTEXT)
+    with pytest.raises(InputError) as error:
+        llm.answer(QUESTION, CONTEXT, method, memory=memory)
+    better = METHODS_WITH_MEMORY[method]
+    assert error.value.text == f"method {method!r} uses no memory: leave memory out, or use method {better!r}."
+    assert error.value.field == "memory"
+
+
+def test_the_callers_prompt_without_context_is_used(llm: FastMem) -> None:
+    prompt, own = question_prompt(CONTEXT, QUESTION), "Answer in one word: where does the river end?"
+    for method in ("cad", "fastmem+cad"):
+        memory = llm.memorize(CONTEXT) if "fastmem" in method else None
+        asked = {"max_new_tokens": 6, "alpha": 3.0, "top_logprobs": 0}
+        found = llm.answer(QUESTION, CONTEXT, method, without_context=own, **asked)
+        expected = llm.generate(prompt, memory, method, without_context=own, **asked)
+        usual = llm.answer(QUESTION, CONTEXT, method, **asked)
+        assert (found.token_ids, found.logprobs) == (expected.token_ids, expected.logprobs)
+        assert found.logprobs != usual.logprobs
 
 
 def test_running_out_of_memory_says_what_to_lower(llm: FastMem, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ def request(
     """A request that decodes all `tokens`. CAD's second prompt is as long as the first, for equal contexts."""
     chosen = METHODS[method]
     without = prompt.flip(0) if chosen.kind == "cad" else None
-    plain = Request(prompt, max_new_tokens=tokens, contrast=chosen.contrast(), without=without)
+    plain = Request(prompt, method, max_new_tokens=tokens, contrast=chosen.contrast(), without=without)
     return llm.with_memory(plain, memory) if chosen.memorized and memory is not None else plain
 
 

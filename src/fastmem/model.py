@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 from fastmem import prompts
 from fastmem.answer.cache import Prefix, PrefixCache, joinable, new_cache
-from fastmem.answer.contrast import method_named
+from fastmem.answer.contrast import method_named, uses_memory
 from fastmem.answer.prepare import Preparer
 from fastmem.answer.request import Decoding, Request, one_for_each
 from fastmem.answer.running_batch import Answer, RunningBatch, Stream, answers, decode
@@ -193,8 +193,7 @@ class FastMem:
 
     def require(self, memory: Memory) -> None:
         """Errors: `MemoryMismatchError`, which names both sides, for a memory of another base or tokenizer."""
-        layers = memory.recipe.layers
-        require_same(memory, self.base(layers), self.split_model.parameters(layers), self.reader)
+        require_same(memory, self.base, self.split_model.parameters, self.reader)
 
     def ffn(self, memory: Memory | None) -> FFN | None:
         """The FFN modules of a memory in the model's type, made once per memory. Errors: `MemoryMismatchError`."""
@@ -243,9 +242,9 @@ class FastMem:
     ) -> Answer | list[Answer]:
         """An `Answer` to a prompt: a user turn as text, chat messages, or `Tokens`; for a list of prompts a list.
 
-        memory: used whenever given; one for all prompts, or one for each. method: one of `METHODS`. options: the
-        fields of `Decoding`; for a list of prompts `without_context` and `prefix` may be lists. Errors: `InputError`,
-        `MemoryMismatchError`, `ResourceError`.
+        memory: used whenever given (`base` is `fastmem` then, `cad` is `fastmem+cad`); one for all prompts, or one for
+        each. method: one of `METHODS`. options: the fields of `Decoding`; for a list of prompts `without_context` and
+        `prefix` may be lists. Errors: `InputError`, `MemoryMismatchError`, `ResourceError`.
         """
         if isinstance(prompt, str | Tokens) or (prompt and isinstance(prompt[0], dict)):
             return self.stream(prompt, memory, method, **options).run()  # type: ignore[arg-type]
@@ -277,9 +276,9 @@ class FastMem:
     ) -> Answer:
         """Memorize the context if the method needs it, then answer with the paper's prompt for questions.
 
-        memory: one made before of this context; of another text it is used with a warning. on_step: as for `memorize`.
-        truncate: cut the context, never the question, to what fits. options: the fields of `Decoding`. Errors: those
-        of `memorize` and `generate`.
+        memory: one made before of this context, if the method uses one; of another text it is used with a warning.
+        on_step: as for `memorize`. truncate: cut the context, never the question, to what fits. options: the fields of
+        `Decoding`. Errors: those of `memorize` and `generate`.
         """
         return self.ask(
             question, context, method, recipe, memory=memory, on_step=on_step, truncate=truncate, **options
@@ -299,7 +298,7 @@ class FastMem:
     ) -> Stream:
         """`answer`, piece by piece: it memorizes at once and decodes while it is iterated."""
         recipe, seconds = recipe or self.recipe, 0.0
-        memorized = method_named(method).memorized
+        memorized = uses_memory(method, memory is not None)
         placement = recipe.placement if memorized and memory is None else None
         # 1. Prompt and document as tokens, with everything checked before memorizing is paid for.
         asked = self.preparer.question(question, context, method, Decoding.of(options), placement, truncate)
@@ -309,7 +308,7 @@ class FastMem:
             started = time.perf_counter()
             cache = self.shareable_cache() if placement == "prompt" else None
             memory = self._memorized(asked.document, recipe, on_step, asked.context, cache)
-            request = replace(request, prefix=None if cache is None else Prefix(request.prompt, cache))
+            request = request if cache is None else replace(request, prefix=Prefix(request.prompt, cache))
             seconds = time.perf_counter() - started
         elif memorized and memory is not None:
             prompts.warn_of_another_text(memory.details, (context, asked.context))
@@ -331,8 +330,9 @@ class FastMem:
 
     def with_memory(self, request: Request, memory: Memory) -> Request:
         """The request, to be answered with this memory. Errors: `MemoryMismatchError`."""
+        ffn = self.ffn(memory) or {}  # first: it refuses a memory of another model
         shares_trunk = self.split_model.indices(memory.recipe.layers) == (self.split_model.depth - 1,)
-        return request.with_memory(memory, self.ffn(memory) or {}, shares_trunk)
+        return request.with_memory(memory, ffn, shares_trunk)
 
     def batch(self) -> RunningBatch:
         """A new running batch of this model."""

@@ -20,9 +20,9 @@ class TokenSurprisal:
 
 def surprisal_report(llm: FastMem, tokens: Tokens, memory: Memory) -> list[TokenSurprisal]:
     """One row per scored token of a document, in order. A character of several tokens stands at its last one."""
+    ffn = llm.ffn(memory)
     reading = llm.read(tokens, memory.recipe.layers)
-    before = token_surprisals(llm.split_model, reading).tolist()
-    after = token_surprisals(llm.split_model, reading, llm.ffn(memory)).tolist()
+    before, after = (token_surprisals(llm.split_model, reading, weights).tolist() for weights in (None, ffn))
     text = Detokenizer(llm.tokenizer)
     pieces = [text.add(token) for token in tokens.ids.tolist()]
     scored = [piece for piece, wanted in zip(pieces, tokens.scored.tolist(), strict=True) if wanted]

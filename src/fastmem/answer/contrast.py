@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fastmem.errors import one_of
+from fastmem.errors import InputError, one_of
 from fastmem.ranges import FLAG, RANGE, Number, check, ranged
 
 Kind = Literal["cd", "cad", "dola"]
@@ -82,6 +82,22 @@ METHODS: dict[str, Method] = {
 def method_named(name: str) -> Method:
     """The method with this name. Errors: `InputError` that suggests the nearest name."""
     return METHODS[one_of(name, METHODS, "method")]
+
+
+def uses_memory(name: str, given: bool) -> bool:
+    """Whether a method uses a memory. Errors: `InputError` if one is given and the method does not."""
+    memorized = method_named(name).memorized
+    if given and not memorized:
+        text = f"method {name!r} uses no memory: leave memory out, or use method {with_memory(name)!r}."
+        raise InputError(text, field="memory")
+    return memorized
+
+
+def with_memory(name: str) -> str:
+    """The method that a method becomes with a memory: `cad` is `fastmem+cad`."""
+    if METHODS[name].memorized:
+        return name
+    return "fastmem" if name == "base" else f"fastmem+{name}"
 
 
 def contrast(

@@ -145,7 +145,9 @@ class Preparer:
                 len(whole),
                 limit,
             )
-        request = self.request(prompt, method, replace(decoding, without_context=prompts.question_alone(question)))
+        if decoding.without_context is None:
+            decoding = replace(decoding, without_context=prompts.question_alone(question))
+        request = self.request(prompt, method, decoding)
         if placement is None or in_place:
             return Question(context, request, prompt if in_place else None)
         return Question(context, request, self.document(context, placement, truncate))

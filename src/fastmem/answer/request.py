@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmem.answer.cache import Prefix
-from fastmem.answer.contrast import ALPHA, RELATIVE_TOP, Contrast
+from fastmem.answer.contrast import ALPHA, RELATIVE_TOP, Contrast, with_memory
 from fastmem.answer.sampling import Sampling
 from fastmem.errors import InputError, one_of
 from fastmem.memory.memory import Memory
@@ -100,8 +100,8 @@ class Request:
     salt: str = ""
 
     def with_memory(self, memory: Memory, ffn: FFN, shares_trunk: bool) -> "Request":
-        """The same request, answered with a memory."""
-        return replace(self, memory=memory, ffn=ffn, shares_trunk=shares_trunk)
+        """The same request, answered with a memory; its method is named accordingly."""
+        return replace(self, method=with_memory(self.method), memory=memory, ffn=ffn, shares_trunk=shares_trunk)
 
     @property
     def kind(self) -> str | None:

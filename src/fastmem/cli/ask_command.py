@@ -154,13 +154,15 @@ def _answer(query: _Query, method: str, as_json: bool, show_memorization: bool) 
 
 
 def _compare(query: _Query, methods: tuple[str, ...], as_json: bool, show_memorization: bool) -> None:
+    from fastmem.answer.contrast import METHODS
+
     answers: list[Answer] = []
     memory, seconds = query.memory, 0.0
     with Status(quiet=query.quiet) as status:
         for number, method in enumerate(methods, 1):
             status(f"{method} ({number} of {len(methods)}) ...")
             query.warm_up(method)
-            answer = query.ask(method, memory, status).run()
+            answer = query.ask(method, memory if METHODS[method].memorized else None, status).run()
             if answer.memory is not None:
                 memory, seconds = answer.memory, seconds or answer.memorize_seconds
                 answer = replace(answer, memorize_seconds=seconds)

@@ -1,28 +1,37 @@
 """Check that a memory was made for a model and its tokenizer."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from fastmem.errors import MemoryMismatchError
+from fastmem.errors import InputError, MemoryMismatchError
 from fastmem.memory.memory import Base, Memory
 
 log = logging.getLogger("fastmem")
 
 
-def require_same(memory: Memory, own: Base, originals: Mapping[str, Tensor], reader: Mapping[str, str]) -> None:
+def require_same(
+    memory: Memory,
+    base: Callable[[Sequence[int]], Base],
+    parameters: Callable[[Sequence[int]], Mapping[str, Tensor]],
+    reader: Mapping[str, str],
+) -> None:
     """Check a memory against the model that will use it. Another chat template only causes a warning.
 
-    own: the model. originals: its weights of the memory's layers by name. reader: digests of the tokenizer and its
-    template, as in a memory's details. Errors: `MemoryMismatchError` with the memory's base and the model.
+    base, parameters: layers to the model as a memory records it, and to its weights by name. reader: digests of the
+    tokenizer and its template, as in a memory's details. Errors: `MemoryMismatchError` with the memory's base and the
+    model.
     """
+    made_on = f"this memory was made on {memory.base.name} ({memory.base.family}, FFN {memory.base.digest[:12]})"
+    try:
+        own, originals = base(memory.recipe.layers), parameters(memory.recipe.layers)
+    except InputError as error:
+        reason, _, _ = error.text.partition(":")
+        raise MemoryMismatchError(f"{made_on}, in this model {reason}: load the base it was made for.") from error
     if own.digest != memory.base.digest:
-        raise MemoryMismatchError(
-            f"this memory was made on {memory.base.name} ({memory.base.family}, FFN "
-            f"{memory.base.digest[:12]}), this model is {own.name} ({own.family}, FFN {own.digest[:12]}): "
-            "load the base it was made for."
-        )
+        this = f"{own.name} ({own.family}, FFN {own.digest[:12]})"
+        raise MemoryMismatchError(f"{made_on}, this model is {this}: load the base it was made for.")
     memory.require(originals)
     for name, digest in reader.items():
         if (recorded := memory.details.get(name, digest)) != digest:
