@@ -67,7 +67,6 @@ def test_in_place_memorizes_the_document_and_not_the_questions_copy(llm: FastMem
 def test_a_memory_of_another_document_is_noted(llm: FastMem, caplog: pytest.LogCaptureFixture) -> None:
     memory = llm.memorize(CONTEXT)
     llm.answer(QUESTION, f"  {CONTEXT}\n", memory=memory, max_new_tokens=1)
-    llm.answer(QUESTION, "Another text.", "base", memory=memory, max_new_tokens=1)
     llm.answer(QUESTION, "Another text.", memory=llm.memorize(Tokens([5, 6, 7])), max_new_tokens=1)  # of no known text
     assert caplog.text == ""
     llm.answer(QUESTION, "Another text.", memory=memory, max_new_tokens=1)
