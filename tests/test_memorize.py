@@ -239,8 +239,11 @@ def test_on_step_sees_what_the_trace_keeps(llama):
 def test_applied_is_exact_inside_and_gone_outside(llama):
     llm = FastMem(llama, None)
     memory = llm.memorize(TOKENS, RECIPE)
+    expected = llm.logits(QUERY, memory)
     with memory.applied(llama) as tuned:
-        assert_near(own_logits(tuned, QUERY), llm.logits(QUERY, memory), 0)
+        assert_near(own_logits(tuned, QUERY), expected, 0)
+        with pytest.raises(InputError, match="the model was changed after FastMem was constructed"):
+            llm.logits(QUERY)
     with pytest.raises(KeyboardInterrupt), memory.applied(llama):
         raise KeyboardInterrupt
     assert_untouched(llama, build("llama"))

@@ -307,6 +307,7 @@ def test_folder_loads_and_renders_an_assistant_turn_alone(loaded):
     assert text == f"{header}It rained.<|eot_id|>"
 
 
+@pytest.mark.slow  # three trainings, a minute each where the processor has no bfloat16
 def test_equal_seeds_train_equal_weights(loaded):
     import torch
     from tools.train_embedded_model import STAGES, new_model, options, train

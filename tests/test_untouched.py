@@ -141,9 +141,10 @@ def test_sequences_on_both_sides_of_the_border_leave_the_model_as_it_was(read_be
     assert torch.equal(own_logits(model), expected)
 
 
-def test_a_model_loaded_in_inference_mode_can_be_used_outside():
+def test_a_model_split_in_inference_mode_can_be_used_outside():
+    model = rotary("longrope")
     with torch.inference_mode():
-        llm = FastMem(rotary("longrope"))
+        llm = FastMem(model)
     memory = llm.memorize(DOCUMENT, RECIPE)
     assert len(llm.generate(Tokens(torch.arange(BORDER + 10)), memory, max_new_tokens=2).token_ids) == 2
 

@@ -186,8 +186,9 @@ class Memory:
         """Within the block, `model` itself answers with this memory; afterwards it is as before, bit for bit.
 
         The parameters are replaced by other tensors and put back; the original storage is never written to. Several
-        threads must not use it on one model; they can use `FastMem.generate`. Errors: `MemoryMismatchError` for
-        another base, `InputError` for a quantized one.
+        threads must not use it on one model, and within the block a `FastMem` of it refuses to work; outside,
+        `FastMem.generate` takes a memory. Errors: `MemoryMismatchError` for another base, `InputError` for a quantized
+        one.
         """
         parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
         own = {name: parameters[name] for name in self.differences() if name in parameters}
