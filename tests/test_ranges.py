@@ -221,9 +221,7 @@ def test_ids_of_any_whole_type(ids):
     assert (tokens.ids.dtype, tokens.ids.tolist()) == (torch.int64, [5, 6])
 
 
-@pytest.mark.parametrize(
-    "scored", [[True], [[True, True]], ["a", "b"], [0.5, 1.0], 1, [None, True], 1j], ids=repr
-)
+@pytest.mark.parametrize("scored", [[True], [[True, True]], ["a", "b"], [0.5, 1.0], 1, [None, True], 1j], ids=repr)
 def test_scored_is_a_flag_per_id(scored):
     with pytest.raises(InputError, match="Tokens takes one `scored` flag per id; given") as error:
         Tokens([5, 6], scored)

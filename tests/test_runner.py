@@ -181,7 +181,7 @@ def test_the_repetition_penalty_of_the_authors_dola(llm, tmp_path):
     assert "alpha 0.5, repetition penalty 1.2, float32" in tables([load_results(tmp_path / "run")])
     with pytest.raises(RunError, match=r"decoding.repetition_penalty was 1.2, now None"):
         run(llm, experiment(("dola",)), data, tmp_path / "run")
-    with pytest.raises(InputError, match="repetition_penalty is 0: give a number, 0.001 to 1000"):
+    with pytest.raises(InputError, match=r"repetition_penalty is 0: give a number, 0.001 to 1000"):
         experiment(("dola",), repetition_penalty=0)
 
 
