@@ -184,7 +184,7 @@ def _last_update(split_model: SplitModel, reading: Reading, recipe: Recipe, run:
     """Check the weights after the last update, in the model's type.
 
     With a stop rule the losses are computed at all positions, which costs a third of a step. Without one it is enough
-    that the surprisal is finite at some positions (docs/log.md: 1 % of ten steps).
+    that the surprisal is finite at some positions (docs/log.md: 1.6 % of ten steps).
     """
     run.write_leaves()
     if not finite(run.leaves.values()):
