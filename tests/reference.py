@@ -108,9 +108,12 @@ def dola_scores(model: PreTrainedModel, ids: Ids, final_norm: bool, relative_top
 
 def early_logits(model: PreTrainedModel, state: torch.Tensor, final_norm: bool) -> torch.Tensor:
     """Logits [V] of an early state [1, 1, D]: the head alone, or behind the final norm."""
+    decoder = model.get_decoder()
     if final_norm:
-        decoder = model.get_decoder()
         state = next(getattr(decoder, name) for name in FINAL_NORMS if hasattr(decoder, name))(state)
+    project = getattr(decoder, "project_out", None)  # OPT's from the width of the layers to that of the embeddings
+    if project is not None:
+        state = project(state)
     return model.get_output_embeddings()(state)[0, 0].float()
 
 
