@@ -30,9 +30,15 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, torch.dtype]] = {
 }
 
 
-def random_llama(shape: str, device: str = "cpu", positions: int = 131072) -> FastMem:
-    """A Llama of this shape, filled from one tile of noise: seconds instead of the minutes of an initialization."""
-    hidden, ffn, layers, heads, kv_heads, vocabulary, dtype = SHAPES[shape]
+def random_llama(
+    shape: str, device: str = "cpu", positions: int = 131072, dtype: torch.dtype | None = None
+) -> FastMem:
+    """A Llama of this shape, filled from one tile of noise: seconds instead of the minutes of an initialization.
+
+    dtype: None takes that of the shape.
+    """
+    hidden, ffn, layers, heads, kv_heads, vocabulary, usual = SHAPES[shape]
+    dtype = dtype or usual
     config = LlamaConfig(
         hidden_size=hidden,
         intermediate_size=ffn,

@@ -1,7 +1,7 @@
 """Memorizing one document, against what its matrix products alone take and against the plain way.
 
-python -m bench.memorize [--shape 1.5b] [--device cpu] [--tokens 150] [--steps 10] [--repeats 5] [--shortlist 4096]
-                         [--no-naive]
+python -m bench.memorize [--shape 1.5b] [--dtype float32] [--device cpu] [--tokens 150] [--steps 10] [--repeats 5]
+                         [--shortlist 4096] [--no-naive]
 
 The plain way (examples/naive.py), the whole vocabulary and the shortlist take turns, `--repeats` times, so that drift
 of the machine hits all three; the table has medians and the smallest and largest ratio of a turn.
@@ -11,6 +11,8 @@ import argparse
 import statistics
 from dataclasses import asdict, replace
 from typing import Any
+
+import torch
 
 from bench import SHAPES, finish, machine, naive_module, random_llama, say
 from fastmem import FastMem, Memory, Recipe
@@ -48,6 +50,7 @@ def in_turns(llm: FastMem, scored: int, recipe: Recipe, shortlist: int, repeats:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="1.5b", choices=SHAPES)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights; default: the shape's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens", type=int, default=150)
     parser.add_argument("--steps", type=int, default=10)
@@ -55,7 +58,8 @@ def main() -> None:
     parser.add_argument("--shortlist", type=int, default=4096, help="tokens of the fast objective")
     parser.add_argument("--no-naive", action="store_true")
     args = parser.parse_args()
-    llm, recipe = random_llama(args.shape, args.device), Recipe(steps=args.steps)
+    llm = random_llama(args.shape, args.device, dtype=args.dtype and getattr(torch, args.dtype))
+    recipe = Recipe(steps=args.steps)
     before = ceiling(llm.split_model, recipe, args.tokens)
     cost, memory = memorizing(llm, args.tokens, recipe, args.repeats)
     short, near = memorizing(llm, args.tokens, replace(recipe, shortlist=args.shortlist), args.repeats)
@@ -82,7 +86,15 @@ def main() -> None:
             say(f"{name:<15}{statistics.median(taken):8.3f} s   {min(taken):.3f} to {max(taken):.3f}; "
                 f"{share:.2f} of the plain way, {shares[0]:.2f} to {shares[-1]:.2f}")  # fmt: skip
             found |= {f"{name}_seconds": taken, f"{name}_share_of_naive": share}
-    finish(bench="memorize", shape=args.shape, machine=machine(args.device), steps=args.steps, **asdict(cost), **found)
+    finish(
+        bench="memorize",
+        shape=args.shape,
+        dtype=str(llm.model.dtype).removeprefix("torch."),
+        machine=machine(args.device),
+        steps=args.steps,
+        **asdict(cost),
+        **found,
+    )
 
 
 if __name__ == "__main__":

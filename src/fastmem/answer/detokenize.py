@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from fastmem.answer.stop_strings import StopStrings
+
 
 class Detokenizer:
     """The text of one answer, extended token by token.
@@ -12,7 +14,9 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
-        self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
+        self._tokenizer, self._stop = tokenizer, StopStrings(stop)
+        self._seen = self._stop.nothing  # in the text up to `_settled`
+        self._held = 0  # trailing characters that may still change or belong to a stop string
         self._ids: list[int] = []
         self._decoded = ""  # text of the ids up to `_settled`
         self._settled = 0
@@ -33,25 +37,20 @@ class Detokenizer:
         overlap = self._decode(self._ids[start : self._settled]) if self._settled else ""
         tail = self._decode(self._ids[start:])[len(overlap) :]
         self.text = self._decoded + tail
+        whole = tail.rstrip("\ufffd")
+        seen, found = self._stop.read(self._seen, whole)
+        self._held = len(tail) - len(whole) + seen.held
         if not tail.endswith("\ufffd"):
-            self._decoded, self._settled = self.text, len(self._ids)
-        found = [at for stop in self._stop if (at := self.text.find(stop)) >= 0]
-        if found:
+            self._decoded, self._settled, self._seen = self.text, len(self._ids), seen
+        if found is not None:
             self.stopped = True
-            self.text = self.text[: min(found)]
+            self.text = self.text[:found]
         return self._release(everything=self.stopped)
 
     def _release(self, everything: bool) -> str:
-        held = 0 if everything else self._uncertain()
-        end = max(len(self.text) - held, self._released)
+        end = max(len(self.text) - (0 if everything else self._held), self._released)
         piece, self._released = self.text[self._released : end], end
         return piece
-
-    def _uncertain(self) -> int:
-        """How many trailing characters may still change or belong to a stop string."""
-        broken = len(self.text) - len(self.text.rstrip("\ufffd"))
-        endings = (n for stop in self._stop for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
-        return max(broken, max(endings, default=0))
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
