@@ -86,12 +86,12 @@ def eventually(condition):
 
 def client(app, key="x"):
     """The stock client, in this process."""
-    return OpenAI(base_url="http://testserver/v1", api_key=key, http_client=web(app), max_retries=0)
+    return OpenAI(base_url="http://localhost/v1", api_key=key, http_client=web(app), max_retries=0)
 
 
 def web(app, **headers):
     """Plain HTTP, in this process."""
-    return TestClient(app, raise_server_exceptions=False, headers=headers)
+    return TestClient(app, base_url="http://localhost", raise_server_exceptions=False, headers=headers)
 
 
 def ask(app, body, **headers):

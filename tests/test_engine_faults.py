@@ -7,7 +7,7 @@ import torch
 
 import fastmem.answer.running_batch
 import fastmem.model
-from fastmem.errors import InputError, MemoryFileError, ResourceError
+from fastmem.errors import InputError, MemoryFileError, ResourceError, StorageError
 from fastmem.memory.recipe import Recipe
 from fastmem.prompts import Tokens
 from fastmem.serve.engine import Engine, EngineLimits
@@ -192,7 +192,7 @@ def test_a_disk_that_is_full_is_said_to_who_asked_for_it_only(llm, started, tmp_
     want = source(llm, "kept in RAM")
     end = Asked(llm, want=want, act=lambda memory: None, durable=True).to(engine).end()
     assert isinstance(end, JobFailed)
-    assert isinstance(end.error, MemoryFileError)
+    assert isinstance(end.error, StorageError)
     assert Asked(llm, "q", want, "fastmem").to(engine).text() == offline(llm, "q", "kept in RAM", "fastmem").text
 
 

@@ -1,4 +1,6 @@
-"""Stop strings: found where `str.find` finds them, never shown in part, at a cost that does not grow with their length."""
+"""Stop strings: found where `str.find` finds them, never shown in part, at a cost linear in their length."""
+
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +40,7 @@ def test_text_ends_before_the_first_stop_string_and_no_piece_holds_a_part_of_it(
 def test_pieces_make_no_difference(text, cuts, stop):
     search = StopStrings([stop])
     seen, found, edges = search.nothing, None, [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         if found is None:
             seen, found = search.read(seen, text[start:end])
     assert (-1 if found is None else found) == text.find(stop)

@@ -11,9 +11,11 @@ from fastmem.memory.recipe import Recipe
 from fastmem.serve.engine import Engine
 from fastmem.serve.jobs import AnswerFinished
 from fastmem.serve.limits import Limits
+from fastmem.serve.memory_records import write_record
 from fastmem.serve.memory_source import source_of
 from fastmem.serve.schemas import Document
 from fastmem.serve.store import Budget, Store
+from fastmem.serve.tenants import Tenant
 from serving import RECIPE, Asked, make_llm, source
 from tiny_tokenizer import build_tokenizer
 
@@ -101,6 +103,7 @@ def test_the_disk_has_a_budget(llm, tmp_path):
     store = Store(llm, folder=tmp_path)
     made(store, llm, "a")
     one = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    store.close()
     # Files differ by a few bytes: the losses in their records have more or fewer digits.
     store = Store(llm, Budget(disk_bytes=2 * one + one // 10), tmp_path)
     for text in "bcd":
@@ -114,6 +117,7 @@ def test_a_new_store_finds_what_an_earlier_one_wrote(llm, tmp_path):
     first = Store(llm, folder=tmp_path)
     a = made(first, llm, "a", name="alpha")
     made(first, llm, "b", tenant="other")
+    first.close()
     second = Store(llm, folder=tmp_path)
     found = second.find("t", "alpha")
     assert found is not None
@@ -131,6 +135,7 @@ def test_unfinished_and_damaged_records_are_passed_over(llm, tmp_path):
     b.path.with_suffix(".json").write_text("{half")
     c.path.unlink()
     (tmp_path / "mem-x.json").write_text(json.dumps({"version": 99}))
+    store.close()
     assert Store(llm, folder=tmp_path).of_tenant("t") == []
 
 
@@ -152,11 +157,14 @@ def test_memories_of_another_tokenizer_are_neither_found_nor_used(llm, tmp_path)
     tokenizer = build_tokenizer()
     tokenizer.add_tokens(["ferry"])  # the ids of this document and question stay as they are
     other = FastMem(llm.model, tokenizer, recipe=RECIPE)
-    assert Store(llm, folder=tmp_path).of_tenant("t") != []
-    assert Store(other, folder=tmp_path).of_tenant("t") == []
+    for reader, found in ((llm, 1), (other, 0)):
+        store = Store(reader, folder=tmp_path)
+        assert len(store.of_tenant("t")) == found
+        store.close()
 
     path = tmp_path / f"{want.key}.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer": other.reader["tokenizer_sha256"]}))
+    record = json.loads(path.read_text()) | {"tokenizer": other.reader["tokenizer_sha256"]}
+    write_record(record, path.with_suffix(".safetensors"))
     store = Store(other, folder=tmp_path)  # the record is believed, the file is not
     (entry,) = store.of_tenant("t")
     with pytest.raises(MemoryMismatchError, match="made with another tokenizer"):
@@ -170,7 +178,7 @@ def test_the_tokenizer_is_part_of_a_memorys_name(llm):
     documents = [Document(text="a")]
     another = FastMem(llm.model, tokenizer, recipe=RECIPE)
     another.name = llm.name
-    one, other = (source_of(each, documents, RECIPE, "t", Limits()) for each in (llm, another))
+    one, other = (source_of(each, documents, RECIPE, Tenant(("t", "t")), None, Limits()) for each in (llm, another))
     assert one.tokens.ids.tolist() == other.tokens.ids.tolist()
     assert one.key != other.key
 
@@ -194,7 +202,7 @@ def test_deleting_while_held_and_while_saving(llm, tmp_path):
     store.put(entry, llm.memorize(want.tokens, RECIPE))
     store.delete(entry)
     store.save(entry)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("mem-*")) == []
     assert entry.memory is not None  # who holds it still has it
     assert store.of_tenant("t") == []
 

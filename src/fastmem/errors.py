@@ -39,6 +39,10 @@ class MemoryFileError(FastMemError, OSError):
     """A memory file that is missing, damaged, of a newer format, or not a memory."""
 
 
+class StorageError(FastMemError, OSError):
+    """A folder that memories are kept in is full, read-only, or in use by another server."""
+
+
 class MissingPackageError(FastMemError, ImportError):
     """An optional package that is not installed; the message names the extra that installs it."""
 

@@ -29,7 +29,7 @@ PLAIN_TEMPLATE = (
     "{{ eos_token or '' if m['role'] == 'assistant' else '' }}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 _FLAGS = "one `scored` flag per id"
 
 
@@ -199,7 +199,7 @@ def require_text(context: str) -> str:
     """The context, stripped. Errors: `InputError` where there is none."""
     if not isinstance(context, str) or not context.strip():
         raise InputError("the context is empty: give the document to be faithful to, as text.")
-    if (half := _SURROGATE.search(context)) is not None:
+    if (half := SURROGATE.search(context)) is not None:
         raise InputError(
             f"the context is not text: character {half.start()} is half of a surrogate pair; decode it anew."
         )

@@ -1,5 +1,6 @@
 """`fastmem serve`: build the server from the arguments and run it."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,24 @@ def serve(
             envvar="FASTMEM_API_KEY", metavar="KEY", help="Accept only these keys; each key has its own memories."
         ),
     ] = None,
+    keys_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Tenants with keys and limits (TOML), read again when it changes."),
+    ] = None,
+    admin_key: Annotated[
+        str | None,
+        typer.Option(envvar="FASTMEM_ADMIN_KEY", metavar="KEY", help="Key for /metrics, which spans all tenants."),
+    ] = None,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Names this server answers for; default: localhost and --host; * for all."),
+    ] = None,
+    allowed_origins: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Pages from elsewhere that may use this server (CORS); default: none."),
+    ] = None,
+    log_format: Annotated[str, typer.Option(metavar="FORMAT", help="Of the log on stderr: text or json.")] = "text",
+    root_path: Annotated[str, typer.Option(metavar="PATH", help="Where a proxy mounts this server.")] = "",
     store: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Keep memories in this folder across restarts; default: in RAM only."),
@@ -61,12 +80,21 @@ def serve(
     from dataclasses import replace
 
     require("fastapi", "uvicorn", "prometheus_client", extra="serve", purpose="serving")
+    from fastmem.serve.allowed_hosts import LOCAL_HOSTS
     from fastmem.serve.app import create_app
     from fastmem.serve.engine import EngineLimits
     from fastmem.serve.limits import Limits
+    from fastmem.serve.logs import start_logging
     from fastmem.serve.store import Budget
+    from fastmem.serve.tenants import Keys, check_keys
     from fastmem.serve.uvicorn_server import run
 
+    keys = list(api_key or ())
+    if not keys and "FASTMEM_API_KEY" in os.environ:  # set, but empty: an option of typer is then absent
+        keys = [""]
+    check_keys(keys, admin_key)
+    Keys(keys, keys_file)
+    one_of(log_format, ("text", "json"), "log format", field="log_format")
     chosen = one_of(template or ("context" if model.model else "question"), ("context", "question"), "template")
     llm = model.load()
     llm.recipe = recipe.make(llm.recipe)
@@ -84,14 +112,19 @@ def serve(
         folder=store,
         limits=limits,
         engine_limits=EngineLimits(rows=rows, waiting=waiting, prefix_bytes=prefix_bytes),
-        api_keys=api_key or (),
+        api_keys=keys,
+        keys_file=keys_file,
+        admin_key=admin_key,
+        allowed_hosts=allowed_hosts or [*LOCAL_HOSTS, host],
+        allowed_origins=allowed_origins or (),
         template=chosen,  # type: ignore[arg-type]
         name=name or (Path(llm.name).name if Path(llm.name).is_dir() else llm.name),
     )
     url = f"http://{host}:{port}"
-    if host not in ("127.0.0.1", "::1", "localhost") and not api_key:
-        say(f"note: {host} may be reachable from other machines, and without --api-key anyone can send requests.")
+    if host not in ("127.0.0.1", "::1", "localhost") and not (keys or keys_file):
+        say(f"note: {host} may be reachable from other machines, and without keys anyone can send requests.")
     say(f"{llm.name} is served at {url}  (page: {url}/  OpenAI: {url}/v1  stop: Ctrl-C)")
     if output.json:
         emit({"url": url, "model": llm.name, "template": chosen})
-    run(app, host, port)
+    start_logging(log_format)  # type: ignore[arg-type]
+    run(app, host, port, root_path)

@@ -1,17 +1,21 @@
 """The ASGI application: the service, its routes, and their authorization."""
 
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
 
 import fastmem
 from fastmem.model import FastMem
 from fastmem.serve import completion_routes, memory_routes
+from fastmem.serve.allowed_hosts import LOCAL_HOSTS, AllowedHosts
 from fastmem.serve.engine import Engine, EngineLimits
 from fastmem.serve.http_errors import install_error_handlers
 from fastmem.serve.limits import Limits
@@ -21,8 +25,25 @@ from fastmem.serve.responses import model_object
 from fastmem.serve.schemas import Template
 from fastmem.serve.service import Service, service_of
 from fastmem.serve.store import Budget, Store
+from fastmem.serve.tenants import Keys, check_keys
+from fastmem.serve.text_thread import TextThread
 
-PAGE = Path(__file__).parent / "page.html"
+access = logging.getLogger("fastmem.access")
+HERE = Path(__file__).parent
+PAGE_FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+# The browser loads nothing from another server, runs no script from inside the page, and shows the page in no frame.
+PAGE_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
 
 
 def create_app(
@@ -33,15 +54,24 @@ def create_app(
     limits: Limits | None = None,
     engine_limits: EngineLimits | None = None,
     api_keys: Sequence[str] = (),
+    keys_file: Path | None = None,
+    admin_key: str | None = None,
+    allowed_hosts: Sequence[str] = LOCAL_HOSTS,
+    allowed_origins: Sequence[str] = (),
     template: Template = "context",
     name: str | None = None,
 ) -> FastAPI:
     """The application for a loaded model. Its worker starts at once and ends with the application's lifespan.
 
     folder: where memories are stored; None keeps them in RAM only. api_keys: the accepted keys; none accepts every
-    client. template: how documents enter a prompt, unless the request says. name: the model name for clients. Errors:
-    `InputError` for a budget that is too small for one memory.
+    client. keys_file: a file of tenants with their keys and limits, see `tenants.py`. admin_key: what `/metrics`
+    needs; without one it is refused where there are API keys, and open where there are none. allowed_hosts,
+    allowed_origins: see `allowed_hosts.py`; pages of these origins may also read responses (CORS). template: how
+    documents enter a prompt, unless the request says. name: the model name for clients. Errors: `InputError` for an
+    empty key or a budget that is too small for one memory, `StorageError` for a folder that cannot be used.
     """
+    check_keys(api_keys, admin_key)
+    keys = Keys(api_keys, keys_file)
     metrics = Metrics()
     store = Store(llm, budget, folder)
     engine = Engine(llm, store, engine_limits, metrics.count_engine_event)
@@ -52,17 +82,20 @@ def create_app(
         store=store,
         engine=engine,
         metrics=metrics,
+        text=TextThread(llm),
         name=name or llm.name,
         started=int(time.time()),
         limits=limits,
-        api_keys=tuple(api_keys),
+        keys=keys,
+        admin_key=admin_key,
         template=template,
     )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        engine.close()
+        engine.close(timeout_seconds=limits.shutdown_seconds)
+        service.text.close()
 
     app = FastAPI(title="FastMem", version=fastmem.__version__, lifespan=lifespan, openapi_url=None)
     app.state.service = service
@@ -71,30 +104,49 @@ def create_app(
     app.include_router(memory_routes.router, dependencies=guarded)
     app.add_api_route("/v1/models", _models, dependencies=guarded)
     app.add_api_route("/v1/models/{model:path}", _model, dependencies=guarded)
-    app.add_api_route("/health", _health, response_model=None)
-    app.add_api_route("/version", _version)
-    app.add_api_route("/metrics", _metrics, response_model=None)
-    app.add_api_route("/", _page, response_model=None)
+    both = ["GET", "HEAD"]
+    app.add_api_route("/health", _health, response_model=None, methods=both)
+    app.add_api_route("/version", _version, methods=both)
+    app.add_api_route("/metrics", _metrics, response_model=None, methods=both)
+    for path in PAGE_FILES:
+        app.add_api_route(path, _page, response_model=None, methods=both)
     install_error_handlers(app)
-    routes = {"/", "/health", "/version", "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/memories"}
-
-    def on_response(method: str, path: str, status: int) -> None:
-        known = path if path in routes else "/v1/models" if path.startswith("/v1/models") else None
-        known = known or ("/v1/memories/..." if path.startswith("/v1/memories/") else "other")
-        metrics.responses.labels(f"{method if known != 'other' else ''} {known}".strip(), status).inc()
-
-    app.add_middleware(RequestMiddleware, body_bytes=limits.body_bytes, on_response=on_response)
+    if allowed_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(allowed_origins), allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(AllowedHosts, hosts=allowed_hosts, origins=allowed_origins)
+    app.add_middleware(
+        RequestMiddleware,
+        body_bytes=limits.body_bytes,
+        body_seconds=limits.body_seconds,
+        on_response=partial(_on_response, metrics),
+    )
     return app
 
 
+_ROUTES = {"/health", "/version", "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/memories", *PAGE_FILES}
+
+
+def _on_response(metrics: Metrics, method: str, path: str, status: int, request_id: str, seconds: float) -> None:
+    """Count a response and write its line to the log. Names in a path are left out of both."""
+    known = path if path in _ROUTES else "/v1/models" if path.startswith("/v1/models") else None
+    known = known or ("/v1/memories/..." if path.startswith("/v1/memories/") else "other")
+    metrics.responses.labels(f"{method if known != 'other' else ''} {known}".strip(), status).inc()
+    fields = {"method": method[:16], "path": known, "status": status, "seconds": round(seconds, 3)}
+    access.info("request", extra={"fields": {"request_id": request_id} | fields})
+
+
 async def _authorized(request: Request) -> None:
-    service_of(request).authorize(request)
+    service_of(request).sender(request)
 
 
-async def _models(request: Request, cache_salt: str | None = None) -> dict[str, Any]:
-    """The base model and the caller's memories."""
+async def _models(
+    request: Request, cache_salt: str | None = None, limit: memory_routes.Limit = 1000, after: str | None = None
+) -> dict[str, Any]:
+    """The base model and a page of the caller's memories, as in `GET /v1/memories`."""
     service = service_of(request)
-    entries = service.store.of_tenant(service.tenant(request, cache_salt))
+    entries, _ = memory_routes.page_of(service.store.of_tenant(service.tenant(request, cache_salt)), limit, after)
     data = [model_object(service.name, service.started)] + [_memory_model(service, e.record) for e in entries]
     return {"object": "list", "data": data}
 
@@ -121,17 +173,11 @@ async def _version() -> dict[str, str]:
 
 
 async def _metrics(request: Request) -> Response:
+    service_of(request).authorize_administrator(request)
     return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def _page() -> Response:
-    """The page for the browser. Its policy forbids the browser to load anything from another server."""
-    policy = (
-        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
-    )
-    headers = {
-        "content-security-policy": policy,
-        "referrer-policy": "no-referrer",
-        "x-content-type-options": "nosniff",
-    }
-    return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=headers)
+async def _page(request: Request) -> Response:
+    """The page for the browser, and its style and script."""
+    name, media_type = PAGE_FILES[request.url.path]
+    return Response((HERE / name).read_text(encoding="utf-8"), media_type=media_type, headers=PAGE_HEADERS)

@@ -2,8 +2,8 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,6 +13,7 @@ from fastmem.answer.contrast import method_named
 from fastmem.answer.request import Request as DecodeRequest
 from fastmem.answer.running_batch import Piece
 from fastmem.errors import InputError
+from fastmem.serve.asgi import Receive, Scope, Send
 from fastmem.serve.document_prompts import DocumentPrompt, chat_prompt, completion_prompt, requested_method
 from fastmem.serve.http_errors import error_response
 from fastmem.serve.jobs import AnswerFinished, Event, Job, JobFailed
@@ -21,6 +22,7 @@ from fastmem.serve.memory_source import MemorySource, requested_recipe, source_o
 from fastmem.serve.responses import CommonFields, complete_response, last_chunk, piece_chunk, sse_event, usage_chunk
 from fastmem.serve.schemas import ChatRequest, CompletionRequest
 from fastmem.serve.service import Service, service_of
+from fastmem.serve.tenants import Tenant
 
 router = APIRouter(prefix="/v1")
 Body = ChatRequest | CompletionRequest
@@ -29,60 +31,43 @@ Body = ChatRequest | CompletionRequest
 @router.post("/chat/completions")
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
-    service = service_of(request)
-    _check_count(service, body, 1)
-    if body.top_logprobs and not body.logprobs:
-        raise InputError("top_logprobs needs logprobs=true.", field="top_logprobs")
-    method, source = _method_and_source(service, request, body)
-    messages, template = [m.plain() for m in body.messages], body.fastmem.template or service.template
-    prompt = chat_prompt(service.llm, messages, body.documents, template, method, service.limits)
-    max_tokens = body.max_completion_tokens or body.max_tokens
-    top_logprobs = body.top_logprobs if body.logprobs else None
-    return await _answer(service, request, body, method, source, [prompt], max_tokens, top_logprobs)
+    return await _answer(service_of(request), request, body)
 
 
 @router.post("/completions")
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue prompts."""
-    service, texts = service_of(request), body.prompts()
-    _check_count(service, body, len(texts))
-    method, source = _method_and_source(service, request, body)
-    prompts = [completion_prompt(service.llm, text, body.documents, method, service.limits) for text in texts]
-    return await _answer(service, request, body, method, source, prompts, body.max_tokens, body.logprobs)
+    return await _answer(service_of(request), request, body)
 
 
-def _method_and_source(service: Service, request: Request, body: Body) -> tuple[str, MemorySource | None]:
-    """(the method, the memory it needs: the one that `model` names, otherwise that of the documents).
+@dataclass(frozen=True)
+class _Asked:
+    """What a request asks for. jobs: in the order of the prompts, `n` for each."""
 
-    Errors: `HttpRefusal`, `InputError`.
-    """
-    tenant = service.tenant(request, body.cache_salt)
-    entry = service.memory_of_model(tenant, body.model)
-    method = requested_method(body.fastmem, entry is not None, bool(body.documents))
-    if not method_named(method).memorized:
-        return method, None
-    if entry is None:
-        recipe = requested_recipe(service.llm, body.fastmem, service.limits)
-        return method, source_of(service.llm, body.documents, recipe, tenant, service.limits)
-    if body.fastmem.recipe:
-        text = f"{body.model!r} is a memory with its own recipe: leave the recipe out."
-        raise InputError(text, field="fastmem.recipe")
-    return method, replace(entry.source, tokens=None)
+    jobs: list[Job]
+    method: str
+    top_logprobs: int | None
 
 
-async def _answer(
-    service: Service,
-    request: Request,
-    body: Body,
-    method: str,
-    source: MemorySource | None,
-    prompts: Sequence[DocumentPrompt],
-    max_tokens: int | None,
-    top_logprobs: int | None,
-) -> Response:
-    """`body.n` answers to each prompt, in the order of the prompts."""
-    # 1. The jobs: everything is checked before one is submitted.
-    tenant = service.tenant(request, body.cache_salt)
+def _asked(service: Service, sender: Tenant, body: Body) -> _Asked:
+    """The jobs of a request, with everything checked. Runs in the text thread. Errors: `HttpRefusal`, `InputError`."""
+    tenant = sender.salted(body.cache_salt)
+    service.text.check_texts(body.texts())
+    if isinstance(body, ChatRequest):
+        _check_count(service, body, 1)
+        if body.top_logprobs and not body.logprobs:
+            raise InputError("top_logprobs needs logprobs=true.", field="top_logprobs")
+        method, source = _method_and_source(service, sender, body)
+        messages, template = [m.plain() for m in body.messages], body.fastmem.template or service.template
+        prompts = [chat_prompt(service.llm, messages, body.documents, template, method)]
+        max_tokens = body.max_completion_tokens or body.max_tokens
+        top_logprobs = body.top_logprobs if body.logprobs else None
+    else:
+        texts = body.prompts()
+        _check_count(service, body, len(texts))
+        method, source = _method_and_source(service, sender, body)
+        prompts = [completion_prompt(service.llm, text, body.documents, method) for text in texts]
+        max_tokens, top_logprobs = body.max_tokens, body.logprobs
     jobs = []
     for prompt in prompts:
         prepared = _prepared(service, body, method, prompt, max_tokens, top_logprobs, tenant)
@@ -90,20 +75,47 @@ async def _answer(
             seed = None if body.seed is None else body.seed + k
             one = replace(prepared, sampling=replace(prepared.sampling, seed=seed))
             jobs.append(Job(source=source, request=one))
-    # 2. The answers, all at once or as a stream.
+    return _Asked(jobs, method, top_logprobs)
+
+
+def _method_and_source(service: Service, sender: Tenant, body: Body) -> tuple[str, MemorySource | None]:
+    """(the method, the memory it needs: the one that `model` names, otherwise that of the documents).
+
+    Errors: `HttpRefusal`, `InputError`.
+    """
+    entry = service.memory_of_model(sender.salted(body.cache_salt), body.model)
+    method = requested_method(body.fastmem, entry is not None, bool(body.documents))
+    service.check_documents(body.documents)
+    if not method_named(method).memorized:
+        return method, None
+    if entry is None:
+        recipe = requested_recipe(service.llm, body.fastmem, service.limits)
+        return method, source_of(service.llm, body.documents, recipe, sender, body.cache_salt, service.limits)
+    if body.fastmem.recipe:
+        text = f"{body.model!r} is a memory with its own recipe: leave the recipe out."
+        raise InputError(text, field="fastmem.recipe")
+    return method, replace(entry.source, tokens=None)
+
+
+async def _answer(service: Service, request: Request, body: Body) -> Response:
+    """`body.n` answers to each prompt, all at once or as a stream, in the order of the prompts."""
+    sender = service.sender(request)
+    asked = await service.text.run(lambda: _asked(service, sender, body))
     chat = isinstance(body, ChatRequest)
     name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
-    common = CommonFields(name, int(time.time()), body.model, method, chat, body.n, top_logprobs is not None)
-    mailbox = Mailbox(service, jobs).submit()
+    common = CommonFields(
+        name, int(time.time()), body.model, asked.method, chat, body.n, asked.top_logprobs is not None
+    )
+    mailbox = Mailbox(service, asked.jobs, sender).submit()
     streaming = False
     try:
         first = await mailbox.next_or_gone(request)
         if not body.stream:
-            return await _collected(service, request, mailbox, common, first)
+            return await _collected(service, request, mailbox, common, first, sender)
         usage = body.stream_options is not None and body.stream_options.include_usage
-        chunks = _stream(service, mailbox, common, first, usage, request.state.request_id)
+        chunks = _stream(service, mailbox, common, first, usage, request.state.request_id, sender)
         streaming = True
-        return StreamingResponse(chunks, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        return _EventStream(mailbox, chunks)
     finally:
         if not streaming:
             mailbox.close()
@@ -132,8 +144,27 @@ def _prepared(
     return replace(prepared, shared_tokens=prompt.shared_tokens, salt=tenant)
 
 
+class _EventStream(StreamingResponse):
+    """Server-sent events. The mailbox is closed even if the client has left before the first one."""
+
+    def __init__(self, mailbox: Mailbox, chunks: AsyncIterator[bytes]):
+        super().__init__(chunks, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        self._mailbox = mailbox
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._mailbox.close()
+
+
 async def _collected(
-    service: Service, request: Request, mailbox: Mailbox, common: CommonFields, first: tuple[int, Event]
+    service: Service,
+    request: Request,
+    mailbox: Mailbox,
+    common: CommonFields,
+    first: tuple[int, Event],
+    sender: Tenant,
 ) -> Response:
     """All answers in one response."""
     count = len(mailbox.jobs)
@@ -144,11 +175,11 @@ async def _collected(
         if isinstance(event, Piece):
             pieces[number].append(event)
         elif isinstance(event, AnswerFinished):
-            service.metrics.count_answer(common.method, event)
+            service.count_answer(common.method, event, sender)
             ends[number] = event
             if len(ends) == count:
                 answers = [(ends[i], pieces[i]) for i in range(count)]
-                return JSONResponse(complete_response(common, answers, service.llm.tokenizer))
+                return JSONResponse(complete_response(common, answers, service.text.replies))
         number, event = await mailbox.next_or_gone(request)
 
 
@@ -159,6 +190,7 @@ async def _stream(
     first: tuple[int, Event],
     include_usage: bool,
     request_id: str,
+    sender: Tenant,
 ) -> AsyncIterator[bytes]:
     """Server-sent events: pieces, the end of each answer, `[DONE]`. A late error is an event, too."""
     count = len(mailbox.jobs)
@@ -171,10 +203,10 @@ async def _stream(
                 yield sse_event(bytes(error_response(event.error, request_id).body).decode())
                 return
             if isinstance(event, Piece):
-                yield sse_event(piece_chunk(common, number, event, service.llm.tokenizer, number not in opened))
+                yield sse_event(piece_chunk(common, number, event, service.text.replies, number not in opened))
                 opened.add(number)
             elif isinstance(event, AnswerFinished):
-                service.metrics.count_answer(common.method, event)
+                service.count_answer(common.method, event, sender)
                 yield sse_event(last_chunk(common, number, event))
                 ends[number] = event
                 if len(ends) == count:
@@ -195,7 +227,7 @@ def _check_count(service: Service, body: Body, prompts: int) -> None:
         raise InputError(text, field="n" if body.n > 1 else "prompt")
     if body.n > 1 and body.temperature == 0:
         raise InputError(
-            f"n is {body.n} at temperature 0 (the default here), where all answers are the same: give a temperature.",
+            f"n is {body.n} at temperature 0, where all answers are the same: give another, or leave it out.",
             field="n",
         )
 

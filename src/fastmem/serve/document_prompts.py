@@ -17,7 +17,6 @@ from fastmem.answer.contrast import method_named
 from fastmem.errors import InputError
 from fastmem.model import FastMem
 from fastmem.prompts import Tokens
-from fastmem.serve.limits import Limits
 from fastmem.serve.schemas import Document, FastMemOptions, Template
 
 Messages = list[dict[str, str]]
@@ -33,10 +32,8 @@ class DocumentPrompt:
     shared_tokens: int
 
 
-def documents_text(documents: Sequence[Document], limits: Limits) -> str:
+def documents_text(documents: Sequence[Document]) -> str:
     """All documents as one text, titles above them, separated by empty lines. Errors: `InputError`."""
-    if len(documents) > limits.documents:
-        raise InputError(f"{len(documents)} documents are too many: this server allows at most {limits.documents}.")
     texts = [prompts.require_text(document.text) for document in documents]
     return "\n\n".join(
         f"{d.title.strip()}\n{text}" if d.title else text for d, text in zip(documents, texts, strict=True)
@@ -44,14 +41,14 @@ def documents_text(documents: Sequence[Document], limits: Limits) -> str:
 
 
 def chat_prompt(
-    llm: FastMem, messages: Messages, documents: Sequence[Document], template: Template, method: str, limits: Limits
+    llm: FastMem, messages: Messages, documents: Sequence[Document], template: Template, method: str
 ) -> DocumentPrompt:
     """A conversation whose last message is the user's. Errors: `InputError`."""
     if not documents:
         return DocumentPrompt(Tokens(llm.ids(messages)), None, 0)
     if messages[-1]["role"] != "user":
         raise InputError("documents are put before the last message, which must be the user's.")
-    text, message = documents_text(documents, limits), messages[-1]["content"]
+    text, message = documents_text(documents), messages[-1]["content"]
     if template == "question":
         turn, alone = prompts.question_prompt(text, message), prompts.question_alone(message)
         end = prompts.with_mark(message)
@@ -63,7 +60,7 @@ def chat_prompt(
 
 
 def completion_prompt(
-    llm: FastMem, prompt: str | list[int], documents: Sequence[Document], method: str, limits: Limits
+    llm: FastMem, prompt: str | list[int], documents: Sequence[Document], method: str
 ) -> DocumentPrompt:
     """A plain prompt, after the documents in the template `context`. Errors: `InputError`."""
     if not isinstance(prompt, str):
@@ -77,7 +74,7 @@ def completion_prompt(
         raise InputError("the prompt is empty: give a text to continue.")
     if not documents:
         return DocumentPrompt(_plain_tokens(llm, prompt), None, 0)
-    text = _with_context(documents_text(documents, limits), prompt)
+    text = _with_context(documents_text(documents), prompt)
     tokens, shared = prompts.text_ids_before(llm.tokenizer, text, prompt)
     without = _plain_tokens(llm, prompt) if method_named(method).kind == "cad" else None
     return DocumentPrompt(tokens, without, shared)

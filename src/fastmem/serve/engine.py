@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 from fastmem.answer.cache import PrefixCache
 from fastmem.answer.running_batch import RunningBatch
 from fastmem.device_memory import explained_out_of_memory
-from fastmem.errors import FastMemError, MemoryFileError
+from fastmem.errors import FastMemError, StorageError
 from fastmem.model import FastMem
 from fastmem.serve.isolated_batch import IsolatedBatch
 from fastmem.serve.jobs import ActionFinished, DrainingError, Event, Job, JobFailed, OverloadedError
+from fastmem.serve.logs import cause
 from fastmem.serve.memorize_queue import MemorizeQueue
 from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.store import Entry, Store
@@ -33,13 +34,15 @@ log = logging.getLogger("fastmem")
 class EngineLimits:
     """rows: answers decoded at the same time. waiting: jobs that may wait, for wait_seconds at most. prefix_bytes:
     keys and values of documents that are kept for reuse. overtaking: how many later jobs may start to use stored
-    memories while an earlier job waits for room in the store."""
+    memories while an earlier job waits for room in the store. save_again_seconds: after which memories that could not
+    be written to disk are written again."""
 
     rows: int = 16
     waiting: int = 64
     wait_seconds: float = 120.0
     prefix_bytes: int = 256 * 2**20
     overtaking: int = 16
+    save_again_seconds: float = 30.0
 
 
 class Engine:
@@ -67,6 +70,7 @@ class Engine:
         self._seconds_per_job = 1.0
         self._last_end = time.perf_counter()
         self._files = ThreadPoolExecutor(1, "fastmem-files")
+        self._saved_at = time.perf_counter()
         self._closing = False
         self._changed = False  # something that waiting jobs may wait for
         self._thread = threading.Thread(target=self._work, name="fastmem-worker", daemon=True)
@@ -112,16 +116,18 @@ class Engine:
         self._inbox.put(lambda: None)
         self._thread.join(timeout_seconds)
         self._files.shutdown()
+        self.store.close()
 
     def _work(self) -> None:
         while not (self._closing and not self._open and not self._memorize_queue):
             try:
                 self._receive()
+                self._save_again()
                 self._admit()
                 self._memorize()
                 self._decode()
             except Exception as error:  # a bug; later requests must still be answered
-                log.exception("the worker met an unexpected error; all open requests fail")
+                log.error("the worker met an unexpected error, all open requests fail: %s", cause(error))
                 self._memorize_queue = MemorizeQueue(self.llm)
                 self.batch = self._new_batch()
                 for job in list(self._open):
@@ -191,6 +197,10 @@ class Engine:
         if entry.loading and entry.source.key not in self._loading:
             self._loading.add(entry.source.key)
             self._files.submit(self._load, entry)
+        missing = job.durable and self.store.folder is not None and entry.path is None and entry.memory is not None
+        if missing and not entry.unsaved and not job.saved_again:
+            job.saved_again = entry.unsaved = True
+            self._files.submit(self._save, entry)
         return entry.memory is not None and not (job.durable and entry.unsaved)
 
     def _add_memory(self, job: Job) -> None:
@@ -206,7 +216,10 @@ class Engine:
         assert job.action is not None
         assert job.entry is not None
         if job.durable and self.store.folder is not None and job.entry.path is None:
-            raise MemoryFileError("the memory was made, but could not be written to the store: see the server's log.")
+            raise StorageError(
+                "the memory was made and can be used, but the store did not take it "
+                f"({job.entry.problem or 'deleted'}): the server tries again, and so can you."
+            )
         with explained_out_of_memory():
             result = job.action(self.store.ready(job.entry))
         self._end(job, ActionFinished(result, job.entry.record))
@@ -221,6 +234,8 @@ class Engine:
             self.store.put(made.entry, made.memory)
             self._changed = True
             if self.store.folder is not None:
+                for job in self._waiting_for(made.entry):
+                    job.saved_again = True  # this is its attempt
                 self._files.submit(self._save, made.entry)
             return
         self._on_event("memorize_failed", made.seconds)
@@ -245,13 +260,21 @@ class Engine:
         for job, error in failed:
             self._end(job, JobFailed(error))
 
+    def _save_again(self) -> None:
+        """Write the memories that could not be written, now and then."""
+        now = time.perf_counter()
+        if now - self._saved_at > self.limits.save_again_seconds:
+            self._saved_at = now
+            for entry in self.store.to_save():
+                self._files.submit(self._save, entry)
+
     def _load(self, entry: Entry) -> None:
         """In the thread for files. A damaged file is deleted; jobs that bring the documents make the memory again."""
         problem: Exception | None = None
         try:
             self.store.load(entry)
-        except (FastMemError, OSError) as error:
-            log.warning("a stored memory was dropped: %s", error)
+        except Exception as error:  # also for lack of memory, which the next attempt may have
+            log.warning("a stored memory could not be read: %s", cause(error))
             problem = error
         self._inbox.put(lambda: self._loaded(entry, problem))
 
@@ -261,7 +284,8 @@ class Engine:
         if error is None:
             return
         for job in self._waiting_for(entry):
-            if job.source is not None and job.source.tokens is not None:
+            damaged = isinstance(error, FastMemError | OSError)
+            if damaged and job.source is not None and job.source.tokens is not None:
                 self.store.release(entry)
                 job.entry = None
             else:
@@ -272,7 +296,7 @@ class Engine:
         try:
             self.store.save(entry)
         except Exception as error:
-            log.error("a memory could not be written to disk: %s", error)
+            log.error("a memory could not be written to disk: %s", cause(error))
             self._on_event("save_failed", 0.0)
         self._inbox.put(lambda: None)
 

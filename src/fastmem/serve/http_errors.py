@@ -7,9 +7,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from fastmem.errors import FastMemError, InputError, ResourceError
+from fastmem.errors import FastMemError, InputError, ResourceError, StorageError
 from fastmem.serve.jobs import DrainingError, OverloadedError
+from fastmem.serve.logs import cause
 from fastmem.serve.responses import error_object
+from fastmem.serve.tenants import QuotaError
 
 log = logging.getLogger("fastmem")
 
@@ -29,7 +31,9 @@ def install_error_handlers(app: FastAPI) -> None:
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"] if part != "body") or None
-        if first["type"] == "extra_forbidden":
+        if first["type"] == "extra_forbidden" and param in ("tools", "functions"):
+            text, code = f"this server calls no tools: leave {param!r} out.", "unknown_field"
+        elif first["type"] == "extra_forbidden":
             text, code = f"unknown field {param!r}: this server does not accept it. Leave it out.", "unknown_field"
         elif first["type"] == "json_invalid":
             text, code, param = "the body is not JSON.", "invalid_json", None
@@ -56,14 +60,19 @@ def error_response(error: Exception, request_id: str) -> JSONResponse:
     if isinstance(error, OverloadedError):
         headers = {"retry-after": str(error.retry_after_seconds)}
         return JSONResponse(error_object(error.text, "rate_limit_error", code="overloaded"), 429, headers)
+    if isinstance(error, QuotaError):
+        headers = {"retry-after": str(error.retry_after_seconds)}
+        return JSONResponse(error_object(error.text, "rate_limit_error", code="quota_exceeded"), 429, headers)
     if isinstance(error, DrainingError):
         return JSONResponse(error_object(error.text, "server_error", code="shutting_down"), 503, {"retry-after": "5"})
     if isinstance(error, InputError):
         return JSONResponse(error_object(error.text, "invalid_request_error", error.field, "invalid_value"), 400)
+    if isinstance(error, StorageError):
+        return JSONResponse(error_object(error.text, "server_error", code="storage_full"), 507, {"retry-after": "30"})
     if isinstance(error, FastMemError):
-        log.warning("%s: %s", request_id, error)
+        log.warning("a request failed: %s", cause(error), extra={"fields": {"request_id": request_id}})
         memory = isinstance(error, ResourceError)
         status, code = (503, "out_of_memory") if memory else (500, type(error).__name__)
         return JSONResponse(error_object(error.text, "server_error", code=code), status)
-    log.error("%s failed", request_id, exc_info=error)
+    log.error("a request failed: %s", cause(error), extra={"fields": {"request_id": request_id}})
     return JSONResponse(error_object(f"internal error; the log has it under {request_id}.", "server_error"), 500)

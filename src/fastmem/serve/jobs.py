@@ -70,7 +70,8 @@ class Job:
 
     source: the memory it needs, if any. request: the answer to decode, still without its memory. action: a function of
     the memory, for jobs without an answer. durable: wait until the memory is on disk. The engine sets the other
-    fields; overtaken: how many later jobs have started while this one waited for room in the store.
+    fields; overtaken: how many later jobs have started while this one waited for room in the store; saved_again:
+    whether a memory that could not be written was written again for this job.
     """
 
     emit: Callable[[Event], None] = lambda event: None
@@ -85,6 +86,7 @@ class Job:
     first_token: float = 0.0
     made: bool = False
     overtaken: int = 0
+    saved_again: bool = False
     row: Row | None = None
     suspect: bool = False
     over: bool = False

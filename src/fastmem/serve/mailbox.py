@@ -8,11 +8,13 @@ from typing import Any
 
 from fastapi import Request
 
+from fastmem.errors import FastMemError
 from fastmem.memory.memory import Memory
 from fastmem.serve.http_errors import HttpRefusal
 from fastmem.serve.jobs import ActionFinished, AnswerFinished, Event, Job, JobFailed
 from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.service import Service
+from fastmem.serve.tenants import Tenant
 
 
 class Mailbox:
@@ -22,8 +24,8 @@ class Mailbox:
     cancels the others, since a request is answered completely or not at all.
     """
 
-    def __init__(self, service: Service, jobs: Sequence[Job]):
-        self.jobs = jobs
+    def __init__(self, service: Service, jobs: Sequence[Job], sender: Tenant):
+        self.jobs, self._sender, self._counted = jobs, sender, False
         self._service, self._loop = service, asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._open: set[int] = set()
@@ -31,8 +33,14 @@ class Mailbox:
             job.emit = partial(self._emit, number)
 
     def submit(self) -> "Mailbox":
-        """All jobs or none. Errors: `OverloadedError`, `DrainingError`."""
-        self._service.engine.submit(*self.jobs)
+        """All jobs or none. Errors: `QuotaError`, `OverloadedError`, `DrainingError`."""
+        self._service.usage.begin(self._sender)
+        self._counted = True
+        try:
+            self._service.engine.submit(*self.jobs)
+        except FastMemError:
+            self.close()
+            raise
         self._open = set(range(len(self.jobs)))
         return self
 
@@ -54,6 +62,9 @@ class Mailbox:
 
     def close(self) -> None:
         """Cancel the jobs that are not over."""
+        if self._counted:
+            self._service.usage.end(self._sender)
+            self._counted = False
         if self._open:
             self._service.metrics.abandoned.inc()
             self._cancel()
@@ -84,7 +95,8 @@ async def with_memory(
     service: Service, request: Request, source: MemorySource, action: Callable[[Memory], Any]
 ) -> ActionFinished:
     """Apply `action` to a memory in the worker's thread, once it exists and is on disk. Errors: those of the job."""
-    mailbox = Mailbox(service, [Job(source=source, action=action, durable=True)]).submit()
+    job = Job(source=source, action=action, durable=True)
+    mailbox = Mailbox(service, [job], service.sender(request)).submit()
     try:
         _, event = await mailbox.next_or_gone(request)
     finally:

@@ -1,9 +1,14 @@
 """The record of a stored memory: a JSON file beside its safetensors file, to list memories without reading them.
 
-Both files are replaced atomically, the memory first. A memory without a record was not finished and is ignored.
+Both files are replaced atomically, the memory first. A memory without a record was not finished and is ignored. A
+record holds a digest of itself; one that does not agree with it, or does not make sense, is set aside with its memory
+in `damaged/` and never keeps the others from loading.
 """
 
+import hashlib
 import json
+import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -11,11 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from fastmem.atomic_write import replacing
+from fastmem.errors import InputError
 from fastmem.memory.memory import Memory
 from fastmem.memory.recipe import Recipe
+from fastmem.serve.logs import cause
 from fastmem.serve.memory_source import MemorySource
+from fastmem.serve.schemas import MEMORY_NAME
 
-RECORD_VERSION = 2
+RECORD_VERSION = 3  # 2 had no digest
+DAMAGED = "damaged"
+
+log = logging.getLogger("fastmem")
 
 
 def new_record(source: MemorySource, memory: Memory) -> dict[str, Any]:
@@ -24,6 +35,7 @@ def new_record(source: MemorySource, memory: Memory) -> dict[str, Any]:
         "version": RECORD_VERSION,
         "id": source.key,
         "tenant": source.tenant,
+        "account": source.account,
         "name": source.name,
         "created": int(time.time()),
         "base": memory.base.digest,
@@ -39,25 +51,61 @@ def new_record(source: MemorySource, memory: Memory) -> dict[str, Any]:
 def write_record(record: Mapping[str, Any], memory_path: Path) -> None:
     """Write the record of the memory at `memory_path` beside it. Errors: `OSError`."""
     with replacing(memory_path.with_suffix(".json")) as temporary:
-        temporary.write(json.dumps(record).encode())
+        record = dict(record) | {"version": RECORD_VERSION}
+        temporary.write(json.dumps(record | {"digest": _digest(record)}).encode())
 
 
 def stored_memories(folder: Path) -> Iterator[tuple[MemorySource, dict[str, Any], Path]]:
     """(source without tokens, record, memory file) of every finished memory in `folder`, the oldest first.
 
-    Ignores records of another version, damaged records and records without a memory.
+    Ignores records of another version and records without a memory; sets damaged ones aside.
     """
     found = []
     for path in folder.glob("mem-*.json"):
         memory_path = path.with_suffix(".safetensors")
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            if record["version"] != RECORD_VERSION or record["id"] != path.stem or not memory_path.is_file():
+            if isinstance(record["version"], int) and record["version"] not in (2, RECORD_VERSION):
                 continue
-            recipe = Recipe(**record["recipe"])
-            source = MemorySource(record["id"], record["tenant"], recipe, name=record["name"], about=record["about"])
-            found.append((record["created"], source.key, source, record, memory_path))
-        except (OSError, ValueError, KeyError, TypeError):
+            source = _checked(record, path.stem)
+            record.pop("digest", None)
+        except Exception as error:  # whatever somebody wrote into a file
+            _set_aside(path, error)
             continue
+        if memory_path.is_file():
+            found.append((record["created"], source.key, source, record, memory_path))
     for _, _, source, record, memory_path in sorted(found, key=lambda item: item[:2]):
         yield source, record, memory_path
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in record.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _checked(record: dict[str, Any], key: str) -> MemorySource:
+    """The source of a record that is as it was written. Errors: `InputError`, and whatever a strange record causes."""
+    if record["id"] != key or (record["version"] == RECORD_VERSION and record["digest"] != _digest(record)):
+        raise InputError("the record is not as it was written.")
+    texts = [record[field] for field in ("id", "tenant", "base")]
+    name, about = record["name"], record["about"]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(record["created"], int):
+        raise InputError("a field of the record has another type.")
+    if name is not None and not re.fullmatch(MEMORY_NAME, name):
+        raise InputError("the name in the record is no name.")
+    if not isinstance(record["trace"], list) or not {"titles", "tokens", "text_sha256"} <= about.keys():
+        raise InputError("the record is not complete.")
+    account = str(record.get("account", ""))
+    return MemorySource(key, record["tenant"], Recipe(**record["recipe"]), name=name, about=about, account=account)
+
+
+def _set_aside(path: Path, error: Exception) -> None:
+    """Move a damaged record and its memory to where they harm nobody."""
+    log.warning("the record %s is damaged and was set aside in %s/: %s", path.name, DAMAGED, cause(error))
+    try:
+        (path.parent / DAMAGED).mkdir(exist_ok=True)
+        for file in (path, path.with_suffix(".safetensors")):
+            if file.exists():
+                file.replace(path.parent / DAMAGED / file.name)
+    except OSError as problem:
+        log.warning("the record %s could not be moved: %s", path.name, cause(problem))

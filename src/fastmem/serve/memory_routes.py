@@ -3,9 +3,9 @@
 For GET and DELETE the salt is a query parameter, `?cache_salt=...`.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
 from fastmem.errors import InputError
 from fastmem.serve.document_prompts import documents_text
@@ -15,9 +15,24 @@ from fastmem.serve.memory_source import requested_recipe, source_of, text_digest
 from fastmem.serve.responses import memory_object
 from fastmem.serve.schemas import MemoryRequest, SurpriseRequest
 from fastmem.serve.service import service_of
+from fastmem.serve.store import Entry
 from fastmem.surprisal_report import surprisal_report
 
 router = APIRouter(prefix="/v1/memories")
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+def page_of(entries: list[Entry], limit: int, after: str | None) -> tuple[list[Entry], bool]:
+    """(at most `limit` entries after the one with this id, whether there are more). Errors: `InputError`."""
+    start = 0
+    if after is not None:
+        keys = [entry.source.key for entry in entries]
+        if after not in keys:
+            raise InputError(
+                f"the memory {after!r} does not exist: give the last id of the page before.", field="after"
+            )
+        start = keys.index(after) + 1
+    return entries[start : start + limit], len(entries) > start + limit
 
 
 @router.post("")
@@ -29,13 +44,22 @@ async def make_memory(body: MemoryRequest, request: Request) -> dict[str, Any]:
         raise HttpRefusal(404, text, "model", "model_not_found")
     if body.name is not None and (body.name == service.name or body.name.startswith("mem-")):
         raise InputError(f"the name {body.name!r} is taken or reserved: choose another.", field="name")
-    tenant = service.tenant(request, body.cache_salt)
+    sender = service.sender(request)
+    tenant = sender.salted(body.cache_salt)
+    service.check_documents(body.documents)
     recipe = requested_recipe(service.llm, body.fastmem, service.limits)
-    source = source_of(service.llm, body.documents, recipe, tenant, service.limits, body.name)
-    if body.name is not None and (other := service.store.find(tenant, body.name)) and other.source.key != source.key:
-        text = f"the name {body.name!r} belongs to memory {other.source.key}: delete it or choose another."
+    source = await service.text.run(
+        lambda: source_of(service.llm, body.documents, recipe, sender, body.cache_salt, service.limits, body.name)
+    )
+    if body.name is not None and (owner := service.store.claim(tenant, body.name, source.key)) is not None:
+        text = f"the name {body.name!r} belongs to memory {owner}: delete it or choose another."
         raise HttpRefusal(409, text, "name", "name_taken")
-    done = await with_memory(service, request, source, lambda memory: None)
+    try:
+        done = await with_memory(service, request, source, lambda memory: None)
+    except BaseException:
+        if body.name is not None:
+            service.store.unclaim(tenant, body.name, source.key)
+        raise
     entry = service.memory(tenant, source.key)
     if body.name is not None and entry.record["name"] != body.name:
         service.store.rename(entry, body.name)
@@ -44,11 +68,16 @@ async def make_memory(body: MemoryRequest, request: Request) -> dict[str, Any]:
 
 
 @router.get("")
-async def list_memories(request: Request, cache_salt: str | None = None) -> dict[str, Any]:
-    """The caller's memories."""
+async def list_memories(
+    request: Request, cache_salt: str | None = None, limit: Limit = 100, after: str | None = None
+) -> dict[str, Any]:
+    """A page of the caller's memories, oldest first. after: the id of the last one of the page before."""
     service = service_of(request)
     entries = service.store.of_tenant(service.tenant(request, cache_salt))
-    return {"object": "list", "data": [memory_object(entry.record, service.name) for entry in entries]}
+    page, more = page_of(entries, limit, after)
+    objects = [memory_object(entry.record, service.name) for entry in page]
+    ends = {"first_id": objects[0]["id"], "last_id": objects[-1]["id"]} if objects else {}
+    return {"object": "list", "data": objects, "has_more": more} | ends
 
 
 @router.get("/{reference}")
@@ -72,11 +101,13 @@ async def surprise(reference: str, body: SurpriseRequest, request: Request) -> d
     """The surprisal of every token of the documents, in nats, before and after memorizing."""
     service = service_of(request)
     tenant, llm = service.tenant(request, body.cache_salt), service.llm
-    entry, text = service.memory(tenant, reference), documents_text(body.documents, service.limits)
+    entry = service.memory(tenant, reference)
+    service.check_documents(body.documents)
+    text = documents_text(body.documents)
     if entry.record["about"]["text_sha256"] != text_digest(text):
         text = "these are not the documents that the memory was made from: give those."
         raise InputError(text, field="documents")
-    tokens = llm.memory_tokens(text, entry.source.recipe)
+    tokens = await service.text.run(lambda: llm.memory_tokens(text, entry.source.recipe))
     done = await with_memory(service, request, entry.source, lambda memory: surprisal_report(llm, tokens, memory))
     rows = [{"text": t.text, "before": round(t.before, 4), "after": round(t.after, 4)} for t in done.result]
     return {"object": "surprise", "tokens": rows}

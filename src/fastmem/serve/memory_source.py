@@ -13,6 +13,7 @@ from fastmem.prompts import Tokens
 from fastmem.serve.document_prompts import documents_text
 from fastmem.serve.limits import Limits
 from fastmem.serve.schemas import Document, FastMemOptions
+from fastmem.serve.tenants import Quota, Tenant
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class MemorySource:
     """A memory, which is made from `tokens` if it does not exist.
 
     key: its id, a hash of the tenant, the base, the recipe and the tokens. tokens: None if the memory must exist
-    already. name: chosen by the client. about: further content of its record.
+    already. name: chosen by the client. about: further content of its record. account, quota: whose memories are
+    counted together, whatever their salts, and how many there may be.
     """
 
     key: str
@@ -29,6 +31,8 @@ class MemorySource:
     tokens: Tokens | None = None
     name: str | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    account: str = ""
+    quota: Quota = field(default_factory=Quota)
 
 
 def requested_recipe(llm: FastMem, options: FastMemOptions, limits: Limits) -> Recipe:
@@ -37,26 +41,35 @@ def requested_recipe(llm: FastMem, options: FastMemOptions, limits: Limits) -> R
     if recipe.steps > limits.recipe_steps:
         text = f"recipe steps is {recipe.steps}: this server allows at most {limits.recipe_steps}."
         raise InputError(text, field="steps")
-    llm.split_model.indices(recipe.layers)
+    tuned = llm.split_model.parameters(recipe.layers).values()
+    widest = max(min(tensor.shape[-2:]) for tensor in tuned if tensor.ndim >= 2)
+    if recipe.parametrization == "lora" and recipe.rank > widest:
+        raise InputError(f"recipe rank is {recipe.rank}: the tuned matrices have rank {widest} at most.", field="rank")
     return recipe
 
 
 def source_of(
-    llm: FastMem, documents: list[Document], recipe: Recipe, tenant: str, limits: Limits, name: str | None = None
+    llm: FastMem,
+    documents: list[Document],
+    recipe: Recipe,
+    sender: Tenant,
+    salt: str | None,
+    limits: Limits,
+    name: str | None = None,
 ) -> MemorySource:
     """The source of a memory of these documents. Errors: `InputError`."""
-    text = documents_text(documents, limits)
+    text = documents_text(documents)
     tokens = llm.memory_tokens(text, recipe)
     if len(tokens) > limits.document_tokens:
         raise InputError(
             f"the documents are {len(tokens)} tokens long: this server allows at most {limits.document_tokens}."
         )
-    base = llm.base(recipe.layers)
+    base, tenant = llm.base(recipe.layers), sender.salted(salt)
     reader = llm.reader.get("tokenizer_sha256")
     identity = [tenant, base.name, base.digest, reader, asdict(recipe), tokens.ids.tolist(), tokens.scored.tolist()]
     key = "mem-" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     about = {"titles": [d.title for d in documents], "tokens": len(tokens), "text_sha256": text_digest(text)}
-    return MemorySource(key, tenant, recipe, tokens, name, about)
+    return MemorySource(key, tenant, recipe, tokens, name, about, sender.salted(None), sender.quota)
 
 
 def text_digest(text: str) -> str:

@@ -1,66 +1,75 @@
-"""ASGI middleware around every request: its id, the limit on its body, and a response to unexpected errors."""
+"""ASGI middleware around every request: its id, the limits on its body, its log line, and unexpected errors."""
 
+import asyncio
 import re
+import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
 
 from fastapi.responses import JSONResponse
 
+from fastmem.serve.asgi import Asgi, Message, Receive, Scope, Send, header
 from fastmem.serve.http_errors import error_response
 from fastmem.serve.responses import error_object
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
 
 class RequestMiddleware:
-    """on_response: called with method, path and status of every response."""
+    """body_bytes, body_seconds: the largest body, and how long a client may take to send it. on_response: called with
+    method, path, status, request id and seconds of every request, when its response is complete."""
 
-    def __init__(self, app: Any, body_bytes: int, on_response: Callable[[str, str, int], None]):
-        self.app, self.body_bytes, self.on_response = app, body_bytes, on_response
+    def __init__(
+        self,
+        app: Asgi,
+        body_bytes: int,
+        body_seconds: float,
+        on_response: Callable[[str, str, int, str, float], None],
+    ):
+        self.app, self.body_bytes, self.body_seconds, self.on_response = app, body_bytes, body_seconds, on_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        given = header(scope, b"x-request-id")
         request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given) else f"req-{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
+        status, began = 0, time.perf_counter()
 
-        started = False
-
-        async def send_with_id(message: MutableMapping[str, Any]) -> None:
-            nonlocal started
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
-                self.on_response(scope["method"], scope["path"], message["status"])
             await send(message)
 
-        body = await self._body(headers, receive)
-        if body is None:
-            text = f"the request is larger than {self.body_bytes} bytes, the most this server accepts."
-            refusal = JSONResponse(error_object(text, "invalid_request_error", code="body_too_large"), 413)
-            await refusal(scope, receive, send_with_id)
-            return
-        unread = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive_body_first() -> MutableMapping[str, Any]:
-            return unread.pop() if unread else await receive()
-
         try:
-            await self.app(scope, receive_body_first, send_with_id)
-        except Exception as error:  # a bug; without this the response would have no id
-            if started:
-                raise
-            await error_response(error, request_id)(scope, receive, send_with_id)
+            try:
+                body = await asyncio.wait_for(self._body(scope, receive), self.body_seconds)
+            except TimeoutError:
+                text = f"the body did not arrive within {self.body_seconds:g} s: send it faster."
+                await _refused(408, text, "body_too_slow")(scope, receive, send_with_id)
+                return
+            if body is None:
+                text = f"the request is larger than {self.body_bytes} bytes, the most this server accepts."
+                await _refused(413, text, "body_too_large")(scope, receive, send_with_id)
+                return
+            unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
+            async def receive_body_first() -> Message:
+                return unread.pop() if unread else await receive()
+
+            try:
+                await self.app(scope, receive_body_first, send_with_id)
+            except Exception as error:  # a bug; without this the response would have no id
+                if status:
+                    raise
+                await error_response(error, request_id)(scope, receive, send_with_id)
+        finally:
+            self.on_response(scope["method"], scope["path"], status, request_id, time.perf_counter() - began)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None if it is too large, in which case no more than the limit is read."""
-        announced = headers.get(b"content-length", b"0")
+        announced = header(scope, b"content-length") or "0"
         if not announced.isdigit() or int(announced) > self.body_bytes:
             return None
         parts, size = [], 0
@@ -74,3 +83,8 @@ class RequestMiddleware:
                 return None
             if not message.get("more_body"):
                 return b"".join(parts)
+
+
+def _refused(status: int, text: str, code: str) -> JSONResponse:
+    """A refusal after which the connection is closed, since the rest of the body is not read."""
+    return JSONResponse(error_object(text, "invalid_request_error", code=code), status, {"connection": "close"})

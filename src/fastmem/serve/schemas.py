@@ -1,26 +1,61 @@
 """Request bodies: those of the OpenAI interface, plus `documents`, `cache_salt` and one `fastmem` object.
 
-Other fields are refused and not ignored: a client that sends `tools` must not believe that they were used.
+Other fields are refused and not ignored: a client that sends `tools` must not believe that they were used. But null
+means that a field was left out, and what asks for nothing (`NO_OPS`) is accepted, since clients send it.
 """
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+MEMORY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 Template = Literal["context", "question"]
 _T = TypeVar("_T")
 _Several = Annotated[list[_T], Field(min_length=1)]
+_Name = Annotated[str, Field(max_length=512)]
+_Salt = Annotated[str, Field(min_length=1, max_length=1024)]
+_Stop = Annotated[str, Field(max_length=256)]
+_Documents = Annotated[list["Document"], Field(max_length=1024)]  # the server's own limit is smaller, and says so
+
+
+# Values of OpenAI's fields that ask for what happens anyway.
+NO_OPS: dict[str, list[Any]] = {
+    "annotations": [[]],
+    "echo": [False],
+    "functions": [[]],
+    "include_obfuscation": [True, False],
+    "logit_bias": [{}],
+    "metadata": [{}],
+    "modalities": [["text"]],
+    "parallel_tool_calls": [True, False],
+    "response_format": [{"type": "text"}],
+    "service_tier": ["auto", "default"],
+    "store": [False],
+    "suffix": [""],
+    "tool_calls": [[]],
+    "tool_choice": ["none", "auto"],
+    "tools": [[]],
+}
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_no_ops(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {
+            name: value for name, value in given.items() if value is not None and value not in NO_OPS.get(name, [])
+        }
 
 
 class Document(_Strict):
     """A document that the answer must be faithful to. title: optional."""
 
     text: str = Field(min_length=1)
-    title: str | None = None
+    title: Annotated[str, Field(max_length=1024)] | None = None
 
 
 class FastMemOptions(_Strict):
@@ -31,11 +66,11 @@ class FastMemOptions(_Strict):
     `document_prompts.py`; None takes the server's.
     """
 
-    method: str | None = None
+    method: _Name | None = None
     alpha: float = Field(default=0.5, ge=0, le=100)
     relative_top: float | None = Field(default=None, ge=0, le=1)
     final_norm: bool = False
-    recipe: dict[str, Any] = Field(default_factory=dict)
+    recipe: dict[str, Any] = Field(default_factory=dict, max_length=32)
     template: Template | None = None
 
 
@@ -47,15 +82,21 @@ class TextPart(_Strict):
 
 
 class Message(_Strict):
-    """One turn of a conversation."""
+    """One turn of a conversation. content: may be missing in an assistant's, as in one that only called tools."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
+    content: str | Annotated[list[TextPart], Field(max_length=256)] | None = None
+    name: _Name | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> "Message":
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"a message of the role {self.role} needs a content")
+        return self
 
     def plain(self) -> dict[str, str]:
         """The message as chat templates expect it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or [])
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
@@ -66,25 +107,26 @@ class StreamOptions(_Strict):
 
 
 class _Generation(_Strict):
-    """Fields of both kinds of request. temperature: the default is 0 (greedy), not 1 as in OpenAI's. user: ignored."""
+    """Fields of both kinds of request. temperature: the default is 0 (greedy) for one answer, for several OpenAI's 1,
+    as equal ones would be of no use. user: ignored."""
 
-    model: str
-    documents: list[Document] = Field(default_factory=list)
+    model: _Name
+    documents: _Documents = Field(default_factory=list)
     fastmem: FastMemOptions = FastMemOptions()
-    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    cache_salt: _Salt | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    temperature: float = Field(0.0, ge=0, le=2)
+    temperature: float | None = Field(None, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
     n: int = Field(1, ge=1)
     frequency_penalty: float = Field(0.0, ge=0, le=0)
     presence_penalty: float = Field(0.0, ge=0, le=0)
-    user: str | None = None
+    user: _Name | None = None
 
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
@@ -93,18 +135,24 @@ class _Generation(_Strict):
 
     def sampling(self) -> dict[str, Any]:
         """The options of `Decoding` that choose tokens."""
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
-        return {name: getattr(self, name) for name in names}
+        names = ("top_p", "top_k", "min_p", "repetition_penalty", "seed")
+        usual = 1.0 if self.n > 1 else 0.0
+        temperature = usual if self.temperature is None else self.temperature
+        return {"temperature": temperature} | {name: getattr(self, name) for name in names}
 
 
 class ChatRequest(_Generation):
     """`POST /v1/chat/completions`. Documents are put before the last message, which must be the user's."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=1024)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
+
+    def texts(self) -> list[str]:
+        """The texts of the messages."""
+        return [message.plain()["content"] for message in self.messages]
 
 
 class CompletionRequest(_Generation):
@@ -120,19 +168,23 @@ class CompletionRequest(_Generation):
             return [self.prompt]
         return list(self.prompt)
 
+    def texts(self) -> list[str]:
+        """The prompts that are text."""
+        return [prompt for prompt in self.prompts() if isinstance(prompt, str)]
+
 
 class MemoryRequest(_Strict):
     """`POST /v1/memories`: memorize documents in advance. name: what later requests give as `model`."""
 
-    documents: list[Document] = Field(min_length=1)
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    documents: list[Document] = Field(min_length=1, max_length=1024)
+    name: str | None = Field(None, pattern=f"^{MEMORY_NAME}$")
     fastmem: FastMemOptions = FastMemOptions()
-    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    model: str | None = None
+    cache_salt: _Salt | None = None
+    model: _Name | None = None
 
 
 class SurpriseRequest(_Strict):
     """`POST /v1/memories/{id}/surprise`: the memory's documents, since the server does not store them."""
 
-    documents: list[Document] = Field(min_length=1)
-    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    documents: list[Document] = Field(min_length=1, max_length=1024)
+    cache_salt: _Salt | None = None

@@ -1,42 +1,73 @@
 """`Service`: what every route needs. The model, its store and engine, the limits, and the caller's tenant."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fastapi import Request
 
+from fastmem.errors import InputError
 from fastmem.model import FastMem
 from fastmem.serve.engine import Engine
 from fastmem.serve.http_errors import HttpRefusal
+from fastmem.serve.jobs import AnswerFinished
 from fastmem.serve.limits import Limits
 from fastmem.serve.metrics import Metrics
-from fastmem.serve.schemas import Template
+from fastmem.serve.schemas import Document, Template
 from fastmem.serve.store import Entry, Store
-from fastmem.serve.tenants import bearer_key, is_accepted_key, tenant_of
+from fastmem.serve.tenants import Keys, Tenant, Usage, bearer_key, is_accepted_key
+from fastmem.serve.text_thread import TextThread
 
 
 @dataclass(frozen=True)
 class Service:
-    """One server. api_keys: the accepted keys; none accepts every client. template: the default for documents."""
+    """One server. keys: whose requests are accepted. admin_key: what administrators need; None
+    lets everybody in where there are no API keys, nobody where there are some. template: the default for documents.
+    """
 
     llm: FastMem
     store: Store
     engine: Engine
     metrics: Metrics
+    text: TextThread
     name: str
     started: int
     limits: Limits = field(default_factory=Limits)
-    api_keys: tuple[str, ...] = ()
+    keys: Keys = field(default_factory=Keys)
+    usage: Usage = field(default_factory=Usage)
+    admin_key: str | None = None
     template: Template = "context"
 
     def tenant(self, request: Request, salt: str | None) -> str:
         """The tenant whose memories this request may use."""
-        return tenant_of(bearer_key(request), salt)
+        return self.sender(request).salted(salt)
 
-    def authorize(self, request: Request) -> None:
-        """Errors: `HttpRefusal` if a key is needed and the request has no accepted one."""
-        if self.api_keys and not is_accepted_key(bearer_key(request), self.api_keys):
+    def sender(self, request: Request) -> Tenant:
+        """Who sent a request. Errors: `HttpRefusal` if a key is needed and the request has no accepted one."""
+        tenant = self.keys.tenant(bearer_key(request))
+        if tenant is None:
             text = "this server needs an API key: send it as 'Authorization: Bearer <key>'."
             raise HttpRefusal(401, text, code="invalid_api_key")
+        return tenant
+
+    def authorize_administrator(self, request: Request) -> None:
+        """Errors: `HttpRefusal` for everybody but an administrator, whose figures span all tenants."""
+        if self.admin_key is None and not self.keys.needed:
+            return
+        if self.admin_key is None or not is_accepted_key(bearer_key(request), [self.admin_key]):
+            text = "the metrics are for administrators: send the key of --admin-key as 'Authorization: Bearer <key>'."
+            raise HttpRefusal(401, text, code="invalid_api_key")
+
+    def count_answer(self, method: str, end: AnswerFinished, sender: Tenant) -> None:
+        """Count a complete answer, for the metrics and for the tenant."""
+        self.metrics.count_answer(method, end)
+        self.usage.spend(sender, end.answer.prompt_tokens + len(end.answer.token_ids))
+
+    def check_documents(self, documents: Sequence[Document]) -> None:
+        """Errors: `InputError` for more documents than allowed, or longer ones than can fit, unread."""
+        if len(documents) > self.limits.documents:
+            text = f"{len(documents)} documents are too many: this server allows at most {self.limits.documents}."
+            raise InputError(text, field="documents")
+        self.text.check_texts([d.text for d in documents], self.limits.document_tokens, "documents")
 
     def memory(self, tenant: str, reference: str) -> Entry:
         """A memory of this tenant by id or name. Errors: `HttpRefusal`, which does not reveal other tenants'."""

@@ -9,70 +9,38 @@ Threads: methods that change entries take one lock; `save` and `load` write and 
 """
 
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from fastmem.errors import FastMemError, InputError, MemoryFileError
+from filelock import FileLock, Timeout
+
+from fastmem.atomic_write import replacing
+from fastmem.errors import FastMemError, InputError, MemoryFileError, StorageError
 from fastmem.memory.memory import Memory
-from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
+from fastmem.serve.memory_budget import Budget, Entry, check_budget, evictions, memory_bytes
 from fastmem.serve.memory_records import new_record, stored_memories, write_record
 from fastmem.serve.memory_source import MemorySource
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The greatest number of bytes in each place. None: no limit."""
-
-    device_bytes: int | None = None
-    ram_bytes: int | None = None
-    disk_bytes: int | None = None
-
-
-@dataclass(eq=False)
-class Entry:
-    """One memory and where it is.
-
-    holders: how many jobs use it or wait for it. used: a counter, larger is more recent. made: it exists, in RAM or on
-    disk. unsaved: it will be written to disk. loading: it is being read from disk. record: see `memory_records.py`.
-    """
-
-    source: MemorySource
-    ram_bytes: int
-    device_bytes: int
-    memory: Memory | None = None
-    on_device: bool = False
-    path: Path | None = None
-    disk_bytes: int = 0
-    holders: int = 0
-    used: int = 0
-    made: bool = False
-    unsaved: bool = False
-    loading: bool = False
-    record: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def in_ram(self) -> bool:
-        """Whether it counts for the RAM budget: it is in RAM, being read or being made."""
-        return self.memory is not None or self.loading or not self.made
+from fastmem.serve.tenants import QuotaError
 
 
 class Store:
     """The memories of all tenants of one model. folder: where they are stored; None keeps them in RAM only.
 
-    Errors: `InputError` if a budget is smaller than one memory of the default recipe.
+    Errors: `InputError` if a budget is smaller than one memory of the default recipe; `StorageError` if the folder
+    cannot be written or belongs to another running server.
     """
 
     def __init__(self, llm: FastMem, budget: Budget | None = None, folder: Path | None = None):
         self.llm, self.budget, self.folder = llm, budget or Budget(), folder
         self.evictions = {"device": 0, "ram": 0, "disk": 0}
         self._entries: dict[str, Entry] = {}
+        self._names: dict[tuple[str, str], str] = {}  # (tenant, name) -> key, of memories and of those to be made
         self._lock = threading.RLock()
         self._clock = 0
-        self._check_budget(llm.recipe)
+        check_budget(self.llm, self.budget, llm.recipe)
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            self._folder_lock = _owned(folder)
             self._find_stored(folder)
 
     def hold(self, source: MemorySource) -> Entry | None:
@@ -86,8 +54,9 @@ class Store:
             if entry is None:
                 if source.tokens is None:
                     raise InputError(f"memory {source.name or source.key!r} does not exist any more: make it again.")
-                self._check_budget(source.recipe)
-                entry = Entry(source, *self._sizes(source.recipe))
+                check_budget(self.llm, self.budget, source.recipe)
+                self._check_quota(source)
+                entry = Entry(source, *memory_bytes(self.llm, source.recipe))
             if not entry.holders and not self._make_room(entry):
                 return None
             self._entries[source.key] = entry
@@ -115,6 +84,8 @@ class Store:
             entry.record = new_record(entry.source, memory)
             entry.ram_bytes = memory.size_bytes
             entry.made, entry.unsaved = True, self.folder is not None
+            if entry.source.name is not None:
+                self._names.setdefault((entry.source.tenant, entry.source.name), entry.source.key)
 
     def ready(self, entry: Entry) -> Memory:
         """The memory of a held entry in RAM, with its weights on the device. Called by the worker's thread only."""
@@ -124,7 +95,7 @@ class Store:
         return entry.memory
 
     def save(self, entry: Entry) -> None:
-        """Write a made entry to disk: the memory first, then its record. Errors: `OSError`."""
+        """Write a made entry to disk: the memory first, then its record. Errors: `OSError`, kept in `problem`."""
         assert self.folder is not None
         memory, path = entry.memory, self.folder / f"{entry.source.key}.safetensors"
         try:
@@ -132,12 +103,23 @@ class Store:
                 memory.save(path)
                 with self._lock:
                     write_record(entry.record, path)
-                    entry.path, entry.disk_bytes = path, path.stat().st_size
+                    entry.path, entry.disk_bytes, entry.problem = path, path.stat().st_size, ""
                     if self._entries.get(entry.source.key) is not entry:  # deleted meanwhile
                         self._unlink(entry)
                     self._shrink_disk()
+        except OSError as error:
+            entry.problem = error.strerror or type(error).__name__
+            raise
         finally:
             entry.unsaved = False
+
+    def to_save(self) -> list[Entry]:
+        """The entries that could not be written and are now to be written again."""
+        with self._lock:
+            again = [e for e in self._entries.values() if e.problem and not e.unsaved and e.memory is not None]
+            for entry in again:
+                entry.unsaved = True
+            return again
 
     def load(self, entry: Entry) -> None:
         """Read a held entry from disk. Errors: `FastMemError` for a damaged or missing file; the entry is removed."""
@@ -154,7 +136,9 @@ class Store:
 
     def find(self, tenant: str, reference: str) -> Entry | None:
         """A made memory of this tenant by id or name."""
-        return next((e for e in self.of_tenant(tenant) if reference in (e.source.key, e.record["name"])), None)
+        with self._lock:
+            entry = self._entries.get(self._names.get((tenant, reference), reference))
+            return entry if entry is not None and entry.made and entry.source.tenant == tenant else None
 
     def of_tenant(self, tenant: str) -> list[Entry]:
         """The made memories of this tenant, oldest first."""
@@ -162,14 +146,25 @@ class Store:
             entries = [e for e in self._entries.values() if e.made and e.source.tenant == tenant]
         return sorted(entries, key=lambda e: (e.record["created"], e.source.key))
 
-    def rename(self, entry: Entry, name: str) -> None:
-        """Give a made memory a name, also on disk. Errors: `InputError` if another memory of the tenant has it."""
+    def claim(self, tenant: str, name: str, key: str) -> str | None:
+        """Give a name to a memory that exists or is to be made. Returns the key of another memory that has it."""
         with self._lock:
-            other = self.find(entry.source.tenant, name)
-            if other is not None and other is not entry:
-                raise InputError(
-                    f"the name {name!r} belongs to memory {other.source.key}: delete it or choose another."
-                )
+            owner = self._names.setdefault((tenant, name), key)
+            return None if owner == key else owner
+
+    def unclaim(self, tenant: str, name: str, key: str) -> None:
+        """Take back the name of a memory that was not made."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if self._names.get((tenant, name)) == key and (entry is None or entry.record.get("name") != name):
+                del self._names[tenant, name]
+
+    def rename(self, entry: Entry, name: str) -> None:
+        """Give a made memory a name instead of its former one, also on disk. Errors: `InputError` if it is taken."""
+        with self._lock:
+            if (owner := self.claim(entry.source.tenant, name, entry.source.key)) is not None:
+                raise InputError(f"the name {name!r} belongs to memory {owner}: delete it or choose another.")
+            self._names.pop((entry.source.tenant, entry.record["name"]), None)
             entry.record = entry.record | {"name": name}
             if entry.path is not None:
                 write_record(entry.record, entry.path)
@@ -178,6 +173,11 @@ class Store:
         """Remove an entry, also on disk. Jobs that hold it can use it until they release it."""
         with self._lock:
             self._forget(entry)
+
+    def close(self) -> None:
+        """Leave the folder to other servers."""
+        if self.folder is not None:
+            self._folder_lock.release()
 
     def totals(self) -> dict[str, tuple[int, int]]:
         """Number and bytes of the memories in each place: place -> (memories, bytes)."""
@@ -194,59 +194,21 @@ class Store:
         self._clock += 1
         entry.used = self._clock
 
-    def _sizes(self, recipe: Recipe) -> tuple[int, int]:
-        """(RAM, device) bytes of a memory with this recipe, before it is made.
-
-        In RAM it is a difference in float32, on the device it is weights in the model's type.
-        """
-        tuned = list(self.llm.split_model.parameters(recipe.layers).values())
-        numbers = sum(t.numel() for t in tuned)
-        if recipe.parametrization == "lora":
-            sides = [
-                (t.numel() // (t.shape[-1] * t.shape[-2]), t.shape[-2], t.shape[-1]) for t in tuned if t.ndim >= 2
-            ]
-            numbers = sum(experts * min(recipe.rank, n, m) * (n + m) for experts, n, m in sides)
-        return numbers * max(4, tuned[0].element_size()), sum(t.numel() * t.element_size() for t in tuned)
-
-    def _check_budget(self, recipe: Recipe) -> None:
-        ram_bytes, device_bytes = self._sizes(recipe)
-        for option, place, need, limit in (
-            ("ram_bytes", "RAM", ram_bytes, self.budget.ram_bytes),
-            ("device_bytes", "device memory", device_bytes, self.budget.device_bytes),
-        ):
-            if limit is not None and need > limit:
-                raise InputError(
-                    f"a memory of this recipe takes {need:,} bytes, the store may hold {limit:,} in {place}: raise "
-                    "that limit, or tune fewer layers.",
-                    options=(option,),
-                )
+    def _check_quota(self, source: MemorySource) -> None:
+        """Errors: `QuotaError` if another memory is more than its tenant may have."""
+        quota, own = source.quota, [e for e in self._entries.values() if e.source.account == source.account]
+        if quota.memories is not None and len(own) >= quota.memories:
+            raise QuotaError(f"this key has {len(own)} memories, the most it may have: delete one.", 60)
+        size = sum(max(e.ram_bytes, e.disk_bytes) for e in own) + memory_bytes(self.llm, source.recipe)[0]
+        if quota.bytes is not None and size > quota.bytes:
+            raise QuotaError(f"the memories of this key may take {quota.bytes:,} bytes: delete some.", 60)
 
     def _make_room(self, entry: Entry) -> bool:
         """Evict until `entry` fits on the device and in RAM. If it cannot fit, evict nothing and return False."""
-        others = sorted((e for e in self._entries.values() if e is not entry), key=lambda e: e.used)
-        evictable = [e for e in others if not e.holders and not e.unsaved]
-        leaving: list[tuple[str, Entry]] = []
-        if (limit := self.budget.ram_bytes) is not None:
-            over = entry.ram_bytes + sum(e.ram_bytes for e in others if e.in_ram) - limit
-            for other in (e for e in evictable if e.in_ram):
-                if over > 0:
-                    leaving.append(("ram", other))
-                    over -= other.ram_bytes
-            if over > 0:
-                return False
-        if (limit := self.budget.device_bytes) is not None:
-            gone = {id(e) for _, e in leaving}
-            there = [e for e in others if (e.on_device or e.holders) and id(e) not in gone]
-            over = entry.device_bytes + sum(e.device_bytes for e in there) - limit
-            for other in (e for e in evictable if e.on_device and id(e) not in gone):
-                if over > 0:
-                    leaving.append(("device", other))
-                    over -= other.device_bytes
-            if over > 0:
-                return False
-        for place, other in leaving:
+        leaving = evictions(entry, [e for e in self._entries.values() if e is not entry], self.budget)
+        for place, other in leaving or ():
             self._evict(other, place)
-        return True
+        return leaving is not None
 
     def _evict(self, entry: Entry, place: str) -> None:
         """Evict from the device, or from RAM and thereby from the device."""
@@ -275,6 +237,9 @@ class Store:
     def _forget(self, entry: Entry) -> None:
         if self._entries.get(entry.source.key) is entry:
             del self._entries[entry.source.key]
+            name = (entry.source.tenant, str(entry.record.get("name") or entry.source.name))
+            if self._names.get(name) == entry.source.key:
+                del self._names[name]
         self._unlink(entry)
 
     def _unlink(self, entry: Entry) -> None:
@@ -286,14 +251,37 @@ class Store:
     def _find_stored(self, folder: Path) -> None:
         """Find memories that an earlier server stored. Those of other bases and tokenizers are ignored."""
         for source, record, path in stored_memories(folder):
-            digests = (self.llm.base(source.recipe.layers).digest, self.llm.reader.get("tokenizer_sha256"))
-            if (record["base"], record["tokenizer"]) == digests:
-                ram_bytes, device_bytes = self._sizes(source.recipe)
+            try:
+                base = self.llm.base(source.recipe.layers).digest
+            except InputError:  # layers that this model has not
+                continue
+            if (record["base"], record["tokenizer"]) == (base, self.llm.reader.get("tokenizer_sha256")):
+                ram_bytes, device_bytes = memory_bytes(self.llm, source.recipe)
                 entry = Entry(source, ram_bytes, device_bytes, path=path, disk_bytes=path.stat().st_size, made=True)
                 entry.record = record
                 self._touch(entry)
                 self._entries[source.key] = entry
+                if record["name"] is not None:
+                    self._names.setdefault((source.tenant, record["name"]), source.key)
         self._shrink_disk()
+
+
+def _owned(folder: Path) -> FileLock:
+    """The lock of a folder that exists and can be written. Errors: `StorageError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "writable"):
+            pass
+        (folder / "writable").unlink()
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        text = f"the store {folder} belongs to another server that is running: end it, or give another folder."
+        raise StorageError(text, field="store") from None
+    except OSError as error:
+        text = f"the store {folder} cannot be written ({error.strerror}): give a folder that can be."
+        raise StorageError(text, field="store") from error
+    return lock
 
 
 def _in_ram(memory: Memory) -> Memory:

@@ -1,0 +1,528 @@
+"""What strangers send: keys that are none, other hosts, texts that are too long, disks that are full, damaged records.
+
+Each test is one finding of an attack on the server, in the words of what has to happen instead.
+"""
+
+import errno
+import json
+import logging
+import os
+import re
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from command_line import Runner
+from fastmem.errors import InputError, StorageError
+from fastmem.serve import store as store_module
+from fastmem.serve.app import PAGE_FILES, create_app
+from fastmem.serve.engine import EngineLimits
+from fastmem.serve.limits import Limits
+from fastmem.serve.store import Store
+from fastmem.serve.uvicorn_server import GracefulServer
+from serving import DOCUMENTS, QUESTION, ask, client, eventually, make_llm, web
+
+SECRET = "The vault opens with a song"
+
+
+@pytest.fixture(scope="module")
+def llm():
+    return make_llm()
+
+
+@pytest.fixture
+def serve(llm):
+    """serve(**options): a server, closed when the test ends."""
+    apps = []
+
+    def make(**options):
+        apps.append(create_app(llm, **options))
+        return apps[-1]
+
+    yield make
+    for one in apps:
+        one.state.service.engine.close(timeout_seconds=60)
+
+
+@pytest.fixture
+def listening(serve):
+    """listening(**options): (address, server) of a server on a real socket."""
+    started = []
+
+    def make(**options):
+        server = GracefulServer(serve(**options), "127.0.0.1", 0)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        started.append((server, thread))
+        eventually(lambda: server.started)
+        return server.servers[0].sockets[0].getsockname(), server
+
+    yield make
+    for server, thread in started:
+        server.should_exit = True
+        thread.join()
+
+
+# --- who may talk ---
+
+
+@pytest.mark.parametrize("options", [{"api_keys": [""]}, {"api_keys": ["a", " "]}, {"admin_key": ""}])
+def test_an_empty_key_is_refused(llm, options):
+    with pytest.raises(InputError, match="is empty, which would accept everybody"):
+        create_app(llm, **options)
+
+
+@pytest.mark.parametrize("flags", [(), ("--api-key", "")])
+def test_an_empty_key_ends_the_command(monkeypatch, capsys, flags):
+    monkeypatch.setenv("FASTMEM_API_KEY", "")
+    found = Runner(capsys)("serve", *flags)
+    assert found.code == 2
+    assert "the api key is empty" in found.err
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("evil.example", 400),
+        ("localhost.evil.example", 400),
+        ("", 400),
+        ("[", 400),
+    ],
+)
+def test_other_hosts_are_refused(serve, host, status):
+    assert web(serve(), host=host).get("/health").status_code == status
+
+
+def test_hosts_can_be_named(serve):
+    http = web(serve(allowed_hosts=["*.example.org"]))
+    assert http.get("/health", headers={"host": "a.example.org:80"}).status_code == 200
+    refused = http.get("/health", headers={"host": "example.com"})
+    assert refused.json()["error"]["code"] == "host_not_allowed"
+    assert web(serve(allowed_hosts=["*"]), host="anything").get("/health").status_code == 200
+
+
+def test_pages_from_elsewhere_change_nothing_and_read_nothing(serve):
+    app = serve()
+    assert ask(app, {"max_tokens": 1}, origin="http://localhost").status_code == 200
+    refused = ask(app, {"max_tokens": 1}, origin="http://evil.example")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "origin_not_allowed")
+    assert (
+        "access-control-allow-origin" not in web(app).get("/health", headers={"origin": "http://evil.example"}).headers
+    )
+    named = serve(allowed_origins=["https://app.example"])
+    found = ask(named, {"max_tokens": 1}, origin="https://app.example")
+    assert (found.status_code, found.headers["access-control-allow-origin"]) == (200, "https://app.example")
+    asks_first = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    assert web(named).options("/v1/chat/completions", headers=asks_first).status_code == 200
+
+
+def test_the_page_has_no_inline_script_and_is_shown_in_no_frame(serve):
+    http = web(serve())
+    for path in PAGE_FILES:
+        found = http.get(path)
+        assert found.status_code == 200
+        policy = found.headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe-inline" not in policy
+    page = http.get("/").text
+    assert not re.search(r"<script(?! src)|<style|\sstyle=|\son[a-z]+=", page)
+    assert http.head("/").status_code == http.head("/health").status_code == 200
+
+
+def test_metrics_are_for_administrators_where_there_are_keys(serve):
+    assert web(serve()).get("/metrics").status_code == 200
+    assert web(serve(api_keys=["a"]), authorization="Bearer a").get("/metrics").status_code == 401
+    both = serve(api_keys=["a"], admin_key="root")
+    assert web(both, authorization="Bearer a").get("/metrics").status_code == 401
+    assert web(both, authorization="Bearer root").get("/metrics").status_code == 200
+    assert web(both, authorization="Bearer root").get("/v1/models").status_code == 401
+
+
+# --- nothing a request contains stops the others ---
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"stop": ["z" * 257]}, "stop"),
+        ({"stop": ["z"] * 17}, "stop"),
+        ({"stop": "z" * 4_000_000}, "stop"),
+        ({"messages": QUESTION * 1025}, "messages"),
+        ({"model": "m" * 10_000}, "model"),
+        ({"documents": [{"text": "x"}] * 33}, "documents"),
+        ({"documents": [{"text": "x", "title": "t" * 2000}]}, "documents.0.title"),
+        ({"documents": [{"text": "x" * 1_000_000}]}, "documents"),
+    ],
+)
+def test_sizes_are_bounded_before_any_work(serve, llm, monkeypatch, body, param):
+    app = serve()
+    for name in ("ids", "memory_tokens"):
+        monkeypatch.setattr(type(llm), name, lambda *_: pytest.fail("it was tokenized"))
+    found = ask(app, body)
+    assert found.status_code == 400
+    assert found.json()["error"]["param"].startswith(param)
+
+
+def test_a_text_that_cannot_fit_is_refused_unread_and_the_longest_that_can_is_read(serve, llm):
+    app = serve()
+    longest = app.state.service.text.longest_token * llm.split_model.max_positions
+    fits = ask(app, {"messages": [{"role": "user", "content": "x" * longest}]})
+    assert "too many: the model has 512 positions" in fits.json()["error"]["message"]
+    over = ask(app, {"messages": [{"role": "user", "content": "x" * (longest + 1)}]})
+    assert f"the text is {longest + 1} characters long" in over.json()["error"]["message"]
+
+
+def test_health_answers_while_a_document_is_tokenized(serve, llm, monkeypatch):
+    app, begun, go_on = serve(), threading.Event(), threading.Event()
+    real = type(llm).memory_tokens
+
+    def slow(*arguments):
+        begun.set()
+        assert go_on.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(type(llm), "memory_tokens", slow)
+    with web(app) as http, ThreadPoolExecutor() as pool:  # one event loop for both
+        asking = pool.submit(http.post, "/v1/memories", json={"documents": DOCUMENTS})
+        assert begun.wait(60)
+        assert http.get("/health").status_code == 200
+        assert not asking.done()
+        go_on.set()
+        assert asking.result().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "x\ud800"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x\udfff"}]}),
+        ("/v1/chat/completions", {"messages": QUESTION, "stop": "\ud800"}),
+        ("/v1/chat/completions", {"messages": QUESTION, "documents": [{"text": "x\ud800"}]}),
+        ("/v1/chat/completions", {"messages": QUESTION, "documents": [{"text": "x", "title": "\ud800"}]}),
+        ("/v1/chat/completions", {"messages": QUESTION, "documents": DOCUMENTS, "cache_salt": "\ud800"}),
+        ("/v1/chat/completions", {"messages": QUESTION, "model": "\ud800"}),
+        *(
+            ("/v1/chat/completions", {"messages": QUESTION, "documents": DOCUMENTS, "fastmem": {"recipe": recipe}})
+            for recipe in (
+                {"layers": None},
+                {"layers": [5]},
+                {"layers": 5},
+                {"layers": "x"},
+                {"parametrization": "lora", "seed": 2**70},
+                {"parametrization": "lora", "rank": 10**9},
+                {"steps": None},
+            )
+        ),
+    ],
+)
+def test_what_was_an_internal_error_is_a_bad_request(serve, path, body):
+    text = json.dumps({"model": "tiny"} | body)
+    found = web(serve()).post(path, content=text, headers={"content-type": "application/json"})
+    assert found.status_code in (400, 404), found.text
+    assert found.json()["error"]["message"]
+    assert "truncate" not in found.text
+
+
+def test_a_slow_body_and_slow_headers_are_cut_off(listening):
+    address, _ = listening(limits=Limits(header_seconds=0.5, body_seconds=0.5))
+    head = b"POST /v1/memories HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n"
+    for sent, answer in ((b"", b""), (head[:30], b""), (head + b"\r\n{", b"HTTP/1.1 408")):
+        with socket.create_connection(address, timeout=60) as connection:
+            connection.sendall(sent)
+            assert connection.recv(1000).startswith(answer)
+            while connection.recv(1000):
+                pass
+
+
+def test_a_half_sent_request_does_not_hold_up_the_shutdown(listening):
+    address, server = listening(limits=Limits(body_seconds=10_000, shutdown_seconds=1))
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"POST /v1/memories HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
+        eventually(lambda: server.server_state.tasks)
+        server.should_exit = True
+        eventually(lambda: not server.server_state.connections)
+
+
+# --- the store ---
+
+
+def test_one_name_belongs_to_one_memory_whoever_comes_first(serve):
+    app = serve()
+    with web(app) as http, ThreadPoolExecutor(4) as pool:
+        posts = [
+            pool.submit(http.post, "/v1/memories", json={"documents": [{"text": f"text {i}"}], "name": "dup"})
+            for i in range(4)
+        ]
+        assert sorted(post.result().status_code for post in posts) == [200, 409, 409, 409]
+        assert [one["name"] for one in http.get("/v1/memories").json()["data"]] == ["dup"]
+        http.delete("/v1/memories/dup")
+        assert http.post("/v1/memories", json={"documents": DOCUMENTS, "name": "dup"}).status_code == 200
+
+
+def test_a_name_is_free_again_if_its_memory_was_not_made(serve, llm, monkeypatch):
+    app = serve()
+    monkeypatch.setattr(type(app.state.service.store), "hold", lambda *_: (_ for _ in ()).throw(InputError("no")))
+    assert web(app).post("/v1/memories", json={"documents": DOCUMENTS, "name": "one"}).status_code == 400
+    monkeypatch.undo()
+    other = web(app).post("/v1/memories", json={"documents": [{"text": "else"}], "name": "one"})
+    assert other.status_code == 200
+
+
+def test_lists_come_in_pages(serve):
+    http = web(serve())
+    made = [http.post("/v1/memories", json={"documents": [{"text": f"text {i}"}]}).json()["id"] for i in range(5)]
+    seen, after = [], None
+    while True:
+        page = http.get("/v1/memories", params={"limit": 2} | ({"after": after} if after else {})).json()
+        seen += [one["id"] for one in page["data"]]
+        after = page.get("last_id")
+        if not page["has_more"]:
+            break
+    assert sorted(seen) == sorted(made)
+    assert len(http.get("/v1/models", params={"limit": 3}).json()["data"]) == 4
+    assert http.get("/v1/memories", params={"limit": 0}).status_code == 400
+    assert http.get("/v1/memories", params={"after": "mem-x"}).status_code == 400
+
+
+def test_a_full_disk_is_answered_with_507_and_forgotten_once_there_is_room(serve, tmp_path, monkeypatch):
+    app = serve(folder=tmp_path / "store", engine_limits=EngineLimits(save_again_seconds=0.2))
+    real, full = store_module.Memory.save, True
+
+    def save(self, path):
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(self, path)
+
+    monkeypatch.setattr(store_module.Memory, "save", save)
+    http = web(app)
+    for _ in range(2):
+        found = http.post("/v1/memories", json={"documents": DOCUMENTS})
+        assert (found.status_code, found.json()["error"]["code"]) == (507, "storage_full")
+        assert "No space left on device" in found.text
+        assert str(tmp_path) not in found.text
+    assert ask(app, {"documents": DOCUMENTS, "max_tokens": 1}).status_code == 200, "it can be used from RAM"
+    full = False
+    eventually(lambda: list((tmp_path / "store").glob("mem-*.json")))
+    assert http.post("/v1/memories", json={"documents": DOCUMENTS}).status_code == 200
+
+
+def test_a_memory_that_does_not_fit_into_ram_now_can_be_read_later(serve, tmp_path, monkeypatch):
+    folder = tmp_path / "store"
+    app = serve(folder=folder)
+    name = web(app).post("/v1/memories", json={"documents": DOCUMENTS}).json()["id"]
+    app.state.service.engine.close(timeout_seconds=60)
+    again = serve(folder=folder)
+    real, failures = store_module.Memory.load, [MemoryError(), RuntimeError("x")]
+    monkeypatch.setattr(
+        store_module.Memory,
+        "load",
+        lambda *a, **k: real(*a, **k) if not failures else (_ for _ in ()).throw(failures.pop()),
+    )
+    body = {"model": name, "max_tokens": 1}
+    assert [ask(again, body).status_code for _ in range(3)] == [500, 500, 200]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.pop("base"),
+        lambda record: record.update(created="x"),
+        lambda record: record.update(name="\ud800"),
+        lambda record: record["recipe"].update(layers=[99]),
+        lambda record: record.update(about=None),
+        lambda record: record.update(trace=5),
+        lambda record: record.update(bytes=1),
+        "[" * 100_000,
+        "5",
+        "{}",
+        "",
+    ],
+)
+def test_a_bad_record_is_set_aside_and_harms_no_other(llm, serve, tmp_path, change, caplog):
+    folder = tmp_path / "store"
+    app = serve(folder=folder)
+    for text in ("good", "bad"):
+        web(app).post("/v1/memories", json={"documents": [{"text": text}], "name": text})
+    app.state.service.engine.close(timeout_seconds=60)
+    path = next(p for p in folder.glob("mem-*.json") if json.loads(p.read_text())["name"] == "bad")
+    if isinstance(change, str):
+        path.write_text(change)
+    else:
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+    with caplog.at_level(logging.WARNING, "fastmem"):
+        again = serve(folder=folder)
+    assert path.name in caplog.text
+    assert {p.name for p in (folder / "damaged").iterdir()} == {path.name, path.with_suffix(".safetensors").name}
+    listed = web(again).get("/v1/memories").json()["data"]
+    assert [one["name"] for one in listed] == ["good"]
+    assert web(again).get("/v1/models").status_code == 200
+
+
+def test_a_record_without_digest_of_an_earlier_version_is_read(llm, serve, tmp_path):
+    folder = tmp_path / "store"
+    app = serve(folder=folder)
+    web(app).post("/v1/memories", json={"documents": DOCUMENTS, "name": "old"})
+    app.state.service.engine.close(timeout_seconds=60)
+    (path,) = folder.glob("mem-*.json")
+    record = json.loads(path.read_text())
+    del record["digest"]
+    path.write_text(json.dumps(record | {"version": 2}))
+    assert [one["name"] for one in web(serve(folder=folder)).get("/v1/memories").json()["data"]] == ["old"]
+
+
+def test_a_store_has_one_server_and_has_to_be_writable(llm, serve, tmp_path, monkeypatch):
+    serve(folder=tmp_path / "one")
+    with pytest.raises(StorageError, match="belongs to another server that is running"):
+        Store(llm, None, tmp_path / "one")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        Store(llm, None, tmp_path / "file" / "store")
+
+
+# --- what clients send back, and what the log says ---
+
+
+def test_an_answer_can_be_sent_back_as_it_came(serve):
+    openai = client(serve())
+    first = openai.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=3)
+    talk = [*QUESTION, first.choices[0].message.model_dump(), *QUESTION]
+    assert openai.chat.completions.create(model="tiny", messages=talk, max_tokens=3).choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": None, "stop": None, "seed": None, "max_tokens": 2, "stream_options": None},
+        {"response_format": {"type": "text"}, "tool_choice": "none", "store": False, "parallel_tool_calls": True},
+        {"tools": [], "metadata": {}, "logit_bias": {}, "service_tier": "auto", "modalities": ["text"]},
+        {"n": 2},
+        {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
+    ],
+)
+def test_fields_that_ask_for_nothing_are_accepted(serve, fields):
+    assert ask(serve(), {"max_tokens": 2} | fields).status_code == 200
+
+
+def test_fields_that_ask_for_something_else_are_refused(serve):
+    app = serve()
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert "this server calls no tools" in ask(app, {"tools": [tool]}).json()["error"]["message"]
+    assert ask(app, {"store": True}).json()["error"]["param"] == "store"
+    assert ask(app, {"messages": [{"role": "user"}]}).status_code == 400
+
+
+def test_several_answers_without_a_temperature_differ_as_openai_s(serve):
+    found = ask(serve(), {"n": 4, "max_tokens": 8, "seed": 1}).json()
+    assert len({choice["message"]["content"] for choice in found["choices"]}) > 1
+
+
+def test_the_log_has_a_line_per_request_and_the_cause_of_a_failure_but_no_document(serve, llm, monkeypatch, caplog):
+    app = serve(api_keys=["key-of-ada"])
+    http = web(app, authorization="Bearer key-of-ada")
+    with caplog.at_level(logging.INFO):
+        assert http.post("/v1/memories", json={"documents": [{"text": SECRET}]}).status_code == 200
+
+        def broken(*_):
+            raise RuntimeError(f"cannot work on {SECRET}")
+
+        monkeypatch.setattr(type(llm), "memory_tokens", broken)
+        failed = http.post("/v1/memories", json={"documents": [{"text": f"{SECRET}!"}]})
+        assert failed.status_code == 500
+    lines = [record for record in caplog.records if record.name == "fastmem.access"]
+    assert [(line.fields["status"], line.fields["path"]) for line in lines] == [
+        (200, "/v1/memories"),
+        (500, "/v1/memories"),
+    ]
+    cause = next(record for record in caplog.records if record.levelno == logging.ERROR)
+    assert cause.fields["request_id"] == failed.headers["x-request-id"] == lines[1].fields["request_id"]
+    assert "RuntimeError at test_server_edge.py" in cause.getMessage()
+    everything = caplog.text + json.dumps([record.__dict__ for record in caplog.records], default=str)
+    assert SECRET not in everything
+    assert "key-of-ada" not in everything
+
+
+# --- tenants ---
+
+
+def tenants(path, **tables):
+    """Write a file of tenants."""
+    lines = []
+    for name, table in tables.items():
+        lines += [f"[{name}]", *(f"{option} = {json.dumps(value)}" for option, value in table.items())]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_tenants_of_a_file_have_their_own_memories_and_a_new_key_keeps_them(serve, tmp_path, monkeypatch):
+    file = tenants(tmp_path / "keys.toml", ada={"key": "a"}, bo={"key": "b"})
+    app = serve(keys_file=file)
+    assert web(app, authorization="Bearer a").post("/v1/memories", json={"documents": DOCUMENTS}).status_code == 200
+    assert web(app, authorization="Bearer b").get("/v1/memories").json()["data"] == []
+    assert web(app, authorization="Bearer c").get("/v1/memories").status_code == 401
+
+    def rewritten(seconds, **tables):
+        os.utime(tenants(file, **tables), (seconds, seconds))
+        app.state.service.keys._looked = 0.0
+
+    rewritten(1, ada={"key": "new"})
+    assert web(app, authorization="Bearer a").get("/v1/memories").status_code == 401
+    assert len(web(app, authorization="Bearer new").get("/v1/memories").json()["data"]) == 1
+    rewritten(2, ada={"key": ""})
+    assert web(app, authorization="Bearer new").get("/v1/memories").status_code == 200, "a bad file changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("tables", "text"),
+    [
+        ({"ada": {"key": " "}}, "tenant 'ada' in .*: give a table with a key"),
+        ({"ada": {"memories": 5}}, "give a table with a key"),
+        ({"ada": {"key": "a", "memory": 5}}, "unknown 'memory'; accepted are key, memories, bytes"),
+        ({"ada": {"key": "a", "running": -1}}, "running takes a whole number"),
+        ({"ada": {"key": "a"}, "bo": {"key": "a"}}, "another tenant has the same key"),
+    ],
+)
+def test_a_file_of_tenants_is_checked_at_the_start(llm, tmp_path, tables, text):
+    with pytest.raises(InputError, match=text):
+        create_app(llm, keys_file=tenants(tmp_path / "keys.toml", **tables))
+    with pytest.raises(InputError, match="cannot be read"):
+        create_app(llm, keys_file=tmp_path / "none.toml")
+
+
+def test_a_tenant_has_limits(serve, tmp_path, llm):
+    quota = {"memories": 2, "tokens_per_minute": 100}
+    size = llm.memorize("x").size_bytes
+    file = tenants(
+        tmp_path / "keys.toml", ada={"key": "a"} | quota, bo={"key": "b", "bytes": size}, cy={"key": "c", "running": 0}
+    )
+    app = serve(keys_file=file)
+
+    def made(key, number):
+        documents = [{"text": str(number)}]
+        return web(app, authorization=f"Bearer {key}").post("/v1/memories", json={"documents": documents})
+
+    assert [made("a", n).status_code for n in range(3)] == [200, 200, 429]
+    assert [made("b", n).status_code for n in range(2)] == [200, 429]
+    assert made("a", 0).status_code == 200, "it exists"
+    refused = made("a", 3)
+    assert refused.json()["error"]["code"] == "quota_exceeded"
+    assert int(refused.headers["retry-after"]) > 0
+    assert ask(app, {}, authorization="Bearer c").status_code == 429
+    asked = [ask(app, {"max_tokens": 40}, authorization="Bearer a") for _ in range(3)]
+    assert [found.status_code for found in asked] == [200, 200, 429]
+    assert "100 tokens a minute" in asked[2].json()["error"]["message"]
+    assert ask(app, {"max_tokens": 1}, authorization="Bearer b").status_code == 200
+
+
+def test_a_request_that_is_over_no_longer_counts_as_running(serve, tmp_path):
+    app = serve(keys_file=tenants(tmp_path / "keys.toml", ada={"key": "a", "running": 1}))
+    for body in ({"max_tokens": 1}, {"max_tokens": 2, "stream": True}, {"max_tokens": 10**6}, {"model": "none"}) * 2:
+        assert ask(app, body, authorization="Bearer a").status_code in (200, 400, 404)
+    assert not app.state.service.usage._running
