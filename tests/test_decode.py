@@ -1,5 +1,7 @@
 """Decoding: every method against a slow two-model reference, batch against single, cache against none."""
 
+import math
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -325,6 +327,77 @@ def test_repetition_penalty_equals_transformers_generate() -> None:
     )
     out = case.llm.generate(Tokens(case.prompts[1]), max_new_tokens=STEPS, repetition_penalty=1.5)
     assert list(out.token_ids) == own[0, ids.shape[1] :].tolist()
+
+
+def test_bias_and_least_length_equal_transformers_generate() -> None:
+    case = Case("llama")
+    ids = case.prompts[1][None]
+    free = case.llm.generate(Tokens(case.prompts[1]), max_new_tokens=STEPS).token_ids
+    end, wanted = free[0], 17  # the first token would end the answer
+    own = case.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=STEPS,
+        min_new_tokens=3,
+        eos_token_id=end,
+        sequence_bias={(wanted,): 2.5, (free[1],): -100.0},
+        do_sample=False,
+        pad_token_id=0,
+    )
+    out = case.llm.generate(
+        Tokens(case.prompts[1]),
+        max_new_tokens=STEPS,
+        min_new_tokens=3,
+        stop_token_ids=[end],
+        ignore_eos=True,
+        logit_bias={wanted: 2.5, free[1]: -100.0},
+    )
+    assert list(out.token_ids) == own[0, ids.shape[1] :].tolist()
+    assert free[1] not in out.token_ids
+    assert end not in out.token_ids[:3]
+
+
+def test_presence_and_frequency_penalties_count_the_answer() -> None:
+    from fastmem.answer.sampling import Sampling, adjusted
+
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(1))
+    prompt, answer = [3, 3, 9], [7, 7, 7, 2]
+    options = {"presence_penalty": 0.5, "frequency_penalty": -0.25, "repetition_penalty": 1.5, "logit_bias": {9: 4}}
+    found = adjusted(logits, Sampling(**options), torch.tensor(prompt), torch.tensor(answer), [5])
+    for token, logit in enumerate(logits.tolist()):
+        expected = logit + (4 if token == 9 else 0)
+        if token in prompt + answer:
+            expected = expected * 1.5 if expected < 0 else expected / 1.5
+        if token in answer:
+            expected -= 0.5 - 0.25 * answer.count(token)
+        assert found[token].item() == pytest.approx(-math.inf if token == 5 else expected, rel=1e-6)
+
+
+def test_a_model_s_own_end_tokens_can_be_ignored() -> None:
+    case = Case("llama")
+    prompt = Tokens(case.prompts[0])
+    free = case.llm.generate(prompt, max_new_tokens=STEPS, ignore_eos=True).token_ids
+    case.model.generation_config.eos_token_id = free[1]
+    assert case.llm.generate(prompt, max_new_tokens=STEPS).token_ids == free[: free.index(free[1]) + 1]
+    assert case.llm.generate(prompt, max_new_tokens=STEPS, ignore_eos=True).token_ids == free
+    stopped = case.llm.generate(prompt, max_new_tokens=STEPS, ignore_eos=True, stop_token_ids=[free[2]])
+    assert stopped.token_ids == free[: free.index(free[2]) + 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"stop_token_ids": [10**6]}, "stop_token_ids has token 1000000: the model has"),
+        ({"stop_token_ids": ["a"]}, "a list of token ids"),
+        ({"logit_bias": {10**6: 1}}, "logit_bias has token 1000000"),
+        ({"logit_bias": {1: 200}}, "token ids with numbers from -100 to 100"),
+        ({"presence_penalty": 3}, "presence_penalty is 3: give a number, -2 to 2"),
+    ],
+)
+def test_tokens_and_numbers_that_do_not_exist_are_refused(options: dict, text: str) -> None:
+    case = Case("llama")
+    with pytest.raises(InputError, match=text):
+        case.llm.generate(Tokens(case.prompts[0]), **options)
 
 
 def test_several_end_tokens_stop_an_answer() -> None:

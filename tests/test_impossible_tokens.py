@@ -9,7 +9,7 @@ from torch import nn
 from families import build
 from fastmem import METHODS, FastMem, Recipe, Tokens
 from fastmem.answer.contrast import adaptive_alpha, contrast, divergence, dola
-from fastmem.answer.sampling import Sampling, choose
+from fastmem.answer.sampling import Sampling, adjusted, choose
 from fastmem.learn.objective import losses_and_gradient, plain
 from fastmem.surprisal_report import token_surprisals
 from test_memorize import LOGIT, LOSS_RELATIVE, losses, run_naive
@@ -95,7 +95,9 @@ def test_they_are_never_drawn():
     logits = torch.randn(288, generator=generator).masked_fill(torch.arange(288) >= 5, -torch.inf)
     seen = torch.tensor([1, 100])
     for options in ({}, {"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.3}):
-        drawn = [choose(logits, Sampling(temperature=2.0, **options), seen, generator).item() for _ in range(20)]
+        sampling = Sampling(temperature=2.0, **options)
+        scores = adjusted(logits, sampling, seen, seen[:0])
+        drawn = [choose(scores, sampling, generator).item() for _ in range(20)]
         assert max(drawn) < 5
 
 

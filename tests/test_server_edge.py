@@ -411,6 +411,19 @@ def test_fields_that_ask_for_nothing_are_accepted(serve, fields):
     assert ask(serve(), {"max_tokens": 2} | fields).status_code == 200
 
 
+def test_options_of_vllm_choose_and_end_as_those_of_generate(serve, llm):
+    app = serve()
+    free = llm.generate(QUESTION, max_new_tokens=8).token_ids
+    options = {"logit_bias": {str(free[0]): -100}, "presence_penalty": 1.5, "frequency_penalty": 0.5}
+    ends = {"ignore_eos": True, "stop_token_ids": [free[3]]}
+    found = ask(app, {"max_tokens": 8, "min_tokens": 2} | options | ends).json()["choices"][0]
+    same = options | ends | {"logit_bias": {free[0]: -100}, "min_new_tokens": 2}
+    assert found["message"]["content"] == llm.generate(QUESTION, max_new_tokens=8, **same).text
+    assert found["message"]["content"] != llm.generate(QUESTION, max_new_tokens=8).text
+    for refused in ({"logit_bias": {"x": 1}}, {"logit_bias": {"1": 200}}, {"stop_token_ids": [-1]}):
+        assert ask(app, refused).status_code == 400
+
+
 def test_fields_that_ask_for_something_else_are_refused(serve):
     app = serve()
     tool = {"type": "function", "function": {"name": "f"}}

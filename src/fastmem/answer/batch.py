@@ -19,7 +19,7 @@ from fastmem.answer.cache import Prefix, cropped, joinable, new_cache, selected
 from fastmem.answer.contrast import adaptive_alpha, candidate_layers, contrast, dola
 from fastmem.answer.request import Request
 from fastmem.answer.row import Logprob, Row
-from fastmem.answer.sampling import choose
+from fastmem.answer.sampling import adjusted, choose
 from fastmem.answer.sequence_group import SequenceGroup, TokenSequence, keeping, merged, sequences_of
 from fastmem.split.ffn_by_row import ffn_by_row
 from fastmem.split.hooks import Activations, Recording
@@ -246,10 +246,12 @@ class Batch:
 
 def _choose(row: Row, scores: Tensor) -> Tensor:
     """The next token of a row, from scores [V]."""
-    seen = row.request.prompt.new_empty(0)
-    if row.request.sampling.repetition_penalty != 1:
-        seen = row.read_ids(row.request.prompt)
-    return choose(scores, row.request.sampling, seen.to(scores.device), row.generator)
+    request = row.request
+    forbidden = request.stop_ids if len(row.token_ids) < request.min_new_tokens else ()
+    if request.sampling.adjusts or forbidden:
+        prompt, answer = request.prompt.to(scores.device), torch.tensor(row.token_ids, dtype=torch.int64)
+        scores = adjusted(scores, request.sampling, prompt, answer.to(scores.device), forbidden)
+    return choose(scores, request.sampling, row.generator)
 
 
 def _logprobs(scores: Tensor, token: int, count: int) -> Logprob:

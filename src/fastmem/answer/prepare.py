@@ -69,18 +69,28 @@ class Preparer:
         if (decoding.top_logprobs or 0) > (most := self.split_model.vocabulary_size):
             text = f"top_logprobs is {decoding.top_logprobs}: the model has {most} tokens; give at most as many."
             raise InputError(text, field="top_logprobs")
+        self._check_token_ids(decoding)
         return Request(
             prompt=self._checked_ids(prompt, decoding),
             method=method,
             max_new_tokens=decoding.max_new_tokens,
+            min_new_tokens=decoding.min_new_tokens,
             contrast=wanted.contrast(decoding.alpha, decoding.relative_top, decoding.final_norm),
             without=None if without is None else self._checked_ids(without, decoding),
             sampling=decoding.sampling(),
-            stop_ids=self.stop_ids,
+            stop_ids=frozenset(decoding.stop_token_ids) | (frozenset() if decoding.ignore_eos else self.stop_ids),
             stop=decoding.stop_strings(),
             top_logprobs=decoding.top_logprobs,
             prefix=decoding.prefix,
         )
+
+    def _check_token_ids(self, decoding: Decoding) -> None:
+        """Errors: `InputError` for an option that names a token which the model does not have."""
+        count = self.split_model.vocabulary_size
+        for name, ids in (("stop_token_ids", decoding.stop_token_ids), ("logit_bias", dict(decoding.logit_bias))):
+            if any(token >= count for token in ids):
+                text = f"{name} has token {max(ids)}: the model has {count} tokens, 0 to {count - 1}."
+                raise InputError(text, field=name)
 
     def document(self, context: str, placement: str, truncate: bool = False) -> Tokens:
         """A document as it is memorized. truncate: cut it to the model's positions. Errors: `InputError`."""

@@ -21,13 +21,25 @@ def _texts(given: Any) -> Any:
     return given
 
 
+def _ids(given: Any) -> tuple[int, ...]:
+    if not isinstance(given, list | tuple | set | frozenset):
+        raise TypeError
+    return tuple(int(Number(0, whole=True).accept(token)) for token in given)
+
+
 @dataclass(frozen=True)
 class Decoding(Sampling):
     """The options of `generate`: everything about an answer except its prompt, memory and method."""
 
     max_new_tokens: int = ranged(100, Number(1, whole=True))
+    min_new_tokens: int = ranged(0, Number(0, whole=True))
+    """No token ends the answer before it has as many."""
     stop: str | tuple[str, ...] | list[str] = ranged((), Other("a text or a list of texts", _texts))  # noqa: RUF009
     """Strings that end the answer; they are not part of it."""
+    stop_token_ids: tuple[int, ...] | list[int] = ranged((), Other("a list of token ids", _ids))  # noqa: RUF009
+    """Further tokens that end the answer."""
+    ignore_eos: bool = ranged(False, FLAG)
+    """Go on after the model's own end tokens."""
     alpha: float = ranged(0.5, ALPHA)
     """Strength of the contrast."""
     relative_top: float | None = ranged(None, RELATIVE_TOP)
@@ -75,17 +87,19 @@ def one_for_each(name: str, given: Any, count: int) -> list[Any]:
 class Request:
     """One answer to be decoded.
 
-    prompt: [S] ids. method: its name, for the answer. without: [S'] ids, the prompt without the document, for CAD.
-    stop_ids, stop: tokens and strings that end the answer. top_logprobs: how many alternatives to report beside each
-    token's log-probability; None reports neither. memory, ffn: a memory and its FFN modules (`SplitModel.ffn`), None
-    for the base. shares_trunk: only the last layer is tuned, so keys and values are the base's. prefix: tokens of the
-    prompt that were read before. shared_tokens: how many tokens at the start of the prompt may be cached for other
-    requests; None allows all. salt: cached prefixes are shared only between requests with the same salt.
+    prompt: [S] ids. method: its name, for the answer. min_new_tokens: no stop id is chosen before. without: [S'] ids,
+    the prompt without the document, for CAD. stop_ids, stop: tokens and strings that end the answer. top_logprobs: how
+    many alternatives to report beside each token's log-probability; None reports neither. memory, ffn: a memory and
+    its FFN modules (`SplitModel.ffn`), None for the base. shares_trunk: only the last layer is tuned, so keys and
+    values are the base's. prefix: tokens of the prompt that were read before. shared_tokens: how many tokens at the
+    start of the prompt may be cached for other requests; None allows all. salt: cached prefixes are shared only
+    between requests with the same salt.
     """
 
     prompt: Tensor
     method: str = "base"
     max_new_tokens: int = 100
+    min_new_tokens: int = 0
     contrast: Contrast | None = None
     without: Tensor | None = None
     sampling: Sampling = field(default_factory=Sampling)

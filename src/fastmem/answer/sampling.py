@@ -1,17 +1,28 @@
 """From logits to the next token: pure functions, applied in the order of transformers' processors.
 
-Repetition penalty (arXiv 1909.05858), temperature, top-k, top-p (arXiv 1904.09751), min-p (arXiv 2407.01082), then one
-draw. Temperature 0 is greedy.
+Bias, repetition penalty (arXiv 1909.05858), presence and frequency penalty (OpenAI's API), temperature, top-k, top-p
+(arXiv 1904.09751), min-p (arXiv 2407.01082), then one draw. Temperature 0 is greedy.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmem.ranges import Number, check, ranged
+from fastmem.ranges import Number, Other, check, ranged
 
 GREEDY_BELOW = 1e-6  # a temperature at which logits, divided by it, may leave float32
+
+
+def _bias(given: Any) -> tuple[tuple[int, float], ...]:
+    pairs = given.items() if isinstance(given, Mapping) else given
+    found = {Number(0, whole=True).accept(token): float(Number(-100, 100).accept(value)) for token, value in pairs}
+    return tuple(sorted((int(token), value) for token, value in found.items()))
+
+
+BIAS = Other("token ids with numbers from -100 to 100, as {262: -100}", _bias)
 
 
 @dataclass(frozen=True)
@@ -28,11 +39,23 @@ class Sampling:
     """Keep tokens with at least this fraction of the top probability."""
     repetition_penalty: float = ranged(1.0, Number(0.001, 1000))
     """Divide positive and multiply negative logits of the tokens seen so far, prompt included; 1 does nothing."""
+    presence_penalty: float = ranged(0.0, Number(-2, 2))
+    """Subtract this from the logits of tokens that are in the answer."""
+    frequency_penalty: float = ranged(0.0, Number(-2, 2))
+    """Subtract this as many times as a token is in the answer."""
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ranged((), BIAS)
+    """Add a number to the logits of single tokens."""
     seed: int | None = ranged(None, Number(-(2**63), 2**64 - 1, whole=True))
     """Seed of this answer's generator; None draws one."""
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether `adjusted` changes logits."""
+        penalized = self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+        return penalized or bool(self.logit_bias)
 
     def generator(self) -> torch.Generator:
         """A new generator for one answer, so that it does not depend on the other answers in its batch."""
@@ -52,6 +75,34 @@ def penalized(
     seen = seen.unique()
     score = logits[seen]
     return logits.index_copy(0, seen, torch.where(score < 0, score * penalty, score / penalty))
+
+
+def adjusted(
+    logits: Tensor,  # [V]
+    sampling: Sampling,
+    prompt: Tensor,  # [S] token ids
+    answer: Tensor,  # [T] token ids
+    forbidden: Iterable[int] = (),
+) -> Tensor:
+    """[V]: the logits after bias and penalties; those of forbidden tokens are -inf.
+
+    The repetition penalty counts prompt and answer, the others the answer only.
+    """
+    if sampling.logit_bias:
+        tokens, values = zip(*sampling.logit_bias, strict=True)
+        logits = logits.index_add(0, _like(logits, tokens), logits.new_tensor(values))
+    logits = penalized(logits, torch.cat([prompt, answer]), sampling.repetition_penalty)
+    if len(answer) and (sampling.presence_penalty or sampling.frequency_penalty):
+        tokens, counts = answer.unique(return_counts=True)
+        penalty = sampling.presence_penalty + sampling.frequency_penalty * counts
+        logits = logits.index_add(0, tokens, -penalty.to(logits.dtype))
+    if forbidden:
+        logits = logits.index_fill(0, _like(logits, forbidden), -torch.inf)
+    return logits
+
+
+def _like(logits: Tensor, tokens: Iterable[int]) -> Tensor:
+    return torch.tensor(list(tokens), device=logits.device)
 
 
 def warped(
@@ -76,11 +127,9 @@ def warped(
 def choose(
     logits: Tensor,  # [V]
     sampling: Sampling,
-    seen: Tensor,  # [S] token ids, prompt included
     generator: torch.Generator,
 ) -> Tensor:
-    """[] int64: the next token, on the device of `logits`."""
-    logits = penalized(logits, seen, sampling.repetition_penalty)
+    """[] int64: the next token from `adjusted` logits, on their device."""
     if sampling.temperature < GREEDY_BELOW:
         return logits.argmax()
     # Drawn on the CPU in float64, so that a seed gives the same numbers on every device.

@@ -24,7 +24,6 @@ NO_OPS: dict[str, list[Any]] = {
     "echo": [False],
     "functions": [[]],
     "include_obfuscation": [True, False],
-    "logit_bias": [{}],
     "metadata": [{}],
     "modalities": [["text"]],
     "parallel_tool_calls": [True, False],
@@ -124,8 +123,12 @@ class _Generation(_Strict):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
     n: int = Field(1, ge=1)
-    frequency_penalty: float = Field(0.0, ge=0, le=0)
-    presence_penalty: float = Field(0.0, ge=0, le=0)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=1024)
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=128)
+    min_tokens: int = Field(0, ge=0)
+    ignore_eos: bool = False
     user: _Name | None = None
 
     def stops(self) -> tuple[str, ...]:
@@ -134,11 +137,16 @@ class _Generation(_Strict):
         return tuple(text for text in texts if text)
 
     def sampling(self) -> dict[str, Any]:
-        """The options of `Decoding` that choose tokens."""
-        names = ("top_p", "top_k", "min_p", "repetition_penalty", "seed")
+        """The options of `Decoding` that choose tokens and end the answer."""
+        names = (
+            "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
+            "stop_token_ids", "ignore_eos", "seed",
+        )  # fmt: skip
         usual = 1.0 if self.n > 1 else 0.0
         temperature = usual if self.temperature is None else self.temperature
-        return {"temperature": temperature} | {name: getattr(self, name) for name in names}
+        return {"temperature": temperature, "min_new_tokens": self.min_tokens} | {
+            name: getattr(self, name) for name in names
+        }
 
 
 class ChatRequest(_Generation):
