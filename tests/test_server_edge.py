@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from command_line import Runner
+from fastmem import FastMem
 from fastmem.errors import InputError, StorageError
 from fastmem.serve import store as store_module
 from fastmem.serve.app import PAGE_FILES, create_app
@@ -23,6 +24,7 @@ from fastmem.serve.limits import Limits
 from fastmem.serve.store import Store
 from fastmem.serve.uvicorn_server import GracefulServer
 from serving import DOCUMENTS, QUESTION, ask, client, eventually, make_llm, web
+from tiny_tokenizer import build_tokenizer
 
 SECRET = "The vault opens with a song"
 
@@ -422,6 +424,48 @@ def test_options_of_vllm_choose_and_end_as_those_of_generate(serve, llm):
     assert found["message"]["content"] != llm.generate(QUESTION, max_new_tokens=8).text
     for refused in ({"logit_bias": {"x": 1}}, {"logit_bias": {"1": 200}}, {"stop_token_ids": [-1]}):
         assert ask(app, refused).status_code == 400
+
+
+def test_the_base_model_has_further_names(serve):
+    app = serve(aliases=["gpt-4o"])
+    http = web(app)
+    assert [one["id"] for one in http.get("/v1/models").json()["data"]] == ["tiny", "gpt-4o"]
+    assert (
+        http.post("/v1/memories", json={"documents": DOCUMENTS, "name": "ferry", "model": "gpt-4o"}).status_code == 200
+    )
+    texts = {
+        ask(app, {"model": model, "max_tokens": 4}).json()["choices"][0]["message"]["content"]
+        for model in ("ferry", "tiny:ferry", "gpt-4o:ferry")
+    }
+    assert len(texts) == 1
+    assert ask(app, {"model": "gpt-4o", "max_tokens": 1}).status_code == 200
+    assert http.post("/v1/memories", json={"documents": DOCUMENTS, "name": "gpt-4o"}).status_code == 400
+
+
+def test_variables_of_the_chat_template(serve, llm):
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ ' THINK' if enable_thinking else '' }}"
+    thinking = FastMem(llm.model, build_tokenizer(chat_template=template), recipe=llm.recipe)
+    thinking.name = "tiny"
+    app = create_app(thinking)
+    counts = [
+        ask(app, {"max_tokens": 1, "chat_template_kwargs": {"enable_thinking": on}} | body).json()["usage"][
+            "prompt_tokens"
+        ]
+        for on in (False, True)
+        for body in ({}, {"documents": DOCUMENTS})
+    ]
+    assert (counts[2] - counts[0], counts[3] - counts[1]) == (6, 6)
+    refused = ask(app, {"chat_template_kwargs": {"chat_template": "{{ x }}"}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "chat_template_kwargs")
+    app.state.service.engine.close(timeout_seconds=60)
+
+
+def test_the_interface_is_described_as_openapi(serve):
+    http = web(serve())
+    described = http.get("/openapi.json").json()
+    assert {"/v1/chat/completions", "/v1/memories/{reference}"} <= described["paths"].keys()
+    assert "min_tokens" in described["components"]["schemas"]["ChatRequest"]["properties"]
+    assert "openapi.json" in http.get("/docs").text
 
 
 def test_fields_that_ask_for_something_else_are_refused(serve):

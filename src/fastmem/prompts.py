@@ -108,21 +108,26 @@ def with_mark(question: str) -> str:
     return question.strip().rstrip("?").rstrip() + "?"
 
 
-def chat_ids(tokenizer: Any, messages: Chat) -> torch.Tensor:
+def chat_ids(tokenizer: Any, messages: Chat, options: Mapping[str, Any] | None = None) -> torch.Tensor:
     """Token ids [S] of a conversation, up to and including the header of the answer.
 
-    Control tokens inside the messages are read as text. Errors: `InputError` for messages that the template refuses.
+    Control tokens inside the messages are read as text. options: variables of the chat template, as
+    `{"enable_thinking": False}`. Errors: `InputError` for messages that the template refuses.
     """
-    return _chat_encoding(tokenizer, messages)[0]
+    return _chat_encoding(tokenizer, messages, options)[0]
 
 
-def chat_ids_before(tokenizer: Any, messages: Chat, end: str) -> tuple[torch.Tensor, int]:
+def chat_ids_before(
+    tokenizer: Any, messages: Chat, end: str, options: Mapping[str, Any] | None = None
+) -> tuple[torch.Tensor, int]:
     """(`chat_ids`, how many of them stand before `end`, the end of the last message).
 
     The count is 0 if the tokenizer does not report the offsets of its tokens.
     """
-    ids, offsets = _chat_encoding(tokenizer, messages, offsets=tokenizer.is_fast)
-    position = rendered(tokenizer, list(messages)).rfind(end.strip())  # the header of the answer could match, too
+    ids, offsets = _chat_encoding(tokenizer, messages, options, offsets=tokenizer.is_fast)
+    position = rendered(tokenizer, list(messages), **(options or {})).rfind(
+        end.strip()
+    )  # the header of the answer could match, too
     return ids, _ending_before(offsets, position)
 
 
@@ -133,13 +138,13 @@ def text_ids_before(tokenizer: Any, text: str, end: str) -> tuple[Tokens, int]:
 
 
 def _chat_encoding(
-    tokenizer: Any, messages: Chat, offsets: bool = False
+    tokenizer: Any, messages: Chat, options: Mapping[str, Any] | None, offsets: bool = False
 ) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     """(ids [S], where each token begins and ends in the rendered text; empty if not asked for)."""
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise InputError(f'a chat message is {{"role": ..., "content": ...}}; given {message!r}.')
-    kwargs: dict[str, Any] = {}
+    kwargs = dict(options or {})
     if _any_control(tokenizer, messages):
         kwargs["sanitize_control_tokens"] = True
     elif offsets:
@@ -243,10 +248,16 @@ def template(tokenizer: Any) -> str | None:
     return PLAIN_TEMPLATE
 
 
-def rendered(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+def rendered(
+    tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = False, **options: Any
+) -> str:
     """The text of a conversation. Errors: whatever the template raises, in its own words."""
     return tokenizer.apply_chat_template(
-        messages, chat_template=template(tokenizer), add_generation_prompt=add_generation_prompt, tokenize=False
+        messages,
+        chat_template=template(tokenizer),
+        add_generation_prompt=add_generation_prompt,
+        tokenize=False,
+        **options,
     )
 
 

@@ -66,6 +66,9 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="Name of the base model for clients; default: the hub id or the folder's name.")
     ] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Further name of the base model for clients.")
+    ] = None,
     template: Annotated[
         str | None,
         typer.Option(
@@ -117,6 +120,7 @@ def serve(
         admin_key=admin_key,
         allowed_hosts=allowed_hosts or [*LOCAL_HOSTS, host],
         allowed_origins=allowed_origins or (),
+        aliases=alias or (),
         template=chosen,  # type: ignore[arg-type]
         name=name or (Path(llm.name).name if Path(llm.name).is_dir() else llm.name),
     )

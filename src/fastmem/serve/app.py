@@ -60,6 +60,7 @@ def create_app(
     allowed_origins: Sequence[str] = (),
     template: Template = "context",
     name: str | None = None,
+    aliases: Sequence[str] = (),
 ) -> FastAPI:
     """The application for a loaded model. Its worker starts at once and ends with the application's lifespan.
 
@@ -67,8 +68,9 @@ def create_app(
     client. keys_file: a file of tenants with their keys and limits, see `tenants.py`. admin_key: what `/metrics`
     needs; without one it is refused where there are API keys, and open where there are none. allowed_hosts,
     allowed_origins: see `allowed_hosts.py`; pages of these origins may also read responses (CORS). template: how
-    documents enter a prompt, unless the request says. name: the model name for clients. Errors: `InputError` for an
-    empty key or a budget that is too small for one memory, `StorageError` for a folder that cannot be used.
+    documents enter a prompt, unless the request says. name, aliases: names of the model for clients. Errors:
+    `InputError` for an empty key or a budget that is too small for one memory, `StorageError` for a folder that cannot
+    be used.
     """
     check_keys(api_keys, admin_key)
     keys = Keys(api_keys, keys_file)
@@ -84,6 +86,7 @@ def create_app(
         metrics=metrics,
         text=TextThread(llm),
         name=name or llm.name,
+        aliases=tuple(aliases),
         started=int(time.time()),
         limits=limits,
         keys=keys,
@@ -97,7 +100,7 @@ def create_app(
         engine.close(timeout_seconds=limits.shutdown_seconds)
         service.text.close()
 
-    app = FastAPI(title="FastMem", version=fastmem.__version__, lifespan=lifespan, openapi_url=None)
+    app = FastAPI(title="FastMem", version=fastmem.__version__, lifespan=lifespan, redoc_url=None)
     app.state.service = service
     guarded = [Depends(_authorized)]
     app.include_router(completion_routes.router, dependencies=guarded)
@@ -147,7 +150,9 @@ async def _models(
     """The base model and a page of the caller's memories, as in `GET /v1/memories`."""
     service = service_of(request)
     entries, _ = memory_routes.page_of(service.store.of_tenant(service.tenant(request, cache_salt)), limit, after)
-    data = [model_object(service.name, service.started)] + [_memory_model(service, e.record) for e in entries]
+    data = [model_object(one, service.started) for one in (service.name, *service.aliases)] + [
+        _memory_model(service, e.record) for e in entries
+    ]
     return {"object": "list", "data": data}
 
 

@@ -14,7 +14,13 @@ from fastmem.answer.request import Request as DecodeRequest
 from fastmem.answer.running_batch import Piece
 from fastmem.errors import InputError
 from fastmem.serve.asgi import Receive, Scope, Send
-from fastmem.serve.document_prompts import DocumentPrompt, chat_prompt, completion_prompt, requested_method
+from fastmem.serve.document_prompts import (
+    DocumentPrompt,
+    chat_prompt,
+    completion_prompt,
+    requested_method,
+    template_options,
+)
 from fastmem.serve.http_errors import error_response
 from fastmem.serve.jobs import AnswerFinished, Event, Job, JobFailed
 from fastmem.serve.mailbox import Mailbox
@@ -59,7 +65,8 @@ def _asked(service: Service, sender: Tenant, body: Body) -> _Asked:
             raise InputError("top_logprobs needs logprobs=true.", field="top_logprobs")
         method, source = _method_and_source(service, sender, body)
         messages, template = [m.plain() for m in body.messages], body.fastmem.template or service.template
-        prompts = [chat_prompt(service.llm, messages, body.documents, template, method)]
+        options = template_options(body.chat_template_kwargs)
+        prompts = [chat_prompt(service.llm, messages, body.documents, template, method, options)]
         max_tokens = body.max_completion_tokens or body.max_tokens
         top_logprobs = body.top_logprobs if body.logprobs else None
     else:

@@ -9,8 +9,9 @@ Only the text of the documents is memorized, without template and question, so o
 the prompt without documents is the same conversation with the message alone (`Question: ...` in the second template).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastmem import prompts
 from fastmem.answer.contrast import method_named
@@ -41,11 +42,16 @@ def documents_text(documents: Sequence[Document]) -> str:
 
 
 def chat_prompt(
-    llm: FastMem, messages: Messages, documents: Sequence[Document], template: Template, method: str
+    llm: FastMem,
+    messages: Messages,
+    documents: Sequence[Document],
+    template: Template,
+    method: str,
+    options: Mapping[str, Any] | None = None,
 ) -> DocumentPrompt:
-    """A conversation whose last message is the user's. Errors: `InputError`."""
+    """A conversation whose last message is the user's. options: variables of the template. Errors: `InputError`."""
     if not documents:
-        return DocumentPrompt(Tokens(llm.ids(messages)), None, 0)
+        return DocumentPrompt(Tokens(prompts.chat_ids(llm.tokenizer, messages, options)), None, 0)
     if messages[-1]["role"] != "user":
         raise InputError("documents are put before the last message, which must be the user's.")
     text, message = documents_text(documents), messages[-1]["content"]
@@ -54,9 +60,28 @@ def chat_prompt(
         end = prompts.with_mark(message)
     else:
         turn, alone, end = _with_context(text, message), message, message
-    ids, shared = prompts.chat_ids_before(llm.tokenizer, _with_last(messages, turn), end)
-    without = Tokens(llm.ids(_with_last(messages, alone))) if method_named(method).kind == "cad" else None
+    ids, shared = prompts.chat_ids_before(llm.tokenizer, _with_last(messages, turn), end, options)
+    without = None
+    if method_named(method).kind == "cad":
+        without = Tokens(prompts.chat_ids(llm.tokenizer, _with_last(messages, alone), options))
     return DocumentPrompt(Tokens(ids), without, shared)
+
+
+# Arguments of `apply_chat_template` that are ours, and no variables of a template.
+_OURS = {
+    "messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
+    "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+    "tokenizer_kwargs", "sanitize_control_tokens", "tools", "documents",
+}  # fmt: skip
+
+
+def template_options(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The variables for the chat template. Errors: `InputError` for a name that is no variable of a template."""
+    for name in given:
+        if name in _OURS or not name.isidentifier():
+            text = f"chat_template_kwargs has {name!r}, which is no variable of a chat template: leave it out."
+            raise InputError(text, field="chat_template_kwargs")
+    return given
 
 
 def completion_prompt(

@@ -39,10 +39,10 @@ def page_of(entries: list[Entry], limit: int, after: str | None) -> tuple[list[E
 async def make_memory(body: MemoryRequest, request: Request) -> dict[str, Any]:
     """Memorize documents, or find their memory. Answers when the memory is on disk, if the server stores memories."""
     service = service_of(request)
-    if body.model not in (None, service.name):
+    if body.model not in (None, service.name, *service.aliases):
         text = f"the model {body.model!r} does not exist: this server has {service.name!r}."
         raise HttpRefusal(404, text, "model", "model_not_found")
-    if body.name is not None and (body.name == service.name or body.name.startswith("mem-")):
+    if body.name is not None and (body.name in (service.name, *service.aliases) or body.name.startswith("mem-")):
         raise InputError(f"the name {body.name!r} is taken or reserved: choose another.", field="name")
     sender = service.sender(request)
     tenant = sender.salted(body.cache_salt)

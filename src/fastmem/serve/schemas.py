@@ -155,6 +155,7 @@ class ChatRequest(_Generation):
     messages: list[Message] = Field(min_length=1, max_length=1024)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict, max_length=32)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
 

@@ -31,6 +31,7 @@ class Service:
     text: TextThread
     name: str
     started: int
+    aliases: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     keys: Keys = field(default_factory=Keys)
     usage: Usage = field(default_factory=Usage)
@@ -82,9 +83,10 @@ class Service:
 
         Errors: `HttpRefusal`.
         """
-        if model == self.name:
+        if model in (self.name, *self.aliases):
             return None
-        reference = model.removeprefix(f"{self.name}:")
+        base, _, memory = model.partition(":")
+        reference = memory if memory and base in (self.name, *self.aliases) else model
         entry = self.store.find(tenant, reference)
         if entry is None:
             text = (
