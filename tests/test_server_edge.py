@@ -13,6 +13,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from openai import BadRequestError
 
 from command_line import Runner
 from fastmem import FastMem
@@ -458,6 +459,33 @@ def test_variables_of_the_chat_template(serve, llm):
     refused = ask(app, {"chat_template_kwargs": {"chat_template": "{{ x }}"}})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "chat_template_kwargs")
     app.state.service.engine.close(timeout_seconds=60)
+
+
+def test_the_responses_interface_answers_as_a_chat(serve):
+    openai = client(serve())
+    options = {"model": "tiny", "instructions": "Be brief.", "input": QUESTION[0]["content"], "max_output_tokens": 8}
+    extra = {"documents": DOCUMENTS}
+    found = openai.responses.create(**options, extra_body=extra)
+    chat = [{"role": "system", "content": "Be brief."}, *QUESTION]
+    same = openai.chat.completions.create(model="tiny", messages=chat, max_tokens=8, extra_body=extra)
+    assert found.output_text == same.choices[0].message.content
+    assert found.usage.output_tokens == same.usage.completion_tokens
+    assert found.status == {"length": "incomplete", "stop": "completed"}[same.choices[0].finish_reason]
+    assert found.fastmem["method"] == "fastmem"
+
+    with openai.responses.stream(**options, extra_body=extra) as stream:
+        events = list(stream)
+    assert events[-1].type == f"response.{found.status}"
+    assert events[-1].response.output_text == found.output_text
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == found.output_text
+
+    talk = [*QUESTION, *(item.model_dump() for item in found.output), *QUESTION]
+    again = openai.responses.create(model="tiny", input=talk, max_output_tokens=2)
+    assert again.usage.input_tokens > found.usage.input_tokens - 40
+    for field, value in (("previous_response_id", "resp_1"), ("tools", [{"type": "web_search"}]), ("store", True)):
+        with pytest.raises(BadRequestError):
+            openai.responses.create(**options, **{field: value})
 
 
 def test_the_interface_is_described_as_openapi(serve):

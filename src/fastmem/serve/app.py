@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 
 import fastmem
 from fastmem.model import FastMem
-from fastmem.serve import completion_routes, memory_routes
+from fastmem.serve import completion_routes, memory_routes, responses_route
 from fastmem.serve.allowed_hosts import LOCAL_HOSTS, AllowedHosts
 from fastmem.serve.engine import Engine, EngineLimits
 from fastmem.serve.http_errors import install_error_handlers
@@ -104,15 +104,14 @@ def create_app(
     app.state.service = service
     guarded = [Depends(_authorized)]
     app.include_router(completion_routes.router, dependencies=guarded)
+    app.include_router(responses_route.router, dependencies=guarded)
     app.include_router(memory_routes.router, dependencies=guarded)
     app.add_api_route("/v1/models", _models, dependencies=guarded)
     app.add_api_route("/v1/models/{model:path}", _model, dependencies=guarded)
-    both = ["GET", "HEAD"]
-    app.add_api_route("/health", _health, response_model=None, methods=both)
-    app.add_api_route("/version", _version, methods=both)
-    app.add_api_route("/metrics", _metrics, response_model=None, methods=both)
-    for path in PAGE_FILES:
-        app.add_api_route(path, _page, response_model=None, methods=both)
+    open_to_all: dict[str, Any] = {"/health": _health, "/version": _version, "/metrics": _metrics}
+    for path, answer in (open_to_all | dict.fromkeys(PAGE_FILES, _page)).items():
+        app.add_api_route(path, answer, response_model=None, include_in_schema=path in open_to_all)
+        app.add_api_route(path, answer, response_model=None, methods=["HEAD"], include_in_schema=False)
     install_error_handlers(app)
     if allowed_origins:
         app.add_middleware(
@@ -128,7 +127,16 @@ def create_app(
     return app
 
 
-_ROUTES = {"/health", "/version", "/metrics", "/v1/chat/completions", "/v1/completions", "/v1/memories", *PAGE_FILES}
+_ROUTES = {
+    "/health",
+    "/version",
+    "/metrics",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/memories",
+    *PAGE_FILES,
+}
 
 
 def _on_response(metrics: Metrics, method: str, path: str, status: int, request_id: str, seconds: float) -> None:

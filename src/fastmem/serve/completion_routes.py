@@ -47,7 +47,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """What a request asks for. jobs: in the order of the prompts, `n` for each."""
 
     jobs: list[Job]
@@ -55,7 +55,7 @@ class _Asked:
     top_logprobs: int | None
 
 
-def _asked(service: Service, sender: Tenant, body: Body) -> _Asked:
+def asked_of(service: Service, sender: Tenant, body: Body) -> Asked:
     """The jobs of a request, with everything checked. Runs in the text thread. Errors: `HttpRefusal`, `InputError`."""
     tenant = sender.salted(body.cache_salt)
     service.text.check_texts(body.texts())
@@ -82,7 +82,7 @@ def _asked(service: Service, sender: Tenant, body: Body) -> _Asked:
             seed = None if body.seed is None else body.seed + k
             one = replace(prepared, sampling=replace(prepared.sampling, seed=seed))
             jobs.append(Job(source=source, request=one))
-    return _Asked(jobs, method, top_logprobs)
+    return Asked(jobs, method, top_logprobs)
 
 
 def _method_and_source(service: Service, sender: Tenant, body: Body) -> tuple[str, MemorySource | None]:
@@ -107,7 +107,7 @@ def _method_and_source(service: Service, sender: Tenant, body: Body) -> tuple[st
 async def _answer(service: Service, request: Request, body: Body) -> Response:
     """`body.n` answers to each prompt, all at once or as a stream, in the order of the prompts."""
     sender = service.sender(request)
-    asked = await service.text.run(lambda: _asked(service, sender, body))
+    asked = await service.text.run(lambda: asked_of(service, sender, body))
     chat = isinstance(body, ChatRequest)
     name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
     common = CommonFields(
@@ -122,7 +122,7 @@ async def _answer(service: Service, request: Request, body: Body) -> Response:
         usage = body.stream_options is not None and body.stream_options.include_usage
         chunks = _stream(service, mailbox, common, first, usage, request.state.request_id, sender)
         streaming = True
-        return _EventStream(mailbox, chunks)
+        return EventStream(mailbox, chunks)
     finally:
         if not streaming:
             mailbox.close()
@@ -151,7 +151,7 @@ def _prepared(
     return replace(prepared, shared_tokens=prompt.shared_tokens, salt=tenant)
 
 
-class _EventStream(StreamingResponse):
+class EventStream(StreamingResponse):
     """Server-sent events. The mailbox is closed even if the client has left before the first one."""
 
     def __init__(self, mailbox: Mailbox, chunks: AsyncIterator[bytes]):

@@ -24,9 +24,12 @@ NO_OPS: dict[str, list[Any]] = {
     "echo": [False],
     "functions": [[]],
     "include_obfuscation": [True, False],
+    "include": [[]],
+    "logprobs": [[]],
     "metadata": [{}],
     "modalities": [["text"]],
     "parallel_tool_calls": [True, False],
+    "previous_response_id": [""],
     "response_format": [{"type": "text"}],
     "service_tier": ["auto", "default"],
     "store": [False],
@@ -37,7 +40,9 @@ NO_OPS: dict[str, list[Any]] = {
 }
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """No unknown fields; null and what asks for nothing is as good as left out."""
+
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
@@ -50,14 +55,14 @@ class _Strict(BaseModel):
         }
 
 
-class Document(_Strict):
+class Document(Strict):
     """A document that the answer must be faithful to. title: optional."""
 
     text: str = Field(min_length=1)
     title: Annotated[str, Field(max_length=1024)] | None = None
 
 
-class FastMemOptions(_Strict):
+class FastMemOptions(Strict):
     """How to answer and how to memorize.
 
     method: one of `METHODS`; by default `fastmem` with documents or a memory, otherwise `base`. recipe: fields of
@@ -73,14 +78,14 @@ class FastMemOptions(_Strict):
     template: Template | None = None
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """A part of a message's content. Only text is supported."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
+class Message(Strict):
     """One turn of a conversation. content: may be missing in an assistant's, as in one that only called tools."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -99,13 +104,13 @@ class Message(_Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """include_usage: end with a chunk that has the usage and no choices."""
 
     include_usage: bool = False
 
 
-class _Generation(_Strict):
+class Generation(Strict):
     """Fields of both kinds of request. temperature: the default is 0 (greedy) for one answer, for several OpenAI's 1,
     as equal ones would be of no use. user: ignored."""
 
@@ -149,7 +154,7 @@ class _Generation(_Strict):
         }
 
 
-class ChatRequest(_Generation):
+class ChatRequest(Generation):
     """`POST /v1/chat/completions`. Documents are put before the last message, which must be the user's."""
 
     messages: list[Message] = Field(min_length=1, max_length=1024)
@@ -164,7 +169,7 @@ class ChatRequest(_Generation):
         return [message.plain()["content"] for message in self.messages]
 
 
-class CompletionRequest(_Generation):
+class CompletionRequest(Generation):
     """`POST /v1/completions`: one or several prompts, as text or token ids, without a chat template."""
 
     prompt: str | _Several[int] | _Several[str] | _Several[_Several[int]]
@@ -182,7 +187,7 @@ class CompletionRequest(_Generation):
         return [prompt for prompt in self.prompts() if isinstance(prompt, str)]
 
 
-class MemoryRequest(_Strict):
+class MemoryRequest(Strict):
     """`POST /v1/memories`: memorize documents in advance. name: what later requests give as `model`."""
 
     documents: list[Document] = Field(min_length=1, max_length=1024)
@@ -192,7 +197,7 @@ class MemoryRequest(_Strict):
     model: _Name | None = None
 
 
-class SurpriseRequest(_Strict):
+class SurpriseRequest(Strict):
     """`POST /v1/memories/{id}/surprise`: the memory's documents, since the server does not store them."""
 
     documents: list[Document] = Field(min_length=1, max_length=1024)
