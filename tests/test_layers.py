@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "learn": {"learn", "memory", "split", "device_memory", "torch_modes"},
     "prompts": {"memory", "ranges"},
     "system_turn": {"prompts"},
-    "answer": {"answer", "memory", "split", "prompts", "ranges", "device_memory", "torch_modes"},
+    "answer": {"answer", "memory", "split", "prompts", "ranges", "device_memory", "torch_modes", "extras"},
     "loading": {"split"},
     "tiny": {"tiny"},
     "model": CORE | {"loading", "tiny"},

@@ -92,7 +92,9 @@ class Batch:
             row.token_ids.append(token)
             if logprob is not None:
                 row.logprobs.append(logprob)
-            if token in row.request.stop_ids:
+            if row.json is not None:
+                row.json.accept(token)
+            if token in row.request.stop_ids or (row.json is not None and row.json.complete):
                 row.reason = "stop"
             elif len(row.token_ids) >= row.request.max_new_tokens:
                 row.reason = "length"
@@ -228,12 +230,19 @@ class Batch:
         parts += [state.early for state in states if state.early is not None]
         logits = self.split_model.head(torch.cat(parts)).float()
         scores, rest = logits[: len(states)].clone(), logits[len(states) :]
+        alphas: dict[int, float | Tensor] = {}
         for i, other in zip(against, rest, strict=False):
             wanted = self.rows[i].request.contrast
             assert wanted is not None
-            row, other = scores[i : i + 1].clone(), other[None]
-            alpha = wanted.alpha if not wanted.adaptive else adaptive_alpha(row, other)
-            scores[i : i + 1] = contrast(row, other, alpha, wanted.cut)
+            alphas[i] = wanted.alpha if not wanted.adaptive else adaptive_alpha(scores[i : i + 1], other[None])
+        # Before the contrast, whose plausibility constraint must not exclude all tokens that a schema allows.
+        for i, one in enumerate(self.rows):
+            if one.json is not None:
+                scores[i] = one.json.restricted(scores[i])
+        for i, other in zip(against, rest, strict=False):
+            wanted = self.rows[i].request.contrast
+            assert wanted is not None
+            scores[i : i + 1] = contrast(scores[i : i + 1].clone(), other[None], alphas[i], wanted.cut)
         rest = rest[len(against) :]
         for n, i in enumerate(early):
             wanted = self.rows[i].request.contrast

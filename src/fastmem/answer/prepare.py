@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastmem import prompts
 from fastmem.answer.contrast import method_named
+from fastmem.answer.json_schema import JsonSchema, SchemaReader
 from fastmem.answer.request import Decoding, Request
 from fastmem.errors import InputError
 from fastmem.prompts import PROMPT, Prompt, Tokens
@@ -37,6 +38,7 @@ class Preparer:
 
     def __init__(self, split_model: SplitModel, tokenizer: Any):
         self.split_model, self.tokenizer = split_model, tokenizer
+        self._schemas: SchemaReader | None = None
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -81,8 +83,16 @@ class Preparer:
             stop_ids=frozenset(decoding.stop_token_ids) | (frozenset() if decoding.ignore_eos else self.stop_ids),
             stop=decoding.stop_strings(),
             top_logprobs=decoding.top_logprobs,
+            schema=None if decoding.json_schema is None else self.schema(str(decoding.json_schema)),
             prefix=decoding.prefix,
         )
+
+    def schema(self, text: str) -> JsonSchema:
+        """A JSON schema, read for the model's tokenizer. Errors: `InputError`, `MissingPackageError`."""
+        if self._schemas is None:
+            tokenizer, count = self.require_tokenizer(), self.split_model.vocabulary_size
+            self._schemas = SchemaReader(tokenizer, self.stop_ids, count)
+        return self._schemas.read(text)
 
     def _check_token_ids(self, decoding: Decoding) -> None:
         """Errors: `InputError` for an option that names a token which the model does not have."""

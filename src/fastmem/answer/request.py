@@ -1,5 +1,6 @@
 """`Request`: one answer to be decoded, with everything about it checked and its prompt as token ids."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from fastmem.answer.cache import Prefix
 from fastmem.answer.contrast import ALPHA, RELATIVE_TOP, Contrast, with_memory
+from fastmem.answer.json_schema import JsonSchema, as_schema
 from fastmem.answer.sampling import Sampling
 from fastmem.errors import InputError, one_of
 from fastmem.memory.memory import Memory
@@ -53,6 +55,8 @@ class Decoding(Sampling):
     """Report the log-probability of every token, and of this many alternatives."""
     batch_size: int = ranged(16, Number(1, whole=True))
     """Prompts of a list that are decoded at the same time."""
+    json_schema: Mapping[str, Any] | str | None = ranged(None, Other("a JSON schema", as_schema))
+    """The answer is a JSON text of this schema. Needs the extra json-schema."""
     prefix: Prefix | None = ranged(None, Other("a Prefix", instance_of(Prefix)))  # noqa: RUF009
     """Tokens that were read before."""
 
@@ -89,11 +93,11 @@ class Request:
 
     prompt: [S] ids. method: its name, for the answer. min_new_tokens: no stop id is chosen before. without: [S'] ids,
     the prompt without the document, for CAD. stop_ids, stop: tokens and strings that end the answer. top_logprobs: how
-    many alternatives to report beside each token's log-probability; None reports neither. memory, ffn: a memory and
-    its FFN modules (`SplitModel.ffn`), None for the base. shares_trunk: only the last layer is tuned, so keys and
-    values are the base's. prefix: tokens of the prompt that were read before. shared_tokens: how many tokens at the
-    start of the prompt may be cached for other requests; None allows all. salt: cached prefixes are shared only
-    between requests with the same salt.
+    many alternatives to report beside each token's log-probability; None reports neither. schema: that the answer
+    follows. memory, ffn: a memory and its FFN modules (`SplitModel.ffn`), None for the base. shares_trunk: only the
+    last layer is tuned, so keys and values are the base's. prefix: tokens of the prompt that were read before.
+    shared_tokens: how many tokens at the start of the prompt may be cached for other requests; None allows all. salt:
+    cached prefixes are shared only between requests with the same salt.
     """
 
     prompt: Tensor
@@ -106,6 +110,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
+    schema: JsonSchema | None = None
     memory: Memory | None = None
     ffn: FFN | None = None
     shares_trunk: bool = True

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastmem.answer.cache import Prefix
 from fastmem.answer.detokenize import Detokenizer
+from fastmem.answer.json_schema import JsonProgress
 from fastmem.answer.request import Request
 
 # A token's log-probability, and the most likely tokens with theirs.
@@ -31,7 +32,12 @@ class Row:
     logprobs: list[Logprob] = field(default_factory=list)
     started: float = 0.0
     first_token: float = 0.0
+    json: JsonProgress | None = None  # of an answer with a schema
     _draws: Tensor | None = None  # the generator's state before the running step
+
+    def __post_init__(self) -> None:
+        if self.request.schema is not None:
+            self.json = self.request.schema.start()
 
     def read_ids(self, prompt: Tensor) -> Tensor:
         """`prompt` [S] and the answer so far."""

@@ -1,5 +1,6 @@
 """`/v1/chat/completions` and `/v1/completions`."""
 
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -75,9 +76,13 @@ def asked_of(service: Service, sender: Tenant, body: Body) -> Asked:
         method, source = _method_and_source(service, sender, body)
         prompts = [completion_prompt(service.llm, text, body.documents, method) for text in texts]
         max_tokens, top_logprobs = body.max_tokens, body.logprobs
+    schema = None
+    if isinstance(body, ChatRequest) and body.response_format is not None:
+        schema = service.llm.preparer.schema(json.dumps(body.response_format.definition()))
     jobs = []
     for prompt in prompts:
         prepared = _prepared(service, body, method, prompt, max_tokens, top_logprobs, tenant)
+        prepared = replace(prepared, schema=schema)
         for k in range(body.n):  # a given seed is the first answer's
             seed = None if body.seed is None else body.seed + k
             one = replace(prepared, sampling=replace(prepared.sampling, seed=seed))

@@ -4,10 +4,12 @@ Other fields are refused and not ignored: a client that sends `tools` must not b
 means that a field was left out, and what asks for nothing (`NO_OPS`) is accepted, since clients send it.
 """
 
+import json
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+MAX_SCHEMA = 32_768
 MEMORY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 Template = Literal["context", "question"]
 _T = TypeVar("_T")
@@ -154,12 +156,45 @@ class Generation(Strict):
         }
 
 
+class JsonSchema(Strict):
+    """A schema and its name, as OpenAI has them. description and strict have no effect: it is always strict."""
+
+    name: _Name | None = None
+    description: str | None = None
+    strict: bool | None = None
+    definition: dict[str, Any] = Field(alias="schema")
+
+    @model_validator(mode="after")
+    def _is_small(self) -> "JsonSchema":
+        if len(json.dumps(self.definition)) > MAX_SCHEMA:
+            raise ValueError(f"a JSON schema may have {MAX_SCHEMA} characters")
+        return self
+
+
+class ResponseFormat(Strict):
+    """The form of the answer: a JSON object, of a schema if there is one."""
+
+    type: Literal["json_schema", "json_object"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> "ResponseFormat":
+        if (self.json_schema is None) == (self.type == "json_schema"):
+            raise ValueError("json_schema is needed with the type json_schema, and only there")
+        return self
+
+    def definition(self) -> dict[str, Any]:
+        """The schema of the answer."""
+        return {"type": "object"} if self.json_schema is None else self.json_schema.definition
+
+
 class ChatRequest(Generation):
     """`POST /v1/chat/completions`. Documents are put before the last message, which must be the user's."""
 
     messages: list[Message] = Field(min_length=1, max_length=1024)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict, max_length=32)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
