@@ -33,6 +33,11 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k.startswith(("PIP_", "PAT
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
 }
+SCHEMA = """
+from fastmem import FastMem
+llm = FastMem.from_pretrained()
+print(llm.generate("Is it?", json_schema={"enum": ["yes", "no"]}).text)
+"""
 SPECS = "import sys; from importlib.util import find_spec; print([n for n in sys.argv[1:] if find_spec(n)])"
 ADAPTER = """
 import sys
@@ -246,6 +251,11 @@ def test_serve_alone(with_extra, tmp_path: Path) -> None:
             server.terminate()
 
 
+def test_json_schema_alone(with_extra) -> None:
+    made = with_extra("json-schema")
+    assert made.run(made.python, "-c", SCHEMA).strip() in ('"yes"', '"no"')
+
+
 def test_peft_alone(with_extra) -> None:
     made = with_extra("peft")
     low_rank = ["--parametrization", "lora", "--rank", 4]
@@ -269,4 +279,4 @@ def test_all_extras_fit_together(with_extra) -> None:
     made = with_extra("all")
     assert made.run(made.python, "-c", SPECS, *OPTIONAL).strip() == str(OPTIONAL)
     assert made.run(made.python, "-m", "pip", "check").strip() == "No broken requirements found."
-    assert set(EXTRAS) == {"eval", "search", "serve", "peft", "lm-eval"}  # each has its test above
+    assert set(EXTRAS) == {"eval", "search", "serve", "json-schema", "peft", "lm-eval"}  # each has its test above
