@@ -64,7 +64,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_extras_name_every_optional_package() -> None:
-    assert {*EXTRAS, "all", "test", "test-quantized", "quality", "dev"} == PROJECT["optional-dependencies"].keys()
+    assert {*EXTRAS, "all", "test", "test-quantized", "test-frameworks", "quality", "dev"} == PROJECT[
+        "optional-dependencies"
+    ].keys()
     assert PROJECT["optional-dependencies"]["all"] == [f"fastmem[{','.join(EXTRAS)}]"]
 
 
