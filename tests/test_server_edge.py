@@ -534,6 +534,38 @@ def test_the_log_has_a_line_per_request_and_the_cause_of_a_failure_but_no_docume
     assert "key-of-ada" not in everything
 
 
+# --- progress ---
+
+
+def events_of(response):
+    """The JSON objects of server-sent events; the last is "[DONE]"."""
+    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line) for line in lines if line.startswith("{")], lines[-1]
+
+
+def test_a_memory_reports_every_step_while_it_is_made(serve):
+    http = web(serve())
+    body = {"documents": DOCUMENTS, "name": "ferry", "stream": True, "fastmem": {"recipe": {"steps": 5}}}
+    (*steps, memory), last = events_of(http.post("/v1/memories", json=body))
+    assert [(one["step"], one["steps"]) for one in steps] == [(n, 5) for n in range(5)]
+    assert [one["loss"] for one in steps] == [one["loss"] for one in memory["trace"][:5]]
+    assert (memory["name"], last) == ("ferry", "[DONE]")
+    assert [one["name"] for one in http.get("/v1/memories").json()["data"]] == ["ferry"]
+    again, _ = events_of(http.post("/v1/memories", json=body))
+    assert again == [memory], "it exists"
+
+
+def test_an_error_while_it_is_made_is_an_event_and_frees_the_name(serve, monkeypatch):
+    app = serve()
+    monkeypatch.setattr(app.state.service.store, "hold", lambda *_: (_ for _ in ()).throw(InputError("no room")))
+    body = {"documents": DOCUMENTS, "name": "ferry", "stream": True}
+    (event,), _ = events_of(web(app).post("/v1/memories", json=body))
+    assert event["error"]["message"] == "no room"
+    monkeypatch.undo()
+    other = web(app).post("/v1/memories", json={"documents": [{"text": "else"}], "name": "ferry"})
+    assert other.status_code == 200
+
+
 # --- tenants ---
 
 

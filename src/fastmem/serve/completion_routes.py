@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,7 +127,7 @@ async def _answer(service: Service, request: Request, body: Body) -> Response:
         usage = body.stream_options is not None and body.stream_options.include_usage
         chunks = _stream(service, mailbox, common, first, usage, request.state.request_id, sender)
         streaming = True
-        return EventStream(mailbox, chunks)
+        return EventStream(mailbox.close, chunks)
     finally:
         if not streaming:
             mailbox.close()
@@ -157,17 +157,17 @@ def _prepared(
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. The mailbox is closed even if the client has left before the first one."""
+    """Server-sent events. close: called at the end, even if the client has left before the first event."""
 
-    def __init__(self, mailbox: Mailbox, chunks: AsyncIterator[bytes]):
+    def __init__(self, close: Callable[[], None], chunks: AsyncIterator[bytes]):
         super().__init__(chunks, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        self._mailbox = mailbox
+        self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._mailbox.close()
+            self._close()
 
 
 async def _collected(

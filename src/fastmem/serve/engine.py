@@ -21,9 +21,17 @@ from fastmem.device_memory import explained_out_of_memory
 from fastmem.errors import FastMemError, StorageError
 from fastmem.model import FastMem
 from fastmem.serve.isolated_batch import IsolatedBatch
-from fastmem.serve.jobs import ActionFinished, DrainingError, Event, Job, JobFailed, OverloadedError
+from fastmem.serve.jobs import (
+    ActionFinished,
+    DrainingError,
+    Event,
+    Job,
+    JobFailed,
+    MemorizeProgress,
+    OverloadedError,
+)
 from fastmem.serve.logs import cause
-from fastmem.serve.memorize_queue import MemorizeQueue
+from fastmem.serve.memorize_queue import Memorization, MemorizeQueue
 from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.store import Entry, Store
 
@@ -192,7 +200,7 @@ class Engine:
         if job.source is None or entry is None:
             return True
         if not entry.made:
-            job.made = self._memorize_queue.add(entry, job.source) or job.made
+            job.made = self._memorize_queue.add(entry, job.source, job.progress) or job.made
             return False
         if entry.loading and entry.source.key not in self._loading:
             self._loading.add(entry.source.key)
@@ -229,6 +237,9 @@ class Engine:
         made = self._memorize_queue.step()
         if made is None:
             return
+        if made.memory is None and made.error is None:
+            self._report(made)
+            return
         if made.memory is not None:
             self._on_event("memorized", made.seconds)
             self.store.put(made.entry, made.memory)
@@ -241,6 +252,15 @@ class Engine:
         self._on_event("memorize_failed", made.seconds)
         for job in self._waiting_for(made.entry):
             self._end(job, JobFailed(made.error or FastMemError("memorizing returned no memory.")))
+
+    def _report(self, making: Memorization) -> None:
+        """Tell the jobs that want to know how far their memory is."""
+        if making.latest is None:
+            return
+        progress = MemorizeProgress(making.latest.index, making.entry.source.recipe.steps, making.latest.loss)
+        for job in self._waiting_for(making.entry):
+            if job.progress:
+                job.emit(progress)
 
     def _decode(self) -> None:
         if not len(self.batch):

@@ -61,7 +61,16 @@ class JobFailed:
     error: Exception
 
 
-Event = Piece | AnswerFinished | ActionFinished | JobFailed
+@dataclass(frozen=True)
+class MemorizeProgress:
+    """An update of the memory that a job waits for is about to be made. step: of `steps`, from 0. loss: before it."""
+
+    step: int
+    steps: int
+    loss: float
+
+
+Event = Piece | AnswerFinished | ActionFinished | JobFailed | MemorizeProgress
 
 
 @dataclass(eq=False)
@@ -69,9 +78,9 @@ class Job:
     """One task for the engine.
 
     source: the memory it needs, if any. request: the answer to decode, still without its memory. action: a function of
-    the memory, for jobs without an answer. durable: wait until the memory is on disk. The engine sets the other
-    fields; overtaken: how many later jobs have started while this one waited for room in the store; saved_again:
-    whether a memory that could not be written was written again for this job.
+    the memory, for jobs without an answer. durable: wait until the memory is on disk. progress: report every update.
+    The engine sets the other fields; overtaken: how many later jobs have started while this one waited for room in the
+    store; saved_again: whether a memory that could not be written was written again for this job.
     """
 
     emit: Callable[[Event], None] = lambda event: None
@@ -79,6 +88,7 @@ class Job:
     request: DecodeRequest | None = None
     action: Callable[[Memory], Any] | None = None
     durable: bool = False
+    progress: bool = False
 
     submitted: float = field(default_factory=time.perf_counter)
     entry: Entry | None = None

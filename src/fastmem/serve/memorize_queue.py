@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from fastmem.learn.memorize import Run
-from fastmem.memory.memory import Memory
+from fastmem.memory.memory import Memory, Step
 from fastmem.model import FastMem
 from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.store import Entry
@@ -12,10 +12,12 @@ from fastmem.serve.store import Entry
 
 @dataclass(eq=False)
 class Memorization:
-    """A memory being made. seconds: spent on it, without other work in between. memory, error: how it ended."""
+    """A memory being made. seconds: spent on it, without other work in between. latest: the last step, if steps are
+    measured. memory, error: how it ended."""
 
     entry: Entry
     run: Run
+    latest: Step | None = None
     seconds: float = 0.0
     memory: Memory | None = None
     error: Exception | None = None
@@ -31,28 +33,27 @@ class MemorizeQueue:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def add(self, entry: Entry, source: MemorySource) -> bool:
-        """Put a memory into the queue; False if it is there already."""
+    def add(self, entry: Entry, source: MemorySource, watch: bool = False) -> bool:
+        """Put a memory into the queue; False if it is there already. watch: measure every step while it is made."""
         if any(waiting.entry is entry for waiting in self._queue):
             return False
         assert source.tokens is not None
-        self._queue.append(Memorization(entry, self.llm.memorizing(source.tokens, source.recipe, watch=False)))
+        self._queue.append(Memorization(entry, self.llm.memorizing(source.tokens, source.recipe, watch=watch)))
         return True
 
     def step(self) -> Memorization | None:
-        """One update of the oldest memory. It is returned when it is complete or has failed."""
+        """One update of the oldest memory, which is returned; None if there is none."""
         self._queue = [waiting for waiting in self._queue if waiting.entry.holders]
         if not self._queue:
             return None
         oldest, started = self._queue[0], time.perf_counter()
         try:
-            next(oldest.run)
+            oldest.latest = next(oldest.run)
         except StopIteration as end:
             (oldest.memory,) = end.value
         except Exception as error:  # the engine reports it to the jobs that wait
             oldest.error = error
         oldest.seconds += time.perf_counter() - started
-        if oldest.memory is None and oldest.error is None:
-            return None
-        del self._queue[0]
+        if oldest.memory is not None or oldest.error is not None:
+            del self._queue[0]
         return oldest

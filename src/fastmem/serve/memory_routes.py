@@ -3,16 +3,20 @@
 For GET and DELETE the salt is a query parameter, `?cache_salt=...`.
 """
 
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
 
 from fastmem.errors import InputError
+from fastmem.serve.completion_routes import EventStream
 from fastmem.serve.document_prompts import documents_text
-from fastmem.serve.http_errors import HttpRefusal
-from fastmem.serve.mailbox import with_memory
+from fastmem.serve.http_errors import HttpRefusal, error_response
+from fastmem.serve.jobs import ActionFinished, Job, JobFailed, MemorizeProgress
+from fastmem.serve.mailbox import Mailbox, with_memory
 from fastmem.serve.memory_source import requested_recipe, source_of, text_digest
-from fastmem.serve.responses import memory_object
+from fastmem.serve.responses import memory_object, sse_event
 from fastmem.serve.schemas import MemoryRequest, SurpriseRequest
 from fastmem.serve.service import service_of
 from fastmem.serve.store import Entry
@@ -35,8 +39,8 @@ def page_of(entries: list[Entry], limit: int, after: str | None) -> tuple[list[E
     return entries[start : start + limit], len(entries) > start + limit
 
 
-@router.post("")
-async def make_memory(body: MemoryRequest, request: Request) -> dict[str, Any]:
+@router.post("", response_model=None)
+async def make_memory(body: MemoryRequest, request: Request) -> Response:
     """Memorize documents, or find their memory. Answers when the memory is on disk, if the server stores memories."""
     service = service_of(request)
     if body.model not in (None, service.name, *service.aliases):
@@ -54,17 +58,53 @@ async def make_memory(body: MemoryRequest, request: Request) -> dict[str, Any]:
     if body.name is not None and (owner := service.store.claim(tenant, body.name, source.key)) is not None:
         text = f"the name {body.name!r} belongs to memory {owner}: delete it or choose another."
         raise HttpRefusal(409, text, "name", "name_taken")
-    try:
-        done = await with_memory(service, request, source, lambda memory: None)
-    except BaseException:
+
+    def unclaim() -> None:
         if body.name is not None:
             service.store.unclaim(tenant, body.name, source.key)
-        raise
-    entry = service.memory(tenant, source.key)
-    if body.name is not None and entry.record["name"] != body.name:
-        service.store.rename(entry, body.name)
+
+    def named() -> dict[str, Any]:
+        entry = service.memory(tenant, source.key)
+        if body.name is not None and entry.record["name"] != body.name:
+            service.store.rename(entry, body.name)
         return memory_object(entry.record, service.name)
-    return memory_object(done.memory, service.name)
+
+    job = Job(source=source, action=lambda memory: None, durable=True, progress=body.stream)
+    mailbox, streaming = Mailbox(service, [job], sender), False
+    try:
+        mailbox.submit()
+        if body.stream:
+            streaming = True
+
+            def close() -> None:
+                mailbox.close()
+                unclaim()
+
+            return EventStream(close, _progress(mailbox, named, request.state.request_id))
+        while not isinstance((await mailbox.next_or_gone(request))[1], ActionFinished):
+            pass
+        return JSONResponse(named())
+    finally:
+        if not streaming:
+            mailbox.close()
+            unclaim()  # the name of a memory that was made stays
+
+
+async def _progress(mailbox: Mailbox, named: Callable[[], dict[str, Any]], request_id: str) -> AsyncIterator[bytes]:
+    """Every step, then the memory, `[DONE]`. An error is an event, too."""
+    while True:
+        _, event = await mailbox.next()
+        if isinstance(event, MemorizeProgress):
+            yield sse_event(
+                {"object": "memory.progress", "step": event.step, "steps": event.steps, "loss": event.loss}
+            )
+        elif isinstance(event, JobFailed):
+            yield sse_event(bytes(error_response(event.error, request_id).body).decode())
+            return
+        else:
+            yield sse_event(named())
+            yield sse_event("[DONE]")
+            return
 
 
 @router.get("")

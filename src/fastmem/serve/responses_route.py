@@ -89,7 +89,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
         if body.stream:
             streaming = True
             events = _events(service, mailbox, common, body, sender, event, request.state.request_id)
-            return EventStream(mailbox, events)
+            return EventStream(mailbox.close, events)
         while not isinstance(event, AnswerFinished):
             _, event = await mailbox.next_or_gone(request)
         service.count_answer(asked.method, event, sender)

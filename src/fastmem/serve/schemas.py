@@ -223,13 +223,15 @@ class CompletionRequest(Generation):
 
 
 class MemoryRequest(Strict):
-    """`POST /v1/memories`: memorize documents in advance. name: what later requests give as `model`."""
+    """`POST /v1/memories`: memorize documents in advance. name: what later requests give as `model`. stream: report
+    every step as a server-sent event, and the memory as the last."""
 
     documents: list[Document] = Field(min_length=1, max_length=1024)
     name: str | None = Field(None, pattern=f"^{MEMORY_NAME}$")
     fastmem: FastMemOptions = FastMemOptions()
     cache_salt: _Salt | None = None
     model: _Name | None = None
+    stream: bool = False
 
 
 class SurpriseRequest(Strict):
