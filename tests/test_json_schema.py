@@ -6,6 +6,7 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel
 
+from command_line import Runner, refusal
 from fastmem import FastMem, InputError, Recipe
 from fastmem.answer.contrast import METHODS
 from fastmem.serve.app import create_app
@@ -95,6 +96,19 @@ def test_others_in_the_batch_are_not_bound(llm: FastMem) -> None:
 def test_a_schema_that_is_none_is_refused(llm: FastMem, schema: object, text: str) -> None:
     with pytest.raises(InputError, match=text):
         llm.generate("Which pier?", json_schema=schema)
+
+
+def test_the_command_line_takes_a_schema_from_a_file(llm: FastMem, tmp_path, capsys) -> None:
+    (tmp_path / "schema.json").write_text(json.dumps({"enum": PLACES}))
+    fastmem = Runner(capsys)
+    said = fastmem("ask", "Which pier?", "--text", CONTEXT, "--json-schema", tmp_path / "schema.json", "--json")
+    assert json.loads(said.json["text"]) in PLACES
+    for content, text in (("{", "a JSON schema"), (None, "cannot be read")):
+        path = tmp_path / "bad.json"
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_text(content)
+        assert text in refusal(fastmem("ask", "Which pier?", "--text", CONTEXT, "--json-schema", path))
 
 
 class Ferry(BaseModel):

@@ -38,7 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "export": LIBRARY,
     "cost": LIBRARY,
     "lab": LIBRARY | {"lab", "tiny", "environment", "atomic_write", "extras"},
-    "serve": LIBRARY | {"serve", "surprisal_report", "atomic_write"},
+    "serve": LIBRARY | {"serve", "tiny", "surprisal_report", "atomic_write"},
     "cli": LIBRARY
     | {"cli", "lab", "serve", "tiny", "loading", "cost", "export", "environment", "surprisal_report", "extras"},
 }

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from openai import BadRequestError
+from starlette.testclient import TestClient
 
 from command_line import Runner
 from fastmem import FastMem
@@ -23,8 +24,9 @@ from fastmem.serve.app import PAGE_FILES, create_app
 from fastmem.serve.engine import EngineLimits
 from fastmem.serve.limits import Limits
 from fastmem.serve.store import Store
+from fastmem.serve.tenants import Keys
 from fastmem.serve.uvicorn_server import GracefulServer
-from serving import DOCUMENTS, QUESTION, ask, client, eventually, make_llm, web
+from serving import DOCUMENTS, QUESTION, ask, client, eventually, make_llm, source, web
 from tiny_tokenizer import build_tokenizer
 
 SECRET = "The vault opens with a song"
@@ -406,6 +408,13 @@ def test_an_answer_can_be_sent_back_as_it_came(serve):
         {"temperature": None, "stop": None, "seed": None, "max_tokens": 2, "stream_options": None},
         {"response_format": {"type": "text"}, "tool_choice": "none", "store": False, "parallel_tool_calls": True},
         {"tools": [], "metadata": {}, "logit_bias": {}, "service_tier": "auto", "modalities": ["text"]},
+        {
+            "function_call": "none",
+            "verbosity": "medium",
+            "prompt_cache_key": "x",
+            "safety_identifier": "y",
+            "logprobs": False,
+        },
         {"n": 2},
         {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
     ],
@@ -534,6 +543,190 @@ def test_the_log_has_a_line_per_request_and_the_cause_of_a_failure_but_no_docume
     assert "key-of-ada" not in everything
 
 
+# --- what an adversary found ---
+
+
+def test_a_file_that_cannot_be_read_now_is_kept(serve, tmp_path, monkeypatch):
+    folder = tmp_path / "store"
+    app = serve(folder=folder)
+    name = web(app).post("/v1/memories", json={"documents": DOCUMENTS}).json()["id"]
+    app.state.service.engine.close(timeout_seconds=60)
+    again = serve(folder=folder)
+    real = open
+
+    def none_left(path, *arguments, **options):
+        if str(path).endswith(".safetensors"):
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", none_left)
+    refused = ask(again, {"model": name, "max_tokens": 1})
+    monkeypatch.undo()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_unavailable")
+    assert str(tmp_path) not in refused.text
+    assert ask(again, {"model": name, "max_tokens": 1}).status_code == 200
+
+
+def test_a_damaged_memory_is_gone_and_the_store_s_path_stays_secret(serve, tmp_path):
+    folder = tmp_path / "store"
+    app = serve(folder=folder)
+    name = web(app).post("/v1/memories", json={"documents": DOCUMENTS}).json()["id"]
+    app.state.service.engine.close(timeout_seconds=60)
+    (path,) = folder.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-5] + b"xxxxx")
+    again = serve(folder=folder)
+    found = ask(again, {"model": name, "max_tokens": 1})
+    assert (found.status_code, found.json()["error"]["code"]) == (404, "memory_damaged")
+    assert str(tmp_path) not in found.text
+    assert not path.exists()
+
+
+def test_leftovers_are_removed_at_the_start(serve, tmp_path):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    for name in ("mem-1.safetensors", ".mem-1.json.1-ab.tmp", "notes.txt"):
+        (folder / name).write_text("x")
+    serve(folder=folder)
+    assert [path.name for path in folder.iterdir() if path.name != ".lock"] == ["notes.txt"]
+
+
+def test_a_record_that_cannot_be_written_leaves_no_weights_and_no_new_name(serve, tmp_path, monkeypatch):
+    folder = tmp_path / "store"
+    app = serve(folder=folder)
+    web(app).post("/v1/memories", json={"documents": DOCUMENTS, "name": "old"})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module, "write_record", full)
+    other = web(app).post("/v1/memories", json={"documents": [{"text": "else"}]})
+    assert (other.status_code, len(list(folder.glob("*.safetensors")))) == (507, 1)
+    assert web(app).post("/v1/memories", json={"documents": DOCUMENTS, "name": "new"}).status_code == 507
+    assert web(app).get("/v1/memories/old").status_code == 200
+    assert web(app).get("/v1/memories/new").status_code == 404
+    monkeypatch.undo()
+    assert web(app).post("/v1/memories", json={"documents": DOCUMENTS, "name": "new"}).json()["name"] == "new"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": [[]] * 300_000}),
+        ("/v1/completions", {"prompt": [None] * 300_000}),
+        ("/v1/chat/completions", {"messages": QUESTION} | {f"a{i}": 1 for i in range(50_000)}),
+        ("/v1/chat/completions", {"messages": [QUESTION[0] | {f"a{i}": 1 for i in range(500)}] * 900}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [0] * 60}] * 1000}),
+    ],
+)
+def test_the_first_errors_of_a_body_are_enough(serve, monkeypatch, path, body):
+    from fastapi.exceptions import RequestValidationError
+
+    counts = []
+    real = RequestValidationError.__init__
+
+    def counted(self, errors, **options):
+        counts.append(len(errors))
+        real(self, errors, **options)
+
+    monkeypatch.setattr(RequestValidationError, "__init__", counted)
+    found = web(serve()).post(path, json={"model": "tiny"} | body)
+    assert found.status_code == 400
+    assert counts[0] < 20
+    assert len(found.content) < 5000
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [{"layers": [0] * 100_000}, {"layers": [-1] * 4}, {"x" * 100_000: 1}, {"\ud800": 1}, {"kl_weight": 1e308}],
+)
+def test_recipes_that_are_no_recipes(serve, recipe):
+    body = {"documents": DOCUMENTS, "fastmem": {"recipe": recipe}}
+    text = json.dumps(body)
+    found = web(serve()).post("/v1/memories", content=text, headers={"content-type": "application/json"})
+    assert found.status_code == 400
+    assert len(found.content) < 5000
+
+
+def test_who_leaves_early_has_paid_and_a_limit_of_nothing_allows_nothing(serve, tmp_path):
+    tables = {"ada": {"key": "a", "tokens_per_minute": 20}, "bo": {"key": "b", "tokens_per_minute": 0}}
+    app = serve(keys_file=tenants(tmp_path / "keys.toml", **tables))
+    body = {"model": "tiny", "messages": QUESTION, "stream": True, "max_tokens": 400, "ignore_eos": True}
+    with web(app, authorization="Bearer a") as http:
+        with http.stream("POST", "/v1/chat/completions", json=body) as reply:
+            next(reply.iter_lines())
+        eventually(lambda: not app.state.service.usage._running)
+        assert http.post("/v1/chat/completions", json=body).status_code == 429
+        assert http.post("/v1/chat/completions", json=body, headers={"authorization": "Bearer b"}).status_code == 429
+
+
+def test_a_keys_file_of_deep_nesting_changes_nothing(tmp_path):
+    file = tmp_path / "keys.toml"
+    file.write_text("a=" + "[" * 3000 + "]" * 3000)
+    with pytest.raises(InputError, match="cannot be read"):
+        Keys((), file)
+
+
+def test_a_name_whose_client_left_goes_to_who_asked_next(llm):
+    store = Store(llm)
+    first, second = (source(llm, text, name="dup") for text in "ab")
+    assert store.claim("t", "dup", first.key) is None
+    entries = [store.hold(one) for one in (first, second)]
+    store.unclaim("t", "dup", first.key)  # its client left, somebody else waits for the memory
+    assert store.claim("t", "dup", second.key) is None
+    for entry, one in zip(entries, (first, second), strict=True):
+        store.put(entry, llm.memorize(one.tokens, one.recipe))
+    assert [entry.record["name"] for entry in entries] == [None, "dup"]
+    assert store.find("t", "dup") is entries[1]
+
+
+def test_a_memory_that_had_to_leave_at_once_is_answered_and_its_name_is_free(serve, llm):
+    size = llm.memorize("x").size_bytes
+    app = serve(budget=store_module.Budget(ram_bytes=size))
+    with web(app) as http, ThreadPoolExecutor(8) as pool:
+        bodies = [{"documents": [{"text": f"text {i}"}], "name": f"name-{i % 3}"} for i in range(12)]
+        found = [post.result() for post in [pool.submit(http.post, "/v1/memories", json=body) for body in bodies]]
+        assert {reply.status_code for reply in found} <= {200, 409}
+        for i in range(3):
+            http.delete(f"/v1/memories/name-{i}")
+            assert http.post("/v1/memories", json=bodies[i]).status_code == 200
+
+
+def test_the_page_and_the_metrics_know_where_a_proxy_mounts_the_server(serve):
+    app = serve()
+    http = TestClient(app, base_url="http://localhost", root_path="/fm", raise_server_exceptions=False)
+    assert http.get("/page.css").status_code == 200
+    http.request("SECRET", "/health")
+    http.get("/health")
+    counted = http.get("/metrics").text
+    assert 'route="GET /health"' in counted
+    assert "SECRET" not in counted
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil@localhost", 400),
+        ("localhost/x", 400),
+        ("localhost:abc", 400),
+        ("localhost.", 200),
+        ("LOCALHOST:80", 200),
+    ],
+)
+def test_odd_hosts(serve, host, status):
+    assert web(serve(), host=host).get("/health").status_code == status
+    assert web(serve(allowed_hosts=["*"]), host="").get("/health").status_code == 200
+
+
+def test_a_client_that_does_not_read_is_cut_off(listening):
+    address, server = listening(limits=Limits(unread_seconds=0.5, shutdown_seconds=1))
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.connect(address)
+        connection.sendall(b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400)
+        eventually(lambda: server.server_state.connections)
+        eventually(lambda: not server.server_state.connections)
+
+
 # --- progress ---
 
 
@@ -614,7 +807,7 @@ def test_a_file_of_tenants_is_checked_at_the_start(llm, tmp_path, tables, text):
 
 
 def test_a_tenant_has_limits(serve, tmp_path, llm):
-    quota = {"memories": 2, "tokens_per_minute": 100}
+    quota = {"memories": 2, "tokens_per_minute": 400}
     size = llm.memorize("x").size_bytes
     file = tenants(
         tmp_path / "keys.toml", ada={"key": "a"} | quota, bo={"key": "b", "bytes": size}, cy={"key": "c", "running": 0}
@@ -632,9 +825,11 @@ def test_a_tenant_has_limits(serve, tmp_path, llm):
     assert refused.json()["error"]["code"] == "quota_exceeded"
     assert int(refused.headers["retry-after"]) > 0
     assert ask(app, {}, authorization="Bearer c").status_code == 429
-    asked = [ask(app, {"max_tokens": 40}, authorization="Bearer a") for _ in range(3)]
-    assert [found.status_code for found in asked] == [200, 200, 429]
-    assert "100 tokens a minute" in asked[2].json()["error"]["message"]
+    asked = [ask(app, {"max_tokens": 40}, authorization="Bearer a") for _ in range(10)]
+    statuses = [found.status_code for found in asked]
+    assert statuses == sorted(statuses)
+    assert {*statuses} == {200, 429}
+    assert "400 tokens a minute" in asked[-1].json()["error"]["message"]
     assert ask(app, {"max_tokens": 1}, authorization="Bearer b").status_code == 200
 
 

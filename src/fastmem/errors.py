@@ -40,7 +40,7 @@ class MemoryFileError(FastMemError, OSError):
 
 
 class StorageError(FastMemError, OSError):
-    """A folder that memories are kept in is full, read-only, or in use by another server."""
+    """A folder that memories are kept in is full, read-only, or in use by another server, or cannot be read now."""
 
 
 class MissingPackageError(FastMemError, ImportError):

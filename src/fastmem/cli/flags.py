@@ -208,20 +208,32 @@ class DecodingFlags:
     heading: ClassVar[str] = "Decoding"
 
     max_new_tokens: int | None = option("Longest answer; default: 100.", "N")
+    min_new_tokens: int | None = option("Shortest answer; default: 0.", "N")
     temperature: float | None = option("0 takes the most likely token; default: 0.", "X")
     top_k: int | None = option("Sample from this many tokens; default: 0, all.", "N")
     top_p: float | None = option("Sample from the most likely tokens of this total probability; default: 1.", "X")
     min_p: float | None = option("Sample above this fraction of the top probability; default: 0.", "X")
     repetition_penalty: float | None = option("Values above 1 reduce repetition; default: 1.", "X")
+    presence_penalty: float | None = option("Values above 0 disfavour tokens of the answer; default: 0.", "X")
+    frequency_penalty: float | None = option("The same, as often as they occur; default: 0.", "X")
     seed: int | None = option("Seed of the sampling.", "N")
+    ignore_eos: bool | None = option("Go on after the model's own end tokens.")
+    json_schema: Path | None = option("The answer is JSON of the schema in this file.", "FILE")  # noqa: RUF009
     stop: list[str] | None = option("End the answer at this text; repeatable.", "TEXT")  # noqa: RUF009
     alpha: float | None = option("Strength of a contrast; default: 0.5.", "X")
     relative_top: float | None = option("Plausibility cut of a contrast; default: 0.1 for DoLa, else none.", "X")
     final_norm: bool | None = option("DoLa: apply the final norm to early states.")
 
     def options(self) -> dict[str, Any]:
-        """The given values as keyword arguments of `generate`."""
-        return given_values(self)
+        """The given values as keyword arguments of `generate`. Errors: `InputError` for an unreadable schema."""
+        given = given_values(self)
+        if self.json_schema is not None:
+            try:
+                given["json_schema"] = self.json_schema.read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                text = f"the JSON schema {str(self.json_schema)!r} cannot be read: {error}."
+                raise InputError(text, field="json_schema") from error
+        return given
 
     def check(self) -> None:
         """Check all values before a model is loaded. Errors: `InputError`."""

@@ -34,22 +34,25 @@ class AllowedHosts:
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         given = header(scope, b"host")
         host = hostname(f"//{given}")
-        if host is None or not any(_matches(host, accepted) for accepted in self.hosts):
+        if "*" not in self.hosts and (host is None or not any(_matches(host, accepted) for accepted in self.hosts)):
             text = f"this server does not answer for the host {given[:200]!r}: start it with --allowed-hosts."
             return JSONResponse(error_object(text, "invalid_request_error", code="host_not_allowed"), 400)
         origin = header(scope, b"origin")
         if not origin or scope["method"] in _SAFE or "*" in self.origins or origin in self.origins:
             return None
-        if origin.partition("://")[2] == given:
+        scheme, _, name = origin.lower().partition("://")
+        if scheme in ("http", "https") and name == given.lower():
             return None
         text = f"this server does not accept requests from pages of {origin[:200]!r}: start it with --allowed-origins."
         return JSONResponse(error_object(text, "invalid_request_error", code="origin_not_allowed"), 403)
 
 
 def hostname(url: str) -> str | None:
-    """The name of the host in a URL, in lower case; None if there is none."""
+    """The name of the host in a URL that has nothing else but a port, in lower case; None if there is none."""
     try:
-        return urlsplit(url).hostname
+        parts = urlsplit(url)
+        plain = not (parts.path or parts.query or parts.fragment or "@" in parts.netloc) and (parts.port or 1) > 0
+        return parts.hostname.removesuffix(".") if plain and parts.hostname else None
     except ValueError:
         return None
 

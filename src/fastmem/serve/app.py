@@ -27,6 +27,7 @@ from fastmem.serve.service import Service, service_of
 from fastmem.serve.store import Budget, Store
 from fastmem.serve.tenants import Keys, check_keys
 from fastmem.serve.text_thread import TextThread
+from fastmem.tiny.world import examples
 
 access = logging.getLogger("fastmem.access")
 HERE = Path(__file__).parent
@@ -35,6 +36,7 @@ PAGE_FILES = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
+_PAGE = {name: (HERE / name).read_text(encoding="utf-8") for name, _ in PAGE_FILES.values()}
 # The browser loads nothing from another server, runs no script from inside the page, and shows the page in no frame.
 PAGE_HEADERS = {
     "content-security-policy": (
@@ -108,7 +110,12 @@ def create_app(
     app.include_router(memory_routes.router, dependencies=guarded)
     app.add_api_route("/v1/models", _models, dependencies=guarded)
     app.add_api_route("/v1/models/{model:path}", _model, dependencies=guarded)
-    open_to_all: dict[str, Any] = {"/health": _health, "/version": _version, "/metrics": _metrics}
+    open_to_all: dict[str, Any] = {
+        "/health": _health,
+        "/version": _version,
+        "/metrics": _metrics,
+        "/examples": _examples,
+    }
     for path, answer in (open_to_all | dict.fromkeys(PAGE_FILES, _page)).items():
         app.add_api_route(path, answer, response_model=None, include_in_schema=path in open_to_all)
         app.add_api_route(path, answer, response_model=None, methods=["HEAD"], include_in_schema=False)
@@ -127,6 +134,7 @@ def create_app(
     return app
 
 
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _ROUTES = {
     "/health",
     "/version",
@@ -143,8 +151,9 @@ def _on_response(metrics: Metrics, method: str, path: str, status: int, request_
     """Count a response and write its line to the log. Names in a path are left out of both."""
     known = path if path in _ROUTES else "/v1/models" if path.startswith("/v1/models") else None
     known = known or ("/v1/memories/..." if path.startswith("/v1/memories/") else "other")
+    method = method if method in _METHODS else "OTHER"
     metrics.responses.labels(f"{method if known != 'other' else ''} {known}".strip(), status).inc()
-    fields = {"method": method[:16], "path": known, "status": status, "seconds": round(seconds, 3)}
+    fields = {"method": method, "path": known, "status": status, "seconds": round(seconds, 3)}
     access.info("request", extra={"fields": {"request_id": request_id} | fields})
 
 
@@ -190,7 +199,13 @@ async def _metrics(request: Request) -> Response:
     return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+async def _examples(request: Request) -> Response:
+    """Documents that contradict what the embedded model knows, for the page; none for other models."""
+    rows = examples("world_swap", "test", 3) if service_of(request).llm.name == "fastmem-tiny" else ()
+    return JSONResponse([{"document": row.context, "question": row.question} for row in rows])
+
+
 async def _page(request: Request) -> Response:
     """The page for the browser, and its style and script."""
-    name, media_type = PAGE_FILES[request.url.path]
-    return Response((HERE / name).read_text(encoding="utf-8"), media_type=media_type, headers=PAGE_HEADERS)
+    name, media_type = PAGE_FILES[request.scope["route"].path]
+    return Response(_PAGE[name], media_type=media_type, headers=PAGE_HEADERS)

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -123,9 +124,9 @@ async def _answer(service: Service, request: Request, body: Body) -> Response:
     try:
         first = await mailbox.next_or_gone(request)
         if not body.stream:
-            return await _collected(service, request, mailbox, common, first, sender)
+            return await _collected(service, request, mailbox, common, first)
         usage = body.stream_options is not None and body.stream_options.include_usage
-        chunks = _stream(service, mailbox, common, first, usage, request.state.request_id, sender)
+        chunks = _stream(service, mailbox, common, first, usage, request.state.request_id)
         streaming = True
         return EventStream(mailbox.close, chunks)
     finally:
@@ -176,7 +177,6 @@ async def _collected(
     mailbox: Mailbox,
     common: CommonFields,
     first: tuple[int, Event],
-    sender: Tenant,
 ) -> Response:
     """All answers in one response."""
     count = len(mailbox.jobs)
@@ -187,11 +187,12 @@ async def _collected(
         if isinstance(event, Piece):
             pieces[number].append(event)
         elif isinstance(event, AnswerFinished):
-            service.count_answer(common.method, event, sender)
+            service.metrics.count_answer(common.method, event)
             ends[number] = event
             if len(ends) == count:
                 answers = [(ends[i], pieces[i]) for i in range(count)]
-                return JSONResponse(complete_response(common, answers, service.text.replies))
+                making = partial(complete_response, common, answers, service.text.replies)
+                return JSONResponse(await service.text.run(making))
         number, event = await mailbox.next_or_gone(request)
 
 
@@ -202,7 +203,6 @@ async def _stream(
     first: tuple[int, Event],
     include_usage: bool,
     request_id: str,
-    sender: Tenant,
 ) -> AsyncIterator[bytes]:
     """Server-sent events: pieces, the end of each answer, `[DONE]`. A late error is an event, too."""
     count = len(mailbox.jobs)
@@ -218,7 +218,7 @@ async def _stream(
                 yield sse_event(piece_chunk(common, number, event, service.text.replies, number not in opened))
                 opened.add(number)
             elif isinstance(event, AnswerFinished):
-                service.count_answer(common.method, event, sender)
+                service.metrics.count_answer(common.method, event)
                 yield sse_event(last_chunk(common, number, event))
                 ends[number] = event
                 if len(ends) == count:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fastmem.answer.cache import PrefixCache
 from fastmem.answer.running_batch import RunningBatch
@@ -30,27 +30,13 @@ from fastmem.serve.jobs import (
     MemorizeProgress,
     OverloadedError,
 )
+from fastmem.serve.limits import EngineLimits
 from fastmem.serve.logs import cause
 from fastmem.serve.memorize_queue import Memorization, MemorizeQueue
 from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.store import Entry, Store
 
 log = logging.getLogger("fastmem")
-
-
-@dataclass(frozen=True)
-class EngineLimits:
-    """rows: answers decoded at the same time. waiting: jobs that may wait, for wait_seconds at most. prefix_bytes:
-    keys and values of documents that are kept for reuse. overtaking: how many later jobs may start to use stored
-    memories while an earlier job waits for room in the store. save_again_seconds: after which memories that could not
-    be written to disk are written again."""
-
-    rows: int = 16
-    waiting: int = 64
-    wait_seconds: float = 120.0
-    prefix_bytes: int = 256 * 2**20
-    overtaking: int = 16
-    save_again_seconds: float = 30.0
 
 
 class Engine:
@@ -304,7 +290,7 @@ class Engine:
         if error is None:
             return
         for job in self._waiting_for(entry):
-            damaged = isinstance(error, FastMemError | OSError)
+            damaged = isinstance(error, FastMemError | OSError) and not isinstance(error, StorageError)
             if damaged and job.source is not None and job.source.tokens is not None:
                 self.store.release(entry)
                 job.entry = None

@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from fastmem.errors import FastMemError, InputError, ResourceError, StorageError
+from fastmem.errors import FastMemError, InputError, MemoryFileError, ResourceError, StorageError
 from fastmem.serve.jobs import DrainingError, OverloadedError
 from fastmem.serve.logs import cause
 from fastmem.serve.responses import error_object
@@ -67,8 +67,14 @@ def error_response(error: Exception, request_id: str) -> JSONResponse:
         return JSONResponse(error_object(error.text, "server_error", code="shutting_down"), 503, {"retry-after": "5"})
     if isinstance(error, InputError):
         return JSONResponse(error_object(error.text, "invalid_request_error", error.field, "invalid_value"), 400)
+    if isinstance(error, MemoryFileError):
+        log.warning("a memory could not be read: %s", cause(error), extra={"fields": {"request_id": request_id}})
+        text = "the memory could not be read from the store: make it again with POST /v1/memories."
+        return JSONResponse(error_object(text, "invalid_request_error", "model", "memory_damaged"), 404)
     if isinstance(error, StorageError):
-        return JSONResponse(error_object(error.text, "server_error", code="storage_full"), 507, {"retry-after": "30"})
+        full = "cannot be read" not in error.text
+        status, code = (507, "storage_full") if full else (503, "storage_unavailable")
+        return JSONResponse(error_object(error.text, "server_error", code=code), status, {"retry-after": "30"})
     if isinstance(error, FastMemError):
         log.warning("a request failed: %s", cause(error), extra={"fields": {"request_id": request_id}})
         memory = isinstance(error, ResourceError)

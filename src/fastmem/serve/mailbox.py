@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import Request
 
+from fastmem.answer.running_batch import Piece
 from fastmem.errors import FastMemError
 from fastmem.memory.memory import Memory
 from fastmem.serve.http_errors import HttpRefusal
@@ -26,6 +27,10 @@ class Mailbox:
 
     def __init__(self, service: Service, jobs: Sequence[Job], sender: Tenant):
         self.jobs, self._sender, self._counted = jobs, sender, False
+        # What is charged: prompts, or documents to be memorized, and the tokens that were written, also of who leaves.
+        self._read = sum(len(job.request.prompt) for job in jobs if job.request is not None)
+        self._read += sum(len(job.source.tokens) for job in jobs if job.action and job.source and job.source.tokens)
+        self._written = [0] * len(jobs)
         self._service, self._loop = service, asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._open: set[int] = set()
@@ -49,6 +54,10 @@ class Mailbox:
         number, event = await self._events.get()
         if isinstance(event, AnswerFinished | ActionFinished | JobFailed):
             self._open.discard(number)
+        if isinstance(event, Piece):
+            self._written[number] += 1
+        if isinstance(event, AnswerFinished):
+            self._written[number] = len(event.answer.token_ids)
         if isinstance(event, JobFailed):
             self._cancel()
         return number, event
@@ -63,6 +72,7 @@ class Mailbox:
     def close(self) -> None:
         """Cancel the jobs that are not over."""
         if self._counted:
+            self._service.usage.spend(self._sender, self._read + sum(self._written))
             self._service.usage.end(self._sender)
             self._counted = False
         if self._open:

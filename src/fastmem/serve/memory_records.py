@@ -64,7 +64,7 @@ def stored_memories(folder: Path) -> Iterator[tuple[MemorySource, dict[str, Any]
     for path in folder.glob("mem-*.json"):
         memory_path = path.with_suffix(".safetensors")
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
             if isinstance(record["version"], int) and record["version"] not in (2, RECORD_VERSION):
                 continue
             source = _checked(record, path.stem)
@@ -76,6 +76,17 @@ def stored_memories(folder: Path) -> Iterator[tuple[MemorySource, dict[str, Any]
             found.append((record["created"], source.key, source, record, memory_path))
     for _, _, source, record, memory_path in sorted(found, key=lambda item: item[:2]):
         yield source, record, memory_path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed server or a full disk left unfinished: weights without a record, parts of files."""
+    for path in [*folder.glob("mem-*.safetensors"), *folder.glob(".mem-*.tmp")]:
+        if path.suffix == ".tmp" or not path.with_suffix(".json").exists():
+            path.unlink(missing_ok=True)
+
+
+def _refuse(constant: str) -> None:
+    raise InputError(f"the record has {constant}, which is no number.")
 
 
 def _digest(record: Mapping[str, Any]) -> str:
@@ -94,6 +105,8 @@ def _checked(record: dict[str, Any], key: str) -> MemorySource:
     if name is not None and not re.fullmatch(MEMORY_NAME, name):
         raise InputError("the name in the record is no name.")
     if not isinstance(record["trace"], list) or not {"titles", "tokens", "text_sha256"} <= about.keys():
+        raise InputError("the record is not complete.")
+    if not isinstance(record["bytes"], int) or not {"tokenizer", "stopped"} <= record.keys():
         raise InputError("the record is not complete.")
     account = str(record.get("account", ""))
     return MemorySource(key, record["tenant"], Recipe(**record["recipe"]), name=name, about=about, account=account)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from fastmem.errors import InputError
+from fastmem.errors import FastMemError, InputError
 from fastmem.serve.completion_routes import EventStream
 from fastmem.serve.document_prompts import documents_text
 from fastmem.serve.http_errors import HttpRefusal, error_response
@@ -63,8 +63,10 @@ async def make_memory(body: MemoryRequest, request: Request) -> Response:
         if body.name is not None:
             service.store.unclaim(tenant, body.name, source.key)
 
-    def named() -> dict[str, Any]:
-        entry = service.memory(tenant, source.key)
+    def named(done: ActionFinished) -> dict[str, Any]:
+        entry = service.store.find(tenant, source.key)
+        if entry is None:  # it had to make room for another already
+            return memory_object(done.memory, service.name)
         if body.name is not None and entry.record["name"] != body.name:
             service.store.rename(entry, body.name)
         return memory_object(entry.record, service.name)
@@ -81,16 +83,18 @@ async def make_memory(body: MemoryRequest, request: Request) -> Response:
                 unclaim()
 
             return EventStream(close, _progress(mailbox, named, request.state.request_id))
-        while not isinstance((await mailbox.next_or_gone(request))[1], ActionFinished):
+        while not isinstance(event := (await mailbox.next_or_gone(request))[1], ActionFinished):
             pass
-        return JSONResponse(named())
+        return JSONResponse(named(event))
     finally:
         if not streaming:
             mailbox.close()
             unclaim()  # the name of a memory that was made stays
 
 
-async def _progress(mailbox: Mailbox, named: Callable[[], dict[str, Any]], request_id: str) -> AsyncIterator[bytes]:
+async def _progress(
+    mailbox: Mailbox, named: Callable[[ActionFinished], dict[str, Any]], request_id: str
+) -> AsyncIterator[bytes]:
     """Every step, then the memory, `[DONE]`. An error is an event, too."""
     while True:
         _, event = await mailbox.next()
@@ -101,9 +105,12 @@ async def _progress(mailbox: Mailbox, named: Callable[[], dict[str, Any]], reque
         elif isinstance(event, JobFailed):
             yield sse_event(bytes(error_response(event.error, request_id).body).decode())
             return
-        else:
-            yield sse_event(named())
-            yield sse_event("[DONE]")
+        elif isinstance(event, ActionFinished):
+            try:
+                yield sse_event(named(event))
+                yield sse_event("[DONE]")
+            except FastMemError as error:
+                yield sse_event(bytes(error_response(error, request_id).body).decode())
             return
 
 

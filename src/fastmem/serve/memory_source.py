@@ -37,6 +37,10 @@ class MemorySource:
 
 def requested_recipe(llm: FastMem, options: FastMemOptions, limits: Limits) -> Recipe:
     """The server's recipe with the request's changes. Errors: `InputError` with the field."""
+    layers = options.recipe.get("layers")
+    if isinstance(layers, list) and len(layers) > llm.split_model.depth:
+        text = f"recipe layers has {len(layers)} entries: the model has {llm.split_model.depth} layers."
+        raise InputError(text, field="layers")
     recipe = changed_recipe(llm.recipe, options.recipe)
     if recipe.steps > limits.recipe_steps:
         text = f"recipe steps is {recipe.steps}: this server allows at most {limits.recipe_steps}."

@@ -65,7 +65,8 @@ class RequestMiddleware:
                     raise
                 await error_response(error, request_id)(scope, receive, send_with_id)
         finally:
-            self.on_response(scope["method"], scope["path"], status, request_id, time.perf_counter() - began)
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            self.on_response(scope["method"], path, status, request_id, time.perf_counter() - began)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None if it is too large, in which case no more than the limit is read."""

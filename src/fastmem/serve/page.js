@@ -7,8 +7,8 @@ function headers() {
   return { "content-type": "application/json", ...(key ? { authorization: "Bearer " + key } : {}) };
 }
 
-async function call(path, body) {
-  const found = await fetch(path, { method: body ? "POST" : "GET", headers: headers(), body: body && JSON.stringify(body) });
+async function call(path, body, signal) {
+  const found = await fetch(path.slice(1), { method: body ? "POST" : "GET", headers: headers(), body: body && JSON.stringify(body), signal });
   if (found.ok) return found;
   if (found.status === 401) $("key-field").hidden = false;
   const text = await found.text();
@@ -23,31 +23,29 @@ async function fetchModel() {
   $("model").textContent = model;
 }
 
-// Reads the server-sent events of one answer; returns its costs and usage.
-async function stream(body, onText) {
-  const found = await call("/v1/chat/completions", { ...body, stream: true, stream_options: { include_usage: true } });
+// Calls `each` with the object of every server-sent event.
+async function readEvents(found, each) {
   const reader = found.body.pipeThrough(new TextDecoderStream()).getReader();
-  const end = {};
   let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) return end;
+    if (done) return;
     const lines = (rest + value).split("\n");
     rest = lines.pop();
-    for (const line of lines) {
-      if (!line.startsWith("data: {")) continue;
-      const one = JSON.parse(line.slice(6));
-      if (one.error) throw new Error(one.error.message);
-      if (one.fastmem) end.costs = one.fastmem;
-      if (one.usage) end.usage = one.usage;
-      for (const choice of one.choices) onText(choice.delta.content || "");
-    }
+    for (const line of lines) if (line.startsWith("data: {")) each(JSON.parse(line.slice(6)));
   }
 }
 
-async function answer(side, body) {
-  const place = $("answer-" + side), started = performance.now();
-  const end = await stream(body, text => { place.textContent += text; });
+// Streams one answer into its place; returns its costs and usage.
+async function answer(side, body, signal) {
+  const place = $("answer-" + side), started = performance.now(), end = {};
+  const options = { stream: true, stream_options: { include_usage: true } };
+  await readEvents(await call("/v1/chat/completions", { ...body, ...options }, signal), one => {
+    if (one.error) throw new Error(one.error.message);
+    if (one.fastmem) end.costs = one.fastmem;
+    if (one.usage) end.usage = one.usage;
+    for (const choice of one.choices) place.textContent += choice.delta.content || "";
+  });
   if (!place.textContent) place.textContent = "\u2014";
   end.total = (performance.now() - started) / 1000;
   const read = end.usage.prompt_tokens - end.usage.prompt_tokens_details.cached_tokens;
@@ -59,17 +57,49 @@ async function answer(side, body) {
 const seconds = s => s < 1 ? Math.round(s * 1000) + " ms" : s.toFixed(2) + " s";
 const mega = b => b >= 1e6 ? (b / 1e6).toFixed(1) + " MB" : (b / 1e3).toFixed(0) + " kB";
 
+// The characters of the document that the answer repeats: [start, end) of every occurrence.
+function sourceSpans(text, answer) {
+  const wanted = answer.replace(/^.*the answer is:\s*/is, "").replace(/[.\s]+$/, "").toLowerCase(), spans = [];
+  for (let at = text.toLowerCase().indexOf(wanted); wanted && at >= 0; at = text.toLowerCase().indexOf(wanted, at + 1)) {
+    spans.push([at, at + wanted.length]);
+  }
+  return spans;
+}
+
 function showTokens() {
   const side = document.querySelector("input[name=side]:checked").value;
-  const most = Math.max(2, ...tokens.map(t => t.before)) * 0.8;
+  const most = Math.max(2, ...tokens.map(t => t.before)) * 0.8, shown = tokens.filter(t => t.text);
+  const spans = sourceSpans(shown.map(t => t.text).join(""), $("answer-memory").textContent);
   $("most").textContent = most.toFixed(1);
-  $("document-view").replaceChildren(...tokens.filter(t => t.text).map(t => {
-    const span = document.createElement("span");
+  $("document-view").parentElement.classList.toggle("change", side === "change");
+  let at = 0;
+  $("document-view").replaceChildren(...shown.map((t, i) => {
+    const span = document.createElement("span"), value = side === "change" ? Math.max(0, t.before - t.after) : t[side];
+    const start = at, end = at += t.text.length;
     span.textContent = t.text;
-    span.style.background = "rgba(var(--warm), " + (0.75 * Math.min(t[side] / most, 1)).toFixed(3) + ")";
-    span.title = t.before.toFixed(2) + " nats before, " + t.after.toFixed(2) + " after";
+    span.style.background = "rgba(var(--" + (side === "change" ? "cool" : "warm") + "), "
+      + (0.75 * Math.min(value / most, 1)).toFixed(3) + ")";
+    span.className = spans.some(([from, to]) => start < to && end > from && t.text.trim()) ? "source" : "";
+    span.tabIndex = i ? -1 : 0;
+    span.setAttribute("role", "option");
+    span.setAttribute("aria-label", t.text.trim() + ", " + valuesOf(t));
+    for (const event of ["focus", "click", "mouseenter"]) span.addEventListener(event, () => showToken(t));
     return span;
   }));
+}
+
+const valuesOf = t => t.before.toFixed(2) + " nats before, " + t.after.toFixed(2) + " after";
+
+function showToken(t) { $("token-note").textContent = "\u201c" + t.text.trim() + "\u201d: " + valuesOf(t); }
+
+function moveToken(event) {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], all = [...$("document-view").children];
+  const next = step && all[all.indexOf(document.activeElement) + step];
+  if (!next) return;
+  event.preventDefault();
+  document.activeElement.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
 }
 
 function showCurve(trace) {
@@ -89,7 +119,7 @@ function showCurve(trace) {
 
 function showCosts(memory, base, tuned, making) {
   const rows = [["", "base model", "with memory"],
-    ["memory available after", "", making === null ? "none" : tuned.costs.memory_made || making.made ? seconds(making.seconds) : "made before"],
+    ["memory available after", "", making === null ? "none" : seconds(making)],
     ["first token", seconds(base.costs.first_token_seconds), seconds(tuned.costs.first_token_seconds)],
     ["complete answer", seconds(base.total), seconds(tuned.total)],
     ["prompt tokens reused", base.usage.prompt_tokens_details.cached_tokens, tuned.usage.prompt_tokens_details.cached_tokens],
@@ -101,37 +131,126 @@ function showCosts(memory, base, tuned, making) {
   }));
 }
 
-async function ask() {
+// Makes the memory of the documents, with a line for every step; returns it.
+async function memorize(documents, recipe, signal) {
+  $("making").hidden = false;
+  $("progress-note").textContent = "waiting";
+  $("progress").removeAttribute("value");
+  try {
+    const found = await call("/v1/memories", { documents, fastmem: { recipe }, stream: true }, signal);
+    let memory = null;
+    await readEvents(found, one => {
+      if (one.error) throw new Error(one.error.message);
+      if (one.object !== "memory.progress") { memory = one; return; }
+      $("progress").max = one.steps;
+      $("progress").value = one.step + 1;
+      $("progress-note").textContent = "step " + (one.step + 1) + " of " + one.steps + ", loss " + one.loss.toFixed(2);
+    });
+    return memory;
+  } finally { $("making").hidden = true; }
+}
+
+// The recipe's fields that were filled in. Throws before anything is sent.
+function wantedRecipe() {
+  const recipe = {}, steps = $("steps").value.trim(), rate = $("rate").value.trim();
+  if (steps !== "" && !/^\d+$/.test(steps)) throw new Error("Steps is \u201c" + steps + "\u201d: give a whole number, or leave it empty.");
+  if (rate !== "" && !(Number(rate) > 0)) throw new Error("Learning rate is \u201c" + rate + "\u201d: give a number such as 1e-4, or leave it empty.");
+  if (steps !== "") recipe.steps = Number(steps);
+  if (rate !== "") recipe.learning_rate = Number(rate);
+  return recipe;
+}
+
+async function ask(signal) {
+  const recipe = wantedRecipe();
   await fetchModel();
   const documents = [{ text: $("document").value.trim() }], method = $("method").value;
-  const recipe = {};
-  if ($("steps").value !== "") recipe.steps = Number($("steps").value);
-  if ($("rate").value.trim() !== "") recipe.learning_rate = Number($("rate").value);
   const body = { model, documents, messages: [{ role: "user", content: $("question").value.trim() }], max_tokens: 100 };
   for (const side of ["base", "memory"]) { $("answer-" + side).textContent = ""; $("note-" + side).textContent = ""; }
-  $("title-memory").textContent = method.startsWith("fastmem") ? "With the document memorized" : "With " + method;
+  const memorized = method.startsWith("fastmem");
+  $("title-memory").textContent = memorized ? "With the document memorized" : "With " + method;
   $("results").hidden = true;
-  const base = answer("base", { ...body, fastmem: { method: "base" } });
-  const tuned = answer("memory", { ...body, fastmem: method.startsWith("fastmem") ? { method, recipe } : { method } });
-  const [one, other] = await Promise.all([base, tuned]);
-  let memory = null, making = null;
-  if (other.costs.memory) {
-    making = { seconds: other.costs.memory_seconds, made: other.costs.memory_made };
-    memory = await (await call("/v1/memories/" + other.costs.memory)).json();
-    tokens = (await (await call("/v1/memories/" + other.costs.memory + "/surprise", { documents })).json()).tokens;
-  }
+  const base = answer("base", { ...body, fastmem: { method: "base" } }, signal);
+  base.catch(() => {});
+  const began = performance.now(), memory = memorized ? await memorize(documents, recipe, signal) : null;
+  const making = memory && (performance.now() - began) / 1000;
+  const wanted = { ...body, fastmem: memorized ? { method, recipe } : { method } };
+  const [one, other] = await Promise.all([base, answer("memory", wanted, signal)]);
+  if (memory) tokens = (await (await call("/v1/memories/" + memory.id + "/surprise", { documents }, signal)).json()).tokens;
   $("document-view").parentElement.hidden = $("curve").parentElement.hidden = !memory;
   $("results").hidden = false;
   showCosts(memory, one, other, making);
-  if (memory) { showTokens(); showCurve(memory.trace); }
+  showCode(wanted);
+  if (memory) { showTokens(); showCurve(memory.trace); await showMemories(); }
 }
 
+let code = {};
+function showCode(body) {
+  const url = location.origin + location.pathname.replace(/[^/]*$/, "") + "v1", json = JSON.stringify(body, null, 2);
+  const { documents, fastmem, ...rest } = body, extra = { documents, fastmem };
+  const key = $("key").value ? " -H 'authorization: Bearer YOUR_KEY'" : "";
+  code.curl = `curl ${url}/chat/completions -H 'content-type: application/json'${key} -d '${json.replaceAll("'", "'\\''")}'`;
+  code.python = "from openai import OpenAI\n\nai = OpenAI(base_url=" + JSON.stringify(url) + ', api_key="YOUR_KEY")\n'
+    + "answer = ai.chat.completions.create(\n    **" + JSON.stringify(rest) + ",\n    extra_body=" + JSON.stringify(extra)
+    + ",\n)\nprint(answer.choices[0].message.content)";
+  $("code").textContent = code.curl;
+}
+
+async function copy(event) {
+  $("code").textContent = code[event.target.dataset.copy];
+  const said = event.target.textContent;
+  try { await navigator.clipboard.writeText($("code").textContent); event.target.textContent = "Copied"; }
+  catch { event.target.textContent = "Shown below"; }
+  setTimeout(() => { event.target.textContent = said; }, 1500);
+}
+
+async function showMemories() {
+  const found = await (await call("/v1/memories?limit=50")).json(), rows = found.data.map(memory => {
+    const row = document.createElement("tr"), remove = document.createElement("button"), name = memory.name || memory.id;
+    const titles = memory.titles.filter(Boolean).join(", ");
+    for (const text of [name, titles, memory.document_tokens + " tokens", mega(memory.bytes)]) {
+      row.append(Object.assign(document.createElement("td"), { textContent: text }));
+    }
+    Object.assign(remove, { type: "button", className: "plain", textContent: "Delete" });
+    remove.setAttribute("aria-label", "delete the memory " + name);
+    remove.addEventListener("click", async () => {
+      await fetch("v1/memories/" + memory.id, { method: "DELETE", headers: headers() });
+      await showMemories();
+    });
+    row.append(document.createElement("td"));
+    row.lastChild.append(remove);
+    return row;
+  });
+  $("memories").replaceChildren(...rows);
+  $("memories-note").textContent = rows.length ? rows.length + (found.has_more ? " and more" : "") : "none yet";
+}
+
+async function showExamples() {
+  const found = await (await fetch("examples")).json();
+  $("embedded").hidden = !found.length;
+  $("examples").replaceChildren(...found.map((one, i) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "plain", textContent: "Example " + (i + 1) });
+    button.addEventListener("click", () => {
+      $("document").value = one.document;
+      $("question").value = one.question;
+      $("form").requestSubmit();
+    });
+    return button;
+  }));
+}
+
+let running = null;
 $("form").addEventListener("submit", async event => {
   event.preventDefault();
   $("problem").textContent = "";
   $("ask").disabled = true;
-  try { await ask(); } catch (error) { $("problem").textContent = error.message; }
+  running = new AbortController();
+  try { await ask(running.signal); }
+  catch (error) { $("problem").textContent = error.name === "AbortError" ? "Cancelled." : error.message; running.abort(); }
   $("ask").disabled = false;
 });
+$("cancel").addEventListener("click", () => running.abort());
+$("document-view").addEventListener("keydown", moveToken);
+for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", copy);
 for (const radio of document.querySelectorAll("input[name=side]")) radio.addEventListener("change", showTokens);
-fetchModel().catch(() => {});
+fetchModel().then(showMemories).catch(() => {});
+showExamples().catch(() => {});

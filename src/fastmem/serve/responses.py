@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from fastmem.answer.running_batch import Piece
@@ -115,8 +116,10 @@ def model_object(name: str, created: int, parent: str | None = None, root: str |
 
 
 def error_object(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """An error in OpenAI's form."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    """An error in OpenAI's form, short, and without halves of characters, which a message may quote."""
+    shown = message if len(message) <= 2000 else f"{message[:2000]} ..."
+    found = {"message": shown, "type": kind, "param": param and param[:200], "code": code}
+    return {"error": {name: text and text.encode("utf-8", "replace").decode() for name, text in found.items()}}
 
 
 def sse_event(data: Mapping[str, Any] | str) -> bytes:
@@ -147,7 +150,7 @@ def completion_logprobs(pieces: Sequence[Piece], tokenizer: Any) -> dict[str, An
         "tokens": tokens,
         "token_logprobs": [max(logprob, -9999.0) for _, logprob, _ in found],
         "top_logprobs": [{tokenizer.decode([t]): max(v, -9999.0) for t, v in top} for _, _, top in found],
-        "text_offset": [sum(map(len, tokens[:i])) for i in range(len(tokens))],
+        "text_offset": list(accumulate(map(len, tokens[:-1]), initial=0))[: len(tokens)],
     }
 
 

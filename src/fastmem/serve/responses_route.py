@@ -22,7 +22,6 @@ from fastmem.serve.mailbox import Mailbox
 from fastmem.serve.responses import CommonFields, costs
 from fastmem.serve.schemas import ChatRequest, Generation, Message, Strict
 from fastmem.serve.service import Service, service_of
-from fastmem.serve.tenants import Tenant
 
 router = APIRouter(prefix="/v1")
 
@@ -39,7 +38,7 @@ class InputMessage(Strict):
     """A turn of the conversation, also one that this server wrote."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[InputText], Field(max_length=256)]
+    content: str | Annotated[list[InputText], Field(max_length=64, fail_fast=True)]
     type: Literal["message"] = "message"
     id: str | None = None
     status: str | None = None
@@ -59,7 +58,7 @@ class TextFormat(Strict):
 class ResponsesRequest(Generation):
     """`POST /v1/responses`."""
 
-    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=1024)]
+    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=1024, fail_fast=True)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     text: TextFormat | None = None
@@ -88,11 +87,11 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
         _, event = await mailbox.next_or_gone(request)
         if body.stream:
             streaming = True
-            events = _events(service, mailbox, common, body, sender, event, request.state.request_id)
+            events = _events(service, mailbox, common, body, event, request.state.request_id)
             return EventStream(mailbox.close, events)
         while not isinstance(event, AnswerFinished):
             _, event = await mailbox.next_or_gone(request)
-        service.count_answer(asked.method, event, sender)
+        service.metrics.count_answer(asked.method, event)
         return JSONResponse(_response(common, body, event))
     finally:
         if not streaming:
@@ -104,7 +103,6 @@ async def _events(
     mailbox: Mailbox,
     common: CommonFields,
     body: ResponsesRequest,
-    sender: Tenant,
     event: Any,
     request_id: str,
 ) -> AsyncIterator[bytes]:
@@ -132,7 +130,7 @@ async def _events(
             if isinstance(event, Piece) and event.text:
                 yield named("response.output_text.delta", **place, delta=event.text, logprobs=[])
             _, event = await mailbox.next()
-        service.count_answer(common.method, event, sender)
+        service.metrics.count_answer(common.method, event)
         text = event.answer.text
         yield named("response.output_text.done", **place, text=text, logprobs=[])
         yield named("response.content_part.done", **place, part=_part(text))

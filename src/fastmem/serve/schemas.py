@@ -10,28 +10,35 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_SCHEMA = 32_768
+MAX_ITEMS = 262_144  # token ids of a prompt
+MAX_FIELDS = 64
 MEMORY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 Template = Literal["context", "question"]
 _T = TypeVar("_T")
-_Several = Annotated[list[_T], Field(min_length=1)]
+# Lists end at their first error: pydantic would otherwise collect hundreds of thousands of them on the event loop.
+_Several = Annotated[list[_T], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 _Name = Annotated[str, Field(max_length=512)]
 _Salt = Annotated[str, Field(min_length=1, max_length=1024)]
 _Stop = Annotated[str, Field(max_length=256)]
-_Documents = Annotated[list["Document"], Field(max_length=1024)]  # the server's own limit is smaller, and says so
+# The server's own limit is smaller, and says so.
+_Documents = Annotated[list["Document"], Field(max_length=1024, fail_fast=True)]
 
 
 # Values of OpenAI's fields that ask for what happens anyway.
 NO_OPS: dict[str, list[Any]] = {
     "annotations": [[]],
+    "best_of": [1],
     "echo": [False],
+    "function_call": ["none", "auto"],
     "functions": [[]],
     "include_obfuscation": [True, False],
     "include": [[]],
-    "logprobs": [[]],
+    "logprobs": [[], False],
     "metadata": [{}],
     "modalities": [["text"]],
     "parallel_tool_calls": [True, False],
     "previous_response_id": [""],
+    "reasoning_effort": ["none"],
     "response_format": [{"type": "text"}],
     "service_tier": ["auto", "default"],
     "store": [False],
@@ -39,7 +46,10 @@ NO_OPS: dict[str, list[Any]] = {
     "tool_calls": [[]],
     "tool_choice": ["none", "auto"],
     "tools": [[]],
+    "verbosity": ["medium"],
 }
+# Of no effect here, whatever they are.
+IGNORED = {"prompt_cache_key", "prompt_cache_retention", "safety_identifier"}
 
 
 class Strict(BaseModel):
@@ -52,8 +62,14 @@ class Strict(BaseModel):
     def _without_no_ops(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
+        if len(given) > MAX_FIELDS:
+            raise ValueError(f"an object has at most {MAX_FIELDS} fields")
         return {
-            name: value for name, value in given.items() if value is not None and value not in NO_OPS.get(name, [])
+            name: value
+            for name, value in given.items()
+            if value is not None
+            and name not in IGNORED
+            and not any(type(value) is type(one) and value == one for one in NO_OPS.get(name, ()))
         }
 
 
@@ -76,7 +92,7 @@ class FastMemOptions(Strict):
     alpha: float = Field(default=0.5, ge=0, le=100)
     relative_top: float | None = Field(default=None, ge=0, le=1)
     final_norm: bool = False
-    recipe: dict[str, Any] = Field(default_factory=dict, max_length=32)
+    recipe: dict[Annotated[str, Field(max_length=64)], Any] = Field(default_factory=dict, max_length=32)
     template: Template | None = None
 
 
@@ -91,7 +107,7 @@ class Message(Strict):
     """One turn of a conversation. content: may be missing in an assistant's, as in one that only called tools."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(max_length=256)] | None = None
+    content: str | Annotated[list[TextPart], Field(max_length=64, fail_fast=True)] | None = None
     name: _Name | None = None
 
     @model_validator(mode="after")
@@ -128,12 +144,14 @@ class Generation(Strict):
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=16, fail_fast=True)] | None = None
     n: int = Field(1, ge=1)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=1024)
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=128)
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)] = Field(
+        default_factory=list, max_length=128
+    )
     min_tokens: int = Field(0, ge=0)
     ignore_eos: bool = False
     user: _Name | None = None
@@ -191,7 +209,7 @@ class ResponseFormat(Strict):
 class ChatRequest(Generation):
     """`POST /v1/chat/completions`. Documents are put before the last message, which must be the user's."""
 
-    messages: list[Message] = Field(min_length=1, max_length=1024)
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=1024)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     response_format: ResponseFormat | None = None
@@ -226,7 +244,7 @@ class MemoryRequest(Strict):
     """`POST /v1/memories`: memorize documents in advance. name: what later requests give as `model`. stream: report
     every step as a server-sent event, and the memory as the last."""
 
-    documents: list[Document] = Field(min_length=1, max_length=1024)
+    documents: Annotated[list[Document], Field(fail_fast=True)] = Field(min_length=1, max_length=1024)
     name: str | None = Field(None, pattern=f"^{MEMORY_NAME}$")
     fastmem: FastMemOptions = FastMemOptions()
     cache_salt: _Salt | None = None
@@ -237,5 +255,5 @@ class MemoryRequest(Strict):
 class SurpriseRequest(Strict):
     """`POST /v1/memories/{id}/surprise`: the memory's documents, since the server does not store them."""
 
-    documents: list[Document] = Field(min_length=1, max_length=1024)
+    documents: Annotated[list[Document], Field(fail_fast=True)] = Field(min_length=1, max_length=1024)
     cache_salt: _Salt | None = None

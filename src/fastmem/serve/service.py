@@ -9,7 +9,6 @@ from fastmem.errors import InputError
 from fastmem.model import FastMem
 from fastmem.serve.engine import Engine
 from fastmem.serve.http_errors import HttpRefusal
-from fastmem.serve.jobs import AnswerFinished
 from fastmem.serve.limits import Limits
 from fastmem.serve.metrics import Metrics
 from fastmem.serve.schemas import Document, Template
@@ -57,11 +56,6 @@ class Service:
         if self.admin_key is None or not is_accepted_key(bearer_key(request), [self.admin_key]):
             text = "the metrics are for administrators: send the key of --admin-key as 'Authorization: Bearer <key>'."
             raise HttpRefusal(401, text, code="invalid_api_key")
-
-    def count_answer(self, method: str, end: AnswerFinished, sender: Tenant) -> None:
-        """Count a complete answer, for the metrics and for the tenant."""
-        self.metrics.count_answer(method, end)
-        self.usage.spend(sender, end.answer.prompt_tokens + len(end.answer.token_ids))
 
     def check_documents(self, documents: Sequence[Document]) -> None:
         """Errors: `InputError` for more documents than allowed, or longer ones than can fit, unread."""

@@ -19,7 +19,7 @@ from fastmem.errors import FastMemError, InputError, MemoryFileError, StorageErr
 from fastmem.memory.memory import Memory
 from fastmem.model import FastMem
 from fastmem.serve.memory_budget import Budget, Entry, check_budget, evictions, memory_bytes
-from fastmem.serve.memory_records import new_record, stored_memories, write_record
+from fastmem.serve.memory_records import new_record, remove_leftovers, stored_memories, write_record
 from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.tenants import QuotaError
 
@@ -84,8 +84,9 @@ class Store:
             entry.record = new_record(entry.source, memory)
             entry.ram_bytes = memory.size_bytes
             entry.made, entry.unsaved = True, self.folder is not None
-            if entry.source.name is not None:
-                self._names.setdefault((entry.source.tenant, entry.source.name), entry.source.key)
+            name = entry.source.name
+            if name is not None and self.claim(entry.source.tenant, name, entry.source.key) is not None:
+                entry.record["name"] = None  # its client has left, and another memory has the name now
 
     def ready(self, entry: Entry) -> Memory:
         """The memory of a held entry in RAM, with its weights on the device. Called by the worker's thread only."""
@@ -108,7 +109,9 @@ class Store:
                         self._unlink(entry)
                     self._shrink_disk()
         except OSError as error:
-            entry.problem = error.strerror or type(error).__name__
+            entry.problem = reason_of(error)
+            if entry.path is None:
+                path.unlink(missing_ok=True)  # weights without a record
             raise
         finally:
             entry.unsaved = False
@@ -122,12 +125,22 @@ class Store:
             return again
 
     def load(self, entry: Entry) -> None:
-        """Read a held entry from disk. Errors: `FastMemError` for a damaged or missing file; the entry is removed."""
+        """Read a held entry from disk.
+
+        Errors: `FastMemError` for a damaged or missing file, whose entry is removed; `StorageError` for one that
+        cannot be read now, for instance because too many files are open.
+        """
         try:
             if entry.path is None:
                 raise MemoryFileError(f"memory {entry.source.key} was deleted before it was read: make it again.")
+            with open(entry.path, "rb"):  # says why; safetensors does not
+                pass
             entry.memory = _in_ram(Memory.load(entry.path, model=self.llm))
-        except (FastMemError, OSError):
+        except (FastMemError, OSError) as error:
+            cause = error.__cause__ if isinstance(error, MemoryFileError) else error
+            if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | FastMemError):
+                text = f"the memory cannot be read from the store now ({reason_of(error)}): ask again later."
+                raise StorageError(text) from error
             with self._lock:
                 self._forget(entry)
             raise
@@ -164,10 +177,16 @@ class Store:
         with self._lock:
             if (owner := self.claim(entry.source.tenant, name, entry.source.key)) is not None:
                 raise InputError(f"the name {name!r} belongs to memory {owner}: delete it or choose another.")
-            self._names.pop((entry.source.tenant, entry.record["name"]), None)
-            entry.record = entry.record | {"name": name}
-            if entry.path is not None:
-                write_record(entry.record, entry.path)
+            renamed, former = entry.record | {"name": name}, entry.record["name"]
+            try:
+                if entry.path is not None:
+                    write_record(renamed, entry.path)
+            except OSError as error:
+                self._names.pop((entry.source.tenant, name), None)
+                text = f"the store did not take the new name ({reason_of(error)}): ask again later."
+                raise StorageError(text) from error
+            self._names.pop((entry.source.tenant, former), None)
+            entry.record = renamed
 
     def delete(self, entry: Entry) -> None:
         """Remove an entry, also on disk. Jobs that hold it can use it until they release it."""
@@ -250,6 +269,7 @@ class Store:
 
     def _find_stored(self, folder: Path) -> None:
         """Find memories that an earlier server stored. Those of other bases and tokenizers are ignored."""
+        remove_leftovers(folder)
         for source, record, path in stored_memories(folder):
             try:
                 base = self.llm.base(source.recipe.layers).digest
@@ -282,6 +302,14 @@ def _owned(folder: Path) -> FileLock:
         text = f"the store {folder} cannot be written ({error.strerror}): give a folder that can be."
         raise StorageError(text, field="store") from error
     return lock
+
+
+def reason_of(error: BaseException) -> str:
+    """What the system says of a failure, without a path."""
+    told: BaseException | None = error
+    while told is not None and not (isinstance(told, OSError) and told.strerror):
+        told = told.__cause__
+    return told.strerror if isinstance(told, OSError) and told.strerror else type(error).__name__
 
 
 def _in_ram(memory: Memory) -> Memory:

@@ -103,7 +103,7 @@ def tenants_of(file: Path) -> dict[str, Tenant]:
     """Key -> tenant, from a TOML file. Errors: `InputError`, which never shows a key."""
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no TOML"
         raise InputError(f"the keys in {file} cannot be read: {reason}.", field="keys_file") from None
     found: dict[str, Tenant] = {}
@@ -145,7 +145,7 @@ class Usage:
             while spent and now - spent[0][0] > 60:
                 spent.popleft()
             if sum(tokens for _, tokens in spent) >= quota.tokens_per_minute:
-                wait = max(1, round(60 - (now - spent[0][0])) + 1)
+                wait = max(1, round(60 - (now - spent[0][0])) + 1) if spent else 60
                 raise QuotaError(f"this key may use {quota.tokens_per_minute} tokens a minute: ask in {wait} s.", wait)
         self._running[who] = self._running.get(who, 0) + 1
 

@@ -13,8 +13,10 @@ from typing import TypeVar
 from fastmem.errors import InputError
 from fastmem.model import FastMem
 from fastmem.prompts import SURROGATE
+from fastmem.serve.jobs import OverloadedError
 
 _T = TypeVar("_T")
+MOST_WAITING = 64
 
 
 class TextThread:
@@ -25,10 +27,17 @@ class TextThread:
         self.longest_token = max((len(token) for token in llm.tokenizer.get_vocab()), default=1)
         self._positions = llm.split_model.max_positions
         self._thread = ThreadPoolExecutor(1, "fastmem-text")
+        self._waiting = 0
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """The result of `work`, done in the thread. Errors: those of the work."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """The result of `work`, done in the thread. Errors: those of the work, `OverloadedError` for too much."""
+        if self._waiting >= MOST_WAITING:
+            raise OverloadedError(f"{self._waiting} requests wait to be read: ask again later.", 1)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        finally:
+            self._waiting -= 1
 
     def check_texts(self, texts: Sequence[str], most_tokens: int | None = None, field: str | None = None) -> None:
         """Errors: `InputError` for texts that cannot fit into the model's positions or into `most_tokens`, and for

@@ -16,9 +16,12 @@ from fastmem.serve.limits import Limits
 
 
 class TimedH11Protocol(H11Protocol):
-    """header_seconds: how long a client may take for the headers of a request."""
+    """header_seconds: how long a client may take for the headers of a request. unread_seconds: how long it may leave
+    what was sent to it unread."""
 
     header_seconds = Limits.header_seconds
+    unread_seconds = Limits.unread_seconds
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -31,9 +34,24 @@ class TimedH11Protocol(H11Protocol):
         elif self._late is None:
             self._late = self.loop.call_later(self.header_seconds, self.transport.close)
 
+    def pause_writing(self) -> None:
+        """The client does not read what it asked for. It is cut off unless it goes on in time."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.unread_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._headers_complete()
+        self._read()
         super().connection_lost(exc)
+
+    def _read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _headers_complete(self) -> None:
         if self._late is not None:
@@ -46,17 +64,18 @@ class GracefulServer(uvicorn.Server):
 
     def __init__(self, app: FastAPI, host: str, port: int, root_path: str = ""):
         limits: Limits = app.state.service.limits
-        protocol = type("Protocol", (TimedH11Protocol,), {"header_seconds": limits.header_seconds})
+        seconds = {"header_seconds": limits.header_seconds, "unread_seconds": limits.unread_seconds}
+        protocol = type("Protocol", (TimedH11Protocol,), seconds)
         config = uvicorn.Config(
             app,
             host=host,
             port=port,
             http=protocol,
             root_path=root_path,
-            log_level="warning",
+            log_config=None,  # see logs.py
             access_log=False,
             lifespan="on",
-            limit_concurrency=limits.connections,
+            limit_concurrency=min(limits.connections, _file_limit() // 2),
             timeout_graceful_shutdown=limits.shutdown_seconds,
         )
         super().__init__(config)
@@ -66,6 +85,16 @@ class GracefulServer(uvicorn.Server):
         """Called by uvicorn for SIGTERM and SIGINT."""
         self._app.state.service.engine.drain()
         super().handle_exit(sig, frame)
+
+
+def _file_limit() -> int:
+    """How many files and connections this process may have open."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 2048
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 2**20 if soft == resource.RLIM_INFINITY else soft
 
 
 def run(app: FastAPI, host: str, port: int, root_path: str = "") -> None:
