@@ -7,7 +7,9 @@ import pytest
 import uvicorn
 
 from browser import Browser, executable
+from fastmem import FastMem
 from fastmem.serve.app import create_app
+from fastmem.serve.uvicorn_server import GracefulServer
 from serving import eventually, make_llm
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="needs a Chromium, which is absent (chromium)")
@@ -73,3 +75,76 @@ def test_a_refusal_is_shown_and_the_form_stays_usable(url, browser):
         "document.getElementById('problem').textContent"
     )
     assert browser.evaluate("!document.getElementById('ask').disabled")
+
+
+def text_of(browser, name):
+    return browser.evaluate(f"document.getElementById('{name}').textContent")
+
+
+@pytest.mark.parametrize(("field", "value"), [("rate", "abc"), ("rate", "-1"), ("steps", "-3")])
+def test_a_number_that_is_none_is_refused_before_anything_runs(url, browser, field, value):
+    browser.open(f"{url}/")
+    browser.type("#document", DOCUMENT)
+    browser.type("#question", "When?")
+    browser.evaluate(
+        f"document.getElementById('{field}').value = '{value}'; document.getElementById('form').noValidate = true"
+    )
+    browser.click("#ask")
+    browser.until("document.getElementById('problem').textContent")
+    assert "give a" in text_of(browser, "problem")
+    assert text_of(browser, "answer-base") == ""
+
+
+def test_tokens_are_read_by_keyboard_the_answer_is_marked_and_the_request_copied(url, browser):
+    browser.open(f"{url}/")
+    browser.type("#document", DOCUMENT)
+    browser.type("#question", "When does the ferry leave?")
+    browser.click("#ask")
+    browser.until("!document.getElementById('results').hidden")
+    spans = "[...document.querySelectorAll('#document-view span')]"
+    assert browser.evaluate(f"{spans}.filter(s => s.tabIndex === 0).length") == 1
+    browser.evaluate(f"{spans}[0].focus()")
+    first = text_of(browser, "token-note")
+    browser.evaluate(f"{spans}[0].dispatchEvent(new KeyboardEvent('keydown', {{key: 'ArrowRight', bubbles: true}}))")
+    assert "nats before" in first != text_of(browser, "token-note")
+    marked = "tokens = [{text: 'at ', before: 1, after: 0}, {text: 'nine', before: 2, after: 0}];"
+    marked += "document.getElementById('answer-memory').textContent = 'The answer is: Nine.'; showTokens();"
+    browser.evaluate(marked)
+    assert browser.evaluate(f"{spans}.map(s => s.className).join('|')") == "|source"
+    browser.click("[data-copy=python]")
+    assert "extra_body=" in text_of(browser, "code")
+    names = "[...document.querySelectorAll('#memories tr')].length"
+    before = browser.evaluate(names)
+    assert before >= 1
+    browser.click("#memories button")
+    browser.until(f"{names} === {before - 1}")
+
+
+def test_cancel_ends_a_memorization(url, browser):
+    browser.open(f"{url}/")
+    browser.type("#document", DOCUMENT * 8)
+    browser.type("#question", "When does the ferry leave?")
+    browser.evaluate("document.getElementById('steps').value = 100")
+    browser.click("#ask")
+    browser.until("document.getElementById('progress-note').textContent.startsWith('step ')")
+    browser.click("#cancel")
+    browser.until("document.getElementById('problem').textContent")
+    assert text_of(browser, "problem") == "Cancelled."
+    assert browser.evaluate("document.getElementById('making').hidden && !document.getElementById('ask').disabled")
+
+
+def test_an_example_of_the_embedded_model_shows_the_effect(browser):
+    app = create_app(FastMem.from_pretrained(), template="question")
+    server = GracefulServer(app, "127.0.0.1", 0)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    eventually(lambda: server.started)
+    browser.open("http://{}:{}/".format(*server.servers[0].sockets[0].getsockname()))
+    browser.until("document.querySelectorAll('#examples button').length === 3")
+    assert "one small made-up world" in text_of(browser, "embedded")
+    browser.click("#examples button")
+    browser.until("!document.getElementById('results').hidden || document.getElementById('problem').textContent")
+    assert text_of(browser, "answer-base") != text_of(browser, "answer-memory")
+    assert browser.evaluate("document.querySelectorAll('#document-view .source').length > 0")
+    server.should_exit = True
+    thread.join()
