@@ -120,6 +120,17 @@ def test_tokens_are_read_by_keyboard_the_answer_is_marked_and_the_request_copied
     browser.until(f"{names} === {before - 1}")
 
 
+def test_the_tokens_of_a_document_are_counted_while_it_is_typed(url, browser):
+    browser.open(f"{url}/")
+    browser.type("#document", DOCUMENT)
+    browser.evaluate("document.getElementById('document').dispatchEvent(new Event('input'))")
+    browser.until("document.getElementById('count').textContent")
+    assert text_of(browser, "count").endswith(" of at most 512 tokens")
+    browser.evaluate("document.getElementById('document').value = 'word '.repeat(200)")
+    browser.evaluate("document.getElementById('document').dispatchEvent(new Event('input'))")
+    browser.until("document.getElementById('count').classList.contains('over')")
+
+
 def test_cancel_ends_a_memorization(url, browser):
     browser.open(f"{url}/")
     browser.type("#document", DOCUMENT * 8)

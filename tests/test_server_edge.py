@@ -452,6 +452,19 @@ def test_the_base_model_has_further_names(serve):
     assert http.post("/v1/memories", json={"documents": DOCUMENTS, "name": "gpt-4o"}).status_code == 400
 
 
+def test_tokens_can_be_counted(serve, llm):
+    http = web(serve())
+    found = http.post("/tokenize", json={"prompt": "The ferry."}).json()
+    assert found["tokens"] == llm.tokenizer("The ferry.")["input_ids"]
+    assert (found["count"], found["max_model_len"]) == (len(found["tokens"]), 512)
+    chat = http.post("/tokenize", json={"messages": QUESTION, "model": "tiny"}).json()
+    assert chat["tokens"] == llm.ids(QUESTION).tolist()
+    for body in ({}, {"prompt": "x", "messages": QUESTION}, {"prompt": "x" * 10**6}, {"prompt": "\ud800"}):
+        text = json.dumps(body)
+        assert http.post("/tokenize", content=text, headers={"content-type": "application/json"}).status_code == 400
+    assert http.get("/ping").status_code == 200
+
+
 def test_variables_of_the_chat_template(serve, llm):
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ ' THINK' if enable_thinking else '' }}"
     thinking = FastMem(llm.model, build_tokenizer(chat_template=template), recipe=llm.recipe)

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 
 import fastmem
 from fastmem.model import FastMem
-from fastmem.serve import completion_routes, memory_routes, responses_route
+from fastmem.serve import completion_routes, memory_routes, responses_route, tokenize_route
 from fastmem.serve.allowed_hosts import LOCAL_HOSTS, AllowedHosts
 from fastmem.serve.engine import Engine, EngineLimits
 from fastmem.serve.http_errors import install_error_handlers
@@ -108,10 +108,12 @@ def create_app(
     app.include_router(completion_routes.router, dependencies=guarded)
     app.include_router(responses_route.router, dependencies=guarded)
     app.include_router(memory_routes.router, dependencies=guarded)
+    app.include_router(tokenize_route.router, dependencies=guarded)
     app.add_api_route("/v1/models", _models, dependencies=guarded)
     app.add_api_route("/v1/models/{model:path}", _model, dependencies=guarded)
     open_to_all: dict[str, Any] = {
         "/health": _health,
+        "/ping": _health,
         "/version": _version,
         "/metrics": _metrics,
         "/examples": _examples,
@@ -137,6 +139,8 @@ def create_app(
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _ROUTES = {
     "/health",
+    "/ping",
+    "/tokenize",
     "/version",
     "/metrics",
     "/v1/chat/completions",

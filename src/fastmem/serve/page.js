@@ -232,11 +232,29 @@ async function showExamples() {
     button.addEventListener("click", () => {
       $("document").value = one.document;
       $("question").value = one.question;
+      countTokens();
       $("form").requestSubmit();
     });
     return button;
   }));
 }
+
+// How many tokens the document is, while it is typed.
+let counting = null;
+function countTokens() {
+  clearTimeout(counting);
+  counting = setTimeout(async () => {
+    const prompt = $("document").value.trim();
+    if (!prompt) { $("count").textContent = ""; return; }
+    try {
+      const found = await (await call("/tokenize", { prompt })).json();
+      const limit = found.max_model_len, over = limit && found.count >= limit;
+      $("count").textContent = found.count + (limit ? " of at most " + limit : "") + " tokens" + (over ? ": too long for this model" : "");
+      $("count").classList.toggle("over", Boolean(over));
+    } catch (error) { $("count").textContent = error.message; $("count").classList.add("over"); }
+  }, 400);
+}
+$("document").addEventListener("input", countTokens);
 
 let running = null;
 $("form").addEventListener("submit", async event => {
