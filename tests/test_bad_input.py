@@ -183,7 +183,7 @@ def test_show_memorization_needs_a_method_that_memorizes(fastmem: Runner, llama:
         (["--steps", -3], "recipe steps is -3: give a whole number, 0 or more (option --steps)."),
         (["--learning-rate", "nan"], "recipe learning_rate is nan: give a number, 0 to 10 (option --learning-rate)."),
         (["--learning-rate", "inf"], "recipe learning_rate is inf: give a number, 0 to 10 (option --learning-rate)."),
-        (["--kl-weight", -1], "recipe kl_weight is -1.0: give a number, 0 or more (option --kl-weight)."),
+        (["--kl-weight", -1], "recipe kl_weight is -1.0: give a number, 0 to 1000000 (option --kl-weight)."),
         (["--layers", "1,a"], "--layers is '1,a': give layer numbers separated by commas, such as -1 or 4,5."),
         (["--layers", "7"], "layer 7 does not exist: give -3 to 2 (option --layers)."),
         (

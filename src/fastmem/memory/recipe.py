@@ -29,7 +29,7 @@ class Recipe:
     """Constant AdamW rate (betas 0.9/0.999, eps 1e-8). Small models need larger rates: 1e-3 at 5 M parameters."""
     steps: int = ranged(10, Number(0, whole=True))
     """Updates, each on the whole document. 0 gives a memory that changes nothing."""
-    kl_weight: float = ranged(0.1, Number(0, 1e6))
+    kl_weight: float = ranged(0.1, Number(0, 1_000_000))
     """Weight of KL(original || now) in the loss, relative to the cross entropy."""
     weight_decay: float = ranged(0.01, Number(0, 10))
     """AdamW's decoupled weight decay; the authors' code uses torch's default, whatever its scripts say."""
