@@ -2,7 +2,9 @@
 
 import hashlib
 import queue
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 from openai import OpenAI
@@ -11,8 +13,10 @@ from starlette.testclient import TestClient
 from families import build
 from fastmem import FastMem, Recipe
 from fastmem.answer.running_batch import Piece
+from fastmem.serve.app import create_app
 from fastmem.serve.jobs import ActionFinished, AnswerFinished, Job, JobFailed
 from fastmem.serve.memory_source import MemorySource
+from fastmem.serve.uvicorn_server import GracefulServer
 from tiny_tokenizer import build_tokenizer
 
 RECIPE = Recipe(learning_rate=1e-2, steps=3)
@@ -82,6 +86,41 @@ def eventually(condition):
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+@contextmanager
+def closing_apps(llm):
+    """make(**options): a server; all that were made are closed at the end."""
+    apps = []
+
+    def make(**options):
+        apps.append(create_app(llm, **options))
+        return apps[-1]
+
+    try:
+        yield make
+    finally:
+        for one in apps:
+            one.state.service.engine.close(timeout_seconds=60)
+
+
+@contextmanager
+def listening(app):
+    """The server of an app on a real socket, in a thread of its own."""
+    server = GracefulServer(app, "127.0.0.1", 0)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    eventually(lambda: server.started)
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def address_of(server):
+    """(host, port) of a listening server."""
+    return server.servers[0].sockets[0].getsockname()
 
 
 def client(app, key="x"):

@@ -2,13 +2,11 @@
 
 import importlib
 import os
-import threading
 
 import pytest
 
 from fastmem.serve.app import create_app
-from fastmem.serve.uvicorn_server import GracefulServer
-from serving import DOCUMENTS, QUESTION, eventually, make_llm
+from serving import DOCUMENTS, QUESTION, address_of, listening, make_llm
 
 TEXT, ASKED = DOCUMENTS[0]["text"], QUESTION[0]["content"]
 PACKAGES = {"langchain": "langchain_openai", "llamaindex": "llama_index.llms.openai_like", "haystack": "haystack"}
@@ -22,14 +20,8 @@ def llm():
 @pytest.fixture(scope="module")
 def url(llm):
     """A server with a tiny model in a thread of its own."""
-    server = GracefulServer(create_app(llm), "127.0.0.1", 0)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    eventually(lambda: server.started)
-    host, port = server.servers[0].sockets[0].getsockname()
-    yield f"http://{host}:{port}/v1"
-    server.should_exit = True
-    thread.join()
+    with listening(create_app(llm)) as server:
+        yield "http://{}:{}/v1".format(*address_of(server))
 
 
 @pytest.mark.parametrize("name", PACKAGES)

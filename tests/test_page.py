@@ -1,16 +1,11 @@
 """The page at /, clicked through in a headless Chromium, narrow and wide."""
 
-import socket
-import threading
-
 import pytest
-import uvicorn
 
 from browser import Browser, executable
 from fastmem import FastMem
 from fastmem.serve.app import create_app
-from fastmem.serve.uvicorn_server import GracefulServer
-from serving import eventually, make_llm
+from serving import address_of, listening, make_llm
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="needs a Chromium, which is absent (chromium)")
 
@@ -20,17 +15,8 @@ DOCUMENT = "The ferry leaves at nine from the east pier."
 @pytest.fixture(scope="module")
 def url():
     """A server with a tiny model in a thread of its own."""
-    app = create_app(make_llm(), template="question")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    eventually(lambda: server.started)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with listening(create_app(make_llm(), template="question")) as server:
+        yield "http://{}:{}".format(*address_of(server))
 
 
 @pytest.fixture
@@ -145,17 +131,11 @@ def test_cancel_ends_a_memorization(url, browser):
 
 
 def test_an_example_of_the_embedded_model_shows_the_effect(browser):
-    app = create_app(FastMem.from_pretrained(), template="question")
-    server = GracefulServer(app, "127.0.0.1", 0)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    eventually(lambda: server.started)
-    browser.open("http://{}:{}/".format(*server.servers[0].sockets[0].getsockname()))
-    browser.until("document.querySelectorAll('#examples button').length === 3")
-    assert "one small made-up world" in text_of(browser, "embedded")
-    browser.click("#examples button")
-    browser.until("!document.getElementById('results').hidden || document.getElementById('problem').textContent")
-    assert text_of(browser, "answer-base") != text_of(browser, "answer-memory")
-    assert browser.evaluate("document.querySelectorAll('#document-view .source').length > 0")
-    server.should_exit = True
-    thread.join()
+    with listening(create_app(FastMem.from_pretrained(), template="question")) as server:
+        browser.open("http://{}:{}/".format(*address_of(server)))
+        browser.until("document.querySelectorAll('#examples button').length === 3")
+        assert "one small made-up world" in text_of(browser, "embedded")
+        browser.click("#examples button")
+        browser.until("!document.getElementById('results').hidden || document.getElementById('problem').textContent")
+        assert text_of(browser, "answer-base") != text_of(browser, "answer-memory")
+        assert browser.evaluate("document.querySelectorAll('#document-view .source').length > 0")

@@ -5,7 +5,7 @@ import pytest
 
 from fastmem.prompts import Tokens
 from fastmem.serve.app import create_app
-from serving import DOCUMENTS, QUESTION, RECIPE, ask, client, make_llm, web
+from serving import DOCUMENTS, QUESTION, RECIPE, ask, client, closing_apps, make_llm, web
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +23,8 @@ def app(llm):
 @pytest.fixture
 def serve(llm):
     """serve(**options): a further server, closed when the test ends."""
-    apps = []
-
-    def make(**options):
-        apps.append(create_app(llm, **options))
-        return apps[-1]
-
-    yield make
-    for one in apps:
-        one.state.service.engine.close(timeout_seconds=60)
+    with closing_apps(llm) as make:
+        yield make
 
 
 @pytest.fixture(scope="module")

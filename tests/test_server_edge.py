@@ -11,11 +11,13 @@ import re
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 from openai import BadRequestError
 from starlette.testclient import TestClient
 
+import serving
 from command_line import Runner
 from fastmem import FastMem
 from fastmem.errors import InputError, StorageError
@@ -25,8 +27,7 @@ from fastmem.serve.engine import EngineLimits
 from fastmem.serve.limits import Limits
 from fastmem.serve.store import Store
 from fastmem.serve.tenants import Keys
-from fastmem.serve.uvicorn_server import GracefulServer
-from serving import DOCUMENTS, QUESTION, ask, client, eventually, make_llm, source, web
+from serving import DOCUMENTS, QUESTION, ask, client, closing_apps, eventually, make_llm, source, web
 from tiny_tokenizer import build_tokenizer
 
 SECRET = "The vault opens with a song"
@@ -40,34 +41,20 @@ def llm():
 @pytest.fixture
 def serve(llm):
     """serve(**options): a server, closed when the test ends."""
-    apps = []
-
-    def make(**options):
-        apps.append(create_app(llm, **options))
-        return apps[-1]
-
-    yield make
-    for one in apps:
-        one.state.service.engine.close(timeout_seconds=60)
+    with closing_apps(llm) as make:
+        yield make
 
 
 @pytest.fixture
 def listening(serve):
     """listening(**options): (address, server) of a server on a real socket."""
-    started = []
+    with ExitStack() as stack:
 
-    def make(**options):
-        server = GracefulServer(serve(**options), "127.0.0.1", 0)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        started.append((server, thread))
-        eventually(lambda: server.started)
-        return server.servers[0].sockets[0].getsockname(), server
+        def make(**options):
+            server = stack.enter_context(serving.listening(serve(**options)))
+            return serving.address_of(server), server
 
-    yield make
-    for server, thread in started:
-        server.should_exit = True
-        thread.join()
+        yield make
 
 
 # --- who may talk ---
@@ -96,6 +83,10 @@ def test_an_empty_key_ends_the_command(monkeypatch, capsys, flags):
         ("[::1]:8000", 200),
         ("evil.example", 400),
         ("localhost.evil.example", 400),
+        ("localhost.", 200),
+        ("evil@localhost", 400),
+        ("localhost/x", 400),
+        ("localhost:abc", 400),
         ("", 400),
         ("[", 400),
     ],
@@ -109,7 +100,8 @@ def test_hosts_can_be_named(serve):
     assert http.get("/health", headers={"host": "a.example.org:80"}).status_code == 200
     refused = http.get("/health", headers={"host": "example.com"})
     assert refused.json()["error"]["code"] == "host_not_allowed"
-    assert web(serve(allowed_hosts=["*"]), host="anything").get("/health").status_code == 200
+    for anything in ("anything", ""):
+        assert web(serve(allowed_hosts=["*"]), host=anything).get("/health").status_code == 200
 
 
 def test_pages_from_elsewhere_change_nothing_and_read_nothing(serve):
@@ -713,21 +705,6 @@ def test_the_page_and_the_metrics_know_where_a_proxy_mounts_the_server(serve):
     counted = http.get("/metrics").text
     assert 'route="GET /health"' in counted
     assert "SECRET" not in counted
-
-
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("evil@localhost", 400),
-        ("localhost/x", 400),
-        ("localhost:abc", 400),
-        ("localhost.", 200),
-        ("LOCALHOST:80", 200),
-    ],
-)
-def test_odd_hosts(serve, host, status):
-    assert web(serve(), host=host).get("/health").status_code == status
-    assert web(serve(allowed_hosts=["*"]), host="").get("/health").status_code == 200
 
 
 def test_a_client_that_does_not_read_is_cut_off(listening):

@@ -11,7 +11,7 @@ from fastmem.serve.engine import EngineLimits
 from fastmem.serve.jobs import Job
 from fastmem.serve.limits import Limits
 from fastmem.serve.mailbox import Mailbox
-from serving import DOCUMENTS, QUESTION, ask, client, eventually, make_llm, web
+from serving import DOCUMENTS, QUESTION, ask, client, closing_apps, eventually, make_llm, web
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +29,8 @@ def app(llm):
 @pytest.fixture
 def serve(llm):
     """serve(**options): a further server, closed when the test ends."""
-    apps = []
-
-    def make(**options):
-        apps.append(create_app(llm, **options))
-        return apps[-1]
-
-    yield make
-    for one in apps:
-        one.state.service.engine.close(timeout_seconds=60)
+    with closing_apps(llm) as make:
+        yield make
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,11 @@ class MemoryFileError(FastMemError, OSError):
 
 
 class StorageError(FastMemError, OSError):
-    """A folder that memories are kept in is full, read-only, or in use by another server, or cannot be read now."""
+    """A folder that memories are kept in is full, read-only, or in use by another server."""
+
+
+class StorageReadError(StorageError):
+    """The file of a stored memory cannot be read now, for instance because too many files are open."""
 
 
 class MissingPackageError(FastMemError, ImportError):

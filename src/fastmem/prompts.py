@@ -125,9 +125,8 @@ def chat_ids_before(
     The count is 0 if the tokenizer does not report the offsets of its tokens.
     """
     ids, offsets = _chat_encoding(tokenizer, messages, options, offsets=tokenizer.is_fast)
-    position = rendered(tokenizer, list(messages), **(options or {})).rfind(
-        end.strip()
-    )  # the header of the answer could match, too
+    # Without the header of the answer, which could match, too.
+    position = rendered(tokenizer, list(messages), **(options or {})).rfind(end.strip())
     return ids, _ending_before(offsets, position)
 
 

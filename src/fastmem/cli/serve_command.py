@@ -89,14 +89,15 @@ def serve(
     from fastmem.serve.limits import Limits
     from fastmem.serve.logs import start_logging
     from fastmem.serve.store import Budget
-    from fastmem.serve.tenants import Keys, check_keys
+    from fastmem.serve.tenants import Keys, check_key
     from fastmem.serve.uvicorn_server import run
 
     keys = list(api_key or ())
     if not keys and "FASTMEM_API_KEY" in os.environ:  # set, but empty: an option of typer is then absent
         keys = [""]
-    check_keys(keys, admin_key)
-    Keys(keys, keys_file)
+    Keys(keys, keys_file)  # checked before a model is loaded
+    if admin_key is not None:
+        check_key("admin_key", admin_key)
     one_of(log_format, ("text", "json"), "log format", field="log_format")
     chosen = one_of(template or ("context" if model.model else "question"), ("context", "question"), "template")
     llm = model.load()

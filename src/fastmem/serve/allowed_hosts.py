@@ -58,4 +58,4 @@ def hostname(url: str) -> str | None:
 
 
 def _matches(host: str, accepted: str) -> bool:
-    return accepted in ("*", host) or (accepted.startswith("*.") and host.endswith(accepted[1:]))
+    return accepted == host or (accepted.startswith("*.") and host.endswith(accepted[1:]))

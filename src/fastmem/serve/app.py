@@ -25,7 +25,7 @@ from fastmem.serve.responses import model_object
 from fastmem.serve.schemas import Template
 from fastmem.serve.service import Service, service_of
 from fastmem.serve.store import Budget, Store
-from fastmem.serve.tenants import Keys, check_keys
+from fastmem.serve.tenants import Keys, check_key
 from fastmem.serve.text_thread import TextThread
 from fastmem.tiny.world import examples
 
@@ -74,7 +74,8 @@ def create_app(
     `InputError` for an empty key or a budget that is too small for one memory, `StorageError` for a folder that cannot
     be used.
     """
-    check_keys(api_keys, admin_key)
+    if admin_key is not None:
+        check_key("admin_key", admin_key)
     keys = Keys(api_keys, keys_file)
     metrics = Metrics()
     store = Store(llm, budget, folder)

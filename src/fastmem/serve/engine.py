@@ -18,7 +18,7 @@ from dataclasses import replace
 from fastmem.answer.cache import PrefixCache
 from fastmem.answer.running_batch import RunningBatch
 from fastmem.device_memory import explained_out_of_memory
-from fastmem.errors import FastMemError, StorageError
+from fastmem.errors import FastMemError, StorageError, StorageReadError
 from fastmem.model import FastMem
 from fastmem.serve.isolated_batch import IsolatedBatch
 from fastmem.serve.jobs import (
@@ -290,7 +290,7 @@ class Engine:
         if error is None:
             return
         for job in self._waiting_for(entry):
-            damaged = isinstance(error, FastMemError | OSError) and not isinstance(error, StorageError)
+            damaged = isinstance(error, FastMemError | OSError) and not isinstance(error, StorageReadError)
             if damaged and job.source is not None and job.source.tokens is not None:
                 self.store.release(entry)
                 job.entry = None

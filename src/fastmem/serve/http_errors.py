@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from fastmem.errors import FastMemError, InputError, MemoryFileError, ResourceError, StorageError
+from fastmem.errors import FastMemError, InputError, MemoryFileError, ResourceError, StorageError, StorageReadError
 from fastmem.serve.jobs import DrainingError, OverloadedError
 from fastmem.serve.logs import cause
 from fastmem.serve.responses import error_object
@@ -72,8 +72,8 @@ def error_response(error: Exception, request_id: str) -> JSONResponse:
         text = "the memory could not be read from the store: make it again with POST /v1/memories."
         return JSONResponse(error_object(text, "invalid_request_error", "model", "memory_damaged"), 404)
     if isinstance(error, StorageError):
-        full = "cannot be read" not in error.text
-        status, code = (507, "storage_full") if full else (503, "storage_unavailable")
+        unread = isinstance(error, StorageReadError)
+        status, code = (503, "storage_unavailable") if unread else (507, "storage_full")
         return JSONResponse(error_object(error.text, "server_error", code=code), status, {"retry-after": "30"})
     if isinstance(error, FastMemError):
         log.warning("a request failed: %s", cause(error), extra={"fields": {"request_id": request_id}})

@@ -22,6 +22,7 @@ _Salt = Annotated[str, Field(min_length=1, max_length=1024)]
 _Stop = Annotated[str, Field(max_length=256)]
 # The server's own limit is smaller, and says so.
 _Documents = Annotated[list["Document"], Field(max_length=1024, fail_fast=True)]
+_SomeDocuments = Annotated[_Documents, Field(min_length=1)]
 
 
 # Values of OpenAI's fields that ask for what happens anyway.
@@ -122,6 +123,9 @@ class Message(Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
+Messages = Annotated[list[Message], Field(min_length=1, max_length=1024, fail_fast=True)]
+
+
 class StreamOptions(Strict):
     """include_usage: end with a chunk that has the usage and no choices."""
 
@@ -209,7 +213,7 @@ class ResponseFormat(Strict):
 class ChatRequest(Generation):
     """`POST /v1/chat/completions`. Documents are put before the last message, which must be the user's."""
 
-    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=1024)
+    messages: Messages
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     response_format: ResponseFormat | None = None
@@ -244,7 +248,7 @@ class MemoryRequest(Strict):
     """`POST /v1/memories`: memorize documents in advance. name: what later requests give as `model`. stream: report
     every step as a server-sent event, and the memory as the last."""
 
-    documents: Annotated[list[Document], Field(fail_fast=True)] = Field(min_length=1, max_length=1024)
+    documents: _SomeDocuments
     name: str | None = Field(None, pattern=f"^{MEMORY_NAME}$")
     fastmem: FastMemOptions = FastMemOptions()
     cache_salt: _Salt | None = None
@@ -255,5 +259,5 @@ class MemoryRequest(Strict):
 class SurpriseRequest(Strict):
     """`POST /v1/memories/{id}/surprise`: the memory's documents, since the server does not store them."""
 
-    documents: Annotated[list[Document], Field(fail_fast=True)] = Field(min_length=1, max_length=1024)
+    documents: _SomeDocuments
     cache_salt: _Salt | None = None

@@ -43,11 +43,12 @@ class Service:
 
     def sender(self, request: Request) -> Tenant:
         """Who sent a request. Errors: `HttpRefusal` if a key is needed and the request has no accepted one."""
-        tenant = self.keys.tenant(bearer_key(request))
-        if tenant is None:
+        if not hasattr(request.state, "sender"):  # every request asks more than once
+            request.state.sender = self.keys.tenant(bearer_key(request))
+        if request.state.sender is None:
             text = "this server needs an API key: send it as 'Authorization: Bearer <key>'."
             raise HttpRefusal(401, text, code="invalid_api_key")
-        return tenant
+        return request.state.sender
 
     def authorize_administrator(self, request: Request) -> None:
         """Errors: `HttpRefusal` for everybody but an administrator, whose figures span all tenants."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fastmem.atomic_write import replacing
-from fastmem.errors import FastMemError, InputError, MemoryFileError, StorageError
+from fastmem.errors import FastMemError, InputError, MemoryFileError, StorageError, StorageReadError
 from fastmem.memory.memory import Memory
 from fastmem.model import FastMem
 from fastmem.serve.memory_budget import Budget, Entry, check_budget, evictions, memory_bytes
@@ -127,7 +127,7 @@ class Store:
     def load(self, entry: Entry) -> None:
         """Read a held entry from disk.
 
-        Errors: `FastMemError` for a damaged or missing file, whose entry is removed; `StorageError` for one that
+        Errors: `FastMemError` for a damaged or missing file, whose entry is removed; `StorageReadError` for one that
         cannot be read now, for instance because too many files are open.
         """
         try:
@@ -140,7 +140,7 @@ class Store:
             cause = error.__cause__ if isinstance(error, MemoryFileError) else error
             if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | FastMemError):
                 text = f"the memory cannot be read from the store now ({reason_of(error)}): ask again later."
-                raise StorageError(text) from error
+                raise StorageReadError(text) from error
             with self._lock:
                 self._forget(entry)
             raise

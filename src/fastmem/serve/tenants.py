@@ -61,7 +61,8 @@ class Keys:
     """
 
     def __init__(self, api_keys: Sequence[str] = (), file: Path | None = None):
-        check_keys(api_keys, None)
+        for key in api_keys:
+            check_key("api_key", key)
         self._given, self._file = tuple(api_keys), file
         self._modified, self._looked = 0.0, 0.0
         self._of_file: dict[str, Tenant] = {}
@@ -171,12 +172,11 @@ class QuotaError(InputError):
         self.retry_after_seconds = retry_after_seconds
 
 
-def check_keys(api_keys: Sequence[str], admin_key: str | None) -> None:
-    """Errors: `InputError` for an empty key, which would accept everybody."""
-    for name, keys in (("api_key", api_keys), ("admin_key", () if admin_key is None else (admin_key,))):
-        if any(not key.strip() for key in keys):
-            text = f"the {name.replace('_', ' ')} is empty, which would accept everybody: give a key, or leave it out."
-            raise InputError(text, field=name)
+def check_key(name: str, key: str) -> None:
+    """name: `api_key` or `admin_key`. Errors: `InputError` for an empty key, which would accept everybody."""
+    if not key.strip():
+        text = f"the {name.replace('_', ' ')} is empty, which would accept everybody: give a key, or leave it out."
+        raise InputError(text, field=name)
 
 
 def bearer_key(request: Request) -> str:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 
 from fastmem import prompts
-from fastmem.serve.schemas import Message, Strict
+from fastmem.serve.schemas import Messages, Strict
 from fastmem.serve.service import service_of
 
 router = APIRouter()
@@ -17,7 +17,7 @@ class TokenizeRequest(Strict):
 
     model: Annotated[str, Field(max_length=512)] | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1024, fail_fast=True)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool = True
 
     @model_validator(mode="after")
