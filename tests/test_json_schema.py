@@ -4,6 +4,7 @@ import json
 from typing import Literal
 
 import pytest
+from openai import BadRequestError
 from pydantic import BaseModel
 
 from command_line import Runner, refusal
@@ -126,4 +127,22 @@ def test_parse_of_the_client(llm: FastMem) -> None:
         assert ask(app, {"response_format": form}).status_code == 400
     large = {"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 40_000]}}}
     assert "32768 characters" in ask(app, {"response_format": large}).json()["error"]["message"]
+    app.state.service.engine.close(timeout_seconds=60)
+
+
+def test_the_responses_interface_follows_a_schema(llm: FastMem) -> None:
+    app = create_app(llm)
+    responses, extra = client(app).responses, {"documents": DOCUMENTS}
+    asked = {"model": "tiny", "input": QUESTION[0]["content"], "max_output_tokens": 60, "extra_body": extra}
+    found = responses.parse(**asked, text_format=Ferry)
+    assert isinstance(found.output_parsed, Ferry)
+    assert found.text.format.type == "json_schema"
+    assert found.text.format.schema_["properties"].keys() == {"pier", "open"}
+    with responses.stream(**asked, text_format=Ferry) as stream:
+        assert stream.get_final_response().output_parsed == found.output_parsed
+    plain = responses.create(**asked, text={"format": {"type": "json_object"}})
+    assert plain.output_text.startswith("{")
+    for form in ({"type": "json_schema"}, {"type": "xml"}, {"type": "text", "schema": {}}):
+        with pytest.raises(BadRequestError):
+            responses.create(**asked, text={"format": form})
     app.state.service.engine.close(timeout_seconds=60)

@@ -1,11 +1,14 @@
 """The page at /, clicked through in a headless Chromium, narrow and wide."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from browser import Browser, executable
-from fastmem import FastMem
+from fastmem import FastMem, Memory
 from fastmem.serve.app import create_app
-from serving import address_of, listening, make_llm
+from serving import address_of, eventually, listening, make_llm
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="needs a Chromium, which is absent (chromium)")
 
@@ -102,8 +105,70 @@ def test_tokens_are_read_by_keyboard_the_answer_is_marked_and_the_request_copied
     names = "[...document.querySelectorAll('#memories tr')].length"
     before = browser.evaluate(names)
     assert before >= 1
-    browser.click("#memories button")
+    browser.click("#memories tr:last-child button:last-child")
     browser.until(f"{names} === {before - 1}")
+
+
+def test_a_memory_is_named_used_without_its_document_and_downloaded(url, browser, tmp_path):
+    browser.open(f"{url}/")
+    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "downloads"))
+    browser.type("#document", DOCUMENT)
+    browser.type("#question", "When does the ferry leave?")
+    browser.evaluate("document.getElementById('name').value = 'ferry'")
+    browser.click("#ask")
+    browser.until("!document.getElementById('results').hidden")
+    browser.until("!!document.querySelector(\"#memories [aria-label='Use the memory ferry']\")")
+    browser.click("#memories [aria-label='Use the memory ferry']")
+    assert text_of(browser, "used-name") == "ferry"
+    browser.evaluate("document.getElementById('document').value = ''")
+    browser.click("#ask")
+    browser.until("document.getElementById('title-memory').textContent === 'With the memory ferry'")
+    browser.until("!document.getElementById('results').hidden || document.getElementById('problem').textContent")
+    assert text_of(browser, "problem") == ""
+    assert '"model": "ferry"' in text_of(browser, "code")
+    assert browser.evaluate("document.getElementById('document-view').parentElement.hidden")
+    browser.click("#memories [aria-label='Download the memory ferry']")
+    file = tmp_path / "downloads" / "ferry.safetensors"
+    eventually(file.exists)
+    assert Memory.load(file).base.family == "llama"
+    browser.click("#memories [aria-label='Delete the memory ferry']")
+    browser.until("document.getElementById('used').hidden")
+
+
+def test_the_page_says_what_changed(url, browser):
+    browser.open(f"{url}/")
+    for base, memory, text in (("Nine.", "nine", "same"), ("At ten.", "Nine.", "which the document does not say"),
+                               ("Nine", "ten", "The answers differ.")):  # fmt: skip
+        browser.evaluate(
+            f"document.getElementById('answer-base').textContent = 'The answer is: {base}';"
+            f"document.getElementById('answer-memory').textContent = 'The answer is: {memory}';"
+            f"showVerdict({json.dumps(DOCUMENT)})"
+        )
+        assert text in text_of(browser, "verdict")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 3840])
+def test_everybody_can_read_it(url, tmp_path, width, dark):
+    """Whatever axe-core finds automatically of WCAG 2.1 A and AA; nothing sticks out sideways."""
+    package = pytest.importorskip("axe_core_python", reason="needs fastmem[test]")
+    script = (Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    browser = Browser(tmp_path, width=width, height=900, dark=dark)
+    try:
+        browser.open(f"{url}/")
+        browser.type("#document", DOCUMENT)
+        browser.type("#question", "When does the ferry leave?")
+        browser.click("#ask")
+        browser.until("!document.getElementById('results').hidden")
+        for side in ("before", "after", "change"):
+            browser.click(f"input[value={side}]")
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+            browser.evaluate(script + ";1")
+            rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
+            found = browser.evaluate(f"axe.run({{runOnly: {rules}}}).then(r => JSON.stringify(r.violations))")
+            assert json.loads(found) == []
+    finally:
+        browser.close()
 
 
 def test_the_tokens_of_a_document_are_counted_while_it_is_typed(url, browser):

@@ -12,6 +12,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from openai import BadRequestError
@@ -19,7 +20,7 @@ from starlette.testclient import TestClient
 
 import serving
 from command_line import Runner
-from fastmem import FastMem
+from fastmem import FastMem, Memory
 from fastmem.errors import InputError, StorageError
 from fastmem.serve import store as store_module
 from fastmem.serve.app import PAGE_FILES, create_app
@@ -736,6 +737,37 @@ def test_a_memory_reports_every_step_while_it_is_made(serve):
     assert [one["name"] for one in http.get("/v1/memories").json()["data"]] == ["ferry"]
     again, _ = events_of(http.post("/v1/memories", json=body))
     assert again == [memory], "it exists"
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_memory_is_downloaded_as_the_file_that_memorize_writes(serve, llm, tmp_path, stored):
+    app = serve(folder=tmp_path / "store" if stored else None)
+    made = web(app).post("/v1/memories", json={"documents": DOCUMENTS, "name": "ferry"}).json()
+    for reference in ("ferry", made["id"]):
+        found = web(app).get(f"/v1/memories/{reference}/content")
+        assert found.status_code == 200
+        assert int(found.headers["content-length"]) == len(found.content)
+        assert found.headers["content-disposition"] == 'attachment; filename="ferry.safetensors"'
+    (tmp_path / "ferry.safetensors").write_bytes(found.content)
+    memory = Memory.load(tmp_path / "ferry.safetensors", model=llm)
+    served = ask(app, {"model": "ferry", "max_tokens": 8}).json()["choices"][0]["message"]["content"]
+    assert llm.generate(QUESTION, memory, "fastmem", max_new_tokens=8).text == served
+    assert web(app, authorization="Bearer other").get("/v1/memories/ferry/content").status_code == 404
+    assert web(app).delete("/v1/memories/ferry").status_code == 200
+    assert web(app).get("/v1/memories/ferry/content").status_code == 404
+
+
+def test_a_download_that_is_not_possible_now_is_refused(serve, tmp_path, monkeypatch):
+    app = serve(folder=tmp_path / "store")
+    made = web(app).post("/v1/memories", json={"documents": DOCUMENTS}).json()["id"]
+
+    def none_left(*arguments, **options):
+        raise OSError(errno.EMFILE, "Too many open files", str(tmp_path))
+
+    monkeypatch.setattr(Path, "open", none_left)
+    refused = web(app).get(f"/v1/memories/{made}/content")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_unavailable")
+    assert str(tmp_path) not in refused.text
 
 
 def test_an_error_while_it_is_made_is_an_event_and_frees_the_name(serve, monkeypatch):

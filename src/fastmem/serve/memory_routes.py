@@ -1,13 +1,15 @@
-"""`/v1/memories`: make, list, show and delete memories, and compare surprisals before and after memorizing.
+"""`/v1/memories`: make, list, show, download and delete memories, and compare surprisals before and after memorizing.
 
 For GET and DELETE the salt is a query parameter, `?cache_salt=...`.
 """
 
-from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from fastmem.errors import FastMemError, InputError
 from fastmem.serve.completion_routes import EventStream
@@ -24,6 +26,7 @@ from fastmem.surprisal_report import surprisal_report
 
 router = APIRouter(prefix="/v1/memories")
 Limit = Annotated[int, Query(ge=1, le=1000)]
+DOWNLOADED_AT_ONCE = 2**20
 
 
 def page_of(entries: list[Entry], limit: int, after: str | None) -> tuple[list[Entry], bool]:
@@ -132,6 +135,25 @@ async def show_memory(reference: str, request: Request, cache_salt: str | None =
     """One memory, by id or name."""
     service = service_of(request)
     return memory_object(service.memory(service.tenant(request, cache_salt), reference).record, service.name)
+
+
+@router.get("/{reference}/content")
+async def download_memory(reference: str, request: Request, cache_salt: str | None = None) -> Response:
+    """The memory as a file, which `Memory.load` and `fastmem ask --memory` read."""
+    service = service_of(request)
+    entry = service.memory(service.tenant(request, cache_salt), reference)
+    file = await run_in_threadpool(service.store.opened_file, entry)
+    headers = {
+        "content-length": str(os.fstat(file.fileno()).st_size),
+        "content-disposition": f'attachment; filename="{entry.record["name"] or entry.source.key}.safetensors"',
+    }
+    return StreamingResponse(_chunks(file), media_type="application/octet-stream", headers=headers)
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(DOWNLOADED_AT_ONCE):
+            yield chunk
 
 
 @router.delete("/{reference}")

@@ -1,14 +1,14 @@
 "use strict";
 const $ = id => document.getElementById(id);
-let model = null, tokens = [];
+let model = null, tokens = [], used = null;  // used: the stored memory that answers, chosen in the list
 
 function headers() {
   const key = $("key").value.trim();
   return { "content-type": "application/json", ...(key ? { authorization: "Bearer " + key } : {}) };
 }
 
-async function call(path, body, signal) {
-  const found = await fetch(path.slice(1), { method: body ? "POST" : "GET", headers: headers(), body: body && JSON.stringify(body), signal });
+async function call(path, body, signal, method) {
+  const found = await fetch(path.slice(1), { method: method || (body ? "POST" : "GET"), headers: headers(), body: body && JSON.stringify(body), signal });
   if (found.ok) return found;
   if (found.status === 401) $("key-field").hidden = false;
   const text = await found.text();
@@ -57,9 +57,14 @@ async function answer(side, body, signal) {
 const seconds = s => s < 1 ? Math.round(s * 1000) + " ms" : s.toFixed(2) + " s";
 const mega = b => b >= 1e6 ? (b / 1e6).toFixed(1) + " MB" : (b / 1e3).toFixed(0) + " kB";
 
+const nameOf = memory => memory.name || memory.id;
+
+// An answer without the words around it.
+const plain = answer => answer.replace(/^.*the answer is:\s*/is, "").replace(/[.\s]+$/, "");
+
 // The characters of the document that the answer repeats: [start, end) of every occurrence.
 function sourceSpans(text, answer) {
-  const wanted = answer.replace(/^.*the answer is:\s*/is, "").replace(/[.\s]+$/, "").toLowerCase(), spans = [];
+  const wanted = plain(answer).toLowerCase(), spans = [];
   for (let at = text.toLowerCase().indexOf(wanted); wanted && at >= 0; at = text.toLowerCase().indexOf(wanted, at + 1)) {
     spans.push([at, at + wanted.length]);
   }
@@ -77,8 +82,8 @@ function showTokens() {
     const span = document.createElement("span"), value = side === "change" ? Math.max(0, t.before - t.after) : t[side];
     const start = at, end = at += t.text.length;
     span.textContent = t.text;
-    span.style.background = "rgba(var(--" + (side === "change" ? "cool" : "warm") + "), "
-      + (0.75 * Math.min(value / most, 1)).toFixed(3) + ")";
+    span.style.background = "rgba(var(--" + (side === "change" ? "cool" : "warm") + "), calc(var(--strength) * "
+      + Math.min(value / most, 1).toFixed(3) + "))";
     span.className = spans.some(([from, to]) => start < to && end > from && t.text.trim()) ? "source" : "";
     span.tabIndex = i ? -1 : 0;
     span.setAttribute("role", "option");
@@ -104,17 +109,18 @@ function moveToken(event) {
 
 function showCurve(trace) {
   if (!trace.length) { $("curve").textContent = "no steps"; return; }
-  const w = Math.max($("curve").clientWidth, 240), h = Math.round(120 + w / 7), left = 38, bottom = 24, top = 10, right = 12;
+  const em = parseFloat(getComputedStyle($("curve")).fontSize) / 16, w = Math.max($("curve").clientWidth, 240);
+  const h = Math.round(120 * em + w / 7), left = 38 * em, bottom = 24 * em, top = 10, right = 12 * em;
   const most = Math.max(...trace.map(s => s.loss)) * 1.05, last = Math.max(trace.length - 1, 1);
   const x = i => left + (w - left - right) * i / last, y = v => top + (h - top - bottom) * (1 - v / most);
   const path = key => trace.map((s, i) => (i ? "L" : "M") + x(i).toFixed(1) + " " + y(s[key]).toFixed(1)).join("");
   const ticks = [0, most / 2, most].map(v => `<line x1="${left}" x2="${w - right}" y1="${y(v)}" y2="${y(v)}" stroke="var(--line)"/>`
-    + `<text x="${left - 6}" y="${y(v) + 4}" text-anchor="end">${v.toFixed(1)}</text>`).join("");
+    + `<text x="${left - 6}" y="${y(v) + 4 * em}" text-anchor="end">${v.toFixed(1)}</text>`).join("");
   $("curve").innerHTML = `<svg viewBox="0 0 ${w} ${h}" role="img" aria-label="loss from ${trace[0].loss.toFixed(2)} to `
     + `${trace.at(-1).loss.toFixed(2)}">${ticks}<path d="${path("kl")}" fill="none" stroke="var(--base)" stroke-width="1.5" `
     + `stroke-dasharray="4 3"/><path d="${path("loss")}" fill="none" stroke="var(--accent)" stroke-width="2.5"/>`
-    + `<text x="${left}" y="${h - 5}">step 0</text><text x="${w - right}" y="${h - 5}" text-anchor="end">${trace.length - 1}</text>`
-    + `<text x="${(w + left) / 2}" y="${h - 5}" text-anchor="middle">loss \u2014   KL to the base model - -</text></svg>`;
+    + `<text x="${left}" y="${h - 5 * em}">step 0</text><text x="${w - right}" y="${h - 5 * em}" text-anchor="end">${trace.length - 1}</text>`
+    + `<text x="${(w + left) / 2}" y="${h - 5 * em}" text-anchor="middle">loss \u2014   KL to the base model - -</text></svg>`;
 }
 
 function showCosts(memory, base, tuned, making) {
@@ -126,18 +132,18 @@ function showCosts(memory, base, tuned, making) {
     ["memory", "", memory ? mega(memory.bytes) : "none"]];
   $("costs").replaceChildren(...rows.map((cells, i) => {
     const row = document.createElement("tr");
-    row.append(...cells.map(cell => Object.assign(document.createElement(i ? "td" : "th"), { textContent: cell })));
+    row.append(...cells.map(cell => Object.assign(document.createElement(i || !cell ? "td" : "th"), { textContent: cell })));
     return row;
   }));
 }
 
 // Makes the memory of the documents, with a line for every step; returns it.
-async function memorize(documents, recipe, signal) {
+async function memorize(documents, recipe, name, signal) {
   $("making").hidden = false;
   $("progress-note").textContent = "waiting";
   $("progress").removeAttribute("value");
   try {
-    const found = await call("/v1/memories", { documents, fastmem: { recipe }, stream: true }, signal);
+    const found = await call("/v1/memories", { documents, name: name || null, fastmem: { recipe }, stream: true }, signal);
     let memory = null;
     await readEvents(found, one => {
       if (one.error) throw new Error(one.error.message);
@@ -161,26 +167,40 @@ function wantedRecipe() {
 }
 
 async function ask(signal) {
-  const recipe = wantedRecipe();
+  const recipe = wantedRecipe(), text = $("document").value.trim(), method = $("method").value;
   await fetchModel();
-  const documents = [{ text: $("document").value.trim() }], method = $("method").value;
-  const body = { model, documents, messages: [{ role: "user", content: $("question").value.trim() }], max_tokens: 100 };
-  for (const side of ["base", "memory"]) { $("answer-" + side).textContent = ""; $("note-" + side).textContent = ""; }
-  const memorized = method.startsWith("fastmem");
-  $("title-memory").textContent = memorized ? "With the document memorized" : "With " + method;
+  const documents = text ? [{ text }] : [], messages = [{ role: "user", content: $("question").value.trim() }];
+  const body = { model, documents, messages, max_tokens: 100 }, memorized = method.startsWith("fastmem");
+  for (const name of ["answer-base", "answer-memory", "note-base", "note-memory", "verdict"]) $(name).textContent = "";
+  $("title-memory").textContent = !memorized ? "With " + method : used ? "With the memory " + nameOf(used) : "With the document memorized";
   $("results").hidden = true;
   const base = answer("base", { ...body, fastmem: { method: "base" } }, signal);
   base.catch(() => {});
-  const began = performance.now(), memory = memorized ? await memorize(documents, recipe, signal) : null;
-  const making = memory && (performance.now() - began) / 1000;
-  const wanted = { ...body, fastmem: memorized ? { method, recipe } : { method } };
+  const began = performance.now(), makes = memorized && !used;
+  const memory = makes ? await memorize(documents, recipe, $("name").value.trim(), signal) : memorized ? used : null;
+  const making = makes ? (performance.now() - began) / 1000 : null;
+  const wanted = makes ? { ...body, fastmem: { method, recipe } }
+    : { ...body, model: memory ? nameOf(memory) : model, fastmem: { method } };
   const [one, other] = await Promise.all([base, answer("memory", wanted, signal)]);
-  if (memory) tokens = (await (await call("/v1/memories/" + memory.id + "/surprise", { documents }, signal)).json()).tokens;
-  $("document-view").parentElement.hidden = $("curve").parentElement.hidden = !memory;
+  tokens = makes ? (await (await call("/v1/memories/" + memory.id + "/surprise", { documents }, signal)).json()).tokens : [];
+  $("document-view").parentElement.hidden = !makes;
+  $("curve").parentElement.hidden = !memory;
   $("results").hidden = false;
+  showVerdict(text);
   showCosts(memory, one, other, making);
   showCode(wanted);
-  if (memory) { showTokens(); showCurve(memory.trace); await showMemories(); }
+  if (makes) { showTokens(); await showMemories(); }
+  if (memory) showCurve(memory.trace);
+}
+
+// What the two answers say about the document, in a sentence.
+function showVerdict(text) {
+  const [base, tuned] = ["base", "memory"].map(side => plain($("answer-" + side).textContent));
+  const inDocument = answer => sourceSpans(text, answer).length > 0;
+  $("verdict").textContent = base.toLowerCase() === tuned.toLowerCase() ? "Both answers are the same."
+    : inDocument(tuned) && !inDocument(base) ? "The model alone answers \u201c" + base + "\u201d, which the document does not say. "
+      + "Now it answers \u201c" + tuned + "\u201d, as the document does."
+    : "The answers differ.";
 }
 
 let code = {};
@@ -204,32 +224,56 @@ async function copy(event) {
 }
 
 async function showMemories() {
-  const found = await (await call("/v1/memories?limit=50")).json(), rows = found.data.map(memory => {
-    const row = document.createElement("tr"), remove = document.createElement("button"), name = memory.name || memory.id;
-    const titles = memory.titles.filter(Boolean).join(", ");
-    for (const text of [name, titles, memory.document_tokens + " tokens", mega(memory.bytes)]) {
-      row.append(Object.assign(document.createElement("td"), { textContent: text }));
-    }
-    Object.assign(remove, { type: "button", className: "plain", textContent: "Delete" });
-    remove.setAttribute("aria-label", "delete the memory " + name);
-    remove.addEventListener("click", async () => {
-      await fetch("v1/memories/" + memory.id, { method: "DELETE", headers: headers() });
-      await showMemories();
-    });
-    row.append(document.createElement("td"));
-    row.lastChild.append(remove);
-    return row;
-  });
-  $("memories").replaceChildren(...rows);
-  $("memories-note").textContent = rows.length ? rows.length + (found.has_more ? " and more" : "") : "none yet";
+  const found = await (await call("/v1/memories?limit=50")).json();
+  $("memories").replaceChildren(...found.data.map(memoryRow));
+  const count = found.data.length;
+  $("memories-note").textContent = count ? count + (found.has_more ? " and more" : "") : "none yet";
+}
+
+function memoryRow(memory) {
+  const row = document.createElement("tr"), actions = document.createElement("td");
+  for (const text of [nameOf(memory), memory.titles.filter(Boolean).join(", "), memory.document_tokens + " tokens", mega(memory.bytes)]) {
+    row.append(Object.assign(document.createElement("td"), { textContent: text }));
+  }
+  for (const [label, act] of [["Use", use], ["Download", download], ["Delete", remove]]) {
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "plain", textContent: label });
+    button.setAttribute("aria-label", label + " the memory " + nameOf(memory));
+    button.addEventListener("click", () => Promise.resolve(act(memory)).catch(error => { $("problem").textContent = error.message; }));
+    actions.append(button, " ");
+  }
+  row.append(actions);
+  return row;
+}
+
+// Answer with a stored memory from now on; null: with the memory of the document again.
+function use(memory) {
+  used = memory;
+  $("used").hidden = !memory;
+  $("document").required = !memory;
+  $("used-name").textContent = memory ? nameOf(memory) : "";
+  if (memory) $("question").focus();
+}
+
+async function download(memory) {
+  const file = await (await call("/v1/memories/" + memory.id + "/content")).blob();
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(file), download: nameOf(memory) + ".safetensors" });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
+async function remove(memory) {
+  await call("/v1/memories/" + memory.id, null, null, "DELETE");
+  if (used && used.id === memory.id) use(null);
+  await showMemories();
 }
 
 async function showExamples() {
   const found = await (await fetch("examples")).json();
   $("embedded").hidden = !found.length;
-  $("examples").replaceChildren(...found.map((one, i) => {
-    const button = Object.assign(document.createElement("button"), { type: "button", className: "plain", textContent: "Example " + (i + 1) });
+  $("examples").replaceChildren(...found.map(one => {
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "plain", textContent: one.question });
     button.addEventListener("click", () => {
+      use(null);
       $("document").value = one.document;
       $("question").value = one.question;
       countTokens();
@@ -267,6 +311,7 @@ $("form").addEventListener("submit", async event => {
   $("ask").disabled = false;
 });
 $("cancel").addEventListener("click", () => running.abort());
+$("unused").addEventListener("click", () => use(null));
 $("document-view").addEventListener("keydown", moveToken);
 for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", copy);
 for (const radio of document.querySelectorAll("input[name=side]")) radio.addEventListener("change", showTokens);

@@ -20,7 +20,7 @@ from fastmem.serve.http_errors import error_response
 from fastmem.serve.jobs import AnswerFinished, JobFailed
 from fastmem.serve.mailbox import Mailbox
 from fastmem.serve.responses import CommonFields, costs
-from fastmem.serve.schemas import ChatRequest, Generation, Message, Strict
+from fastmem.serve.schemas import ChatRequest, Generation, JsonSchema, Message, ResponseFormat, Strict
 from fastmem.serve.service import Service, service_of
 
 router = APIRouter(prefix="/v1")
@@ -49,10 +49,31 @@ class InputMessage(Strict):
         return Message(role=self.role, content=text)
 
 
-class TextFormat(Strict):
-    """Only plain text."""
+class PlainFormat(Strict):
+    """Text without a form, or any JSON object."""
 
-    format: dict[Literal["type"], Literal["text"]] | None = None
+    type: Literal["text", "json_object"]
+
+    def as_chat(self) -> ResponseFormat | None:
+        """The same as a format of a chat."""
+        return ResponseFormat(type="json_object") if self.type == "json_object" else None
+
+
+class SchemaFormat(JsonSchema):
+    """JSON that follows a schema."""
+
+    type: Literal["json_schema"]
+
+    def as_chat(self) -> ResponseFormat:
+        """The same as a format of a chat."""
+        fields = self.model_dump(by_alias=True, exclude={"type"})
+        return ResponseFormat(type=self.type, json_schema=JsonSchema(**fields))
+
+
+class TextOptions(Strict):
+    """The form of the answer."""
+
+    format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] = PlainFormat(type="text")
 
 
 class ResponsesRequest(Generation):
@@ -61,7 +82,7 @@ class ResponsesRequest(Generation):
     input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=1024, fail_fast=True)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
-    text: TextFormat | None = None
+    text: TextOptions = TextOptions()
     truncation: Literal["disabled"] = "disabled"
 
     def as_chat(self) -> ChatRequest:
@@ -71,7 +92,8 @@ class ResponsesRequest(Generation):
         if self.instructions is not None:
             turns.insert(0, Message(role="system", content=self.instructions))
         shared = {name: getattr(self, name) for name in self.model_fields_set & Generation.model_fields.keys()}
-        return ChatRequest.model_validate(shared | {"messages": turns, "max_tokens": self.max_output_tokens})
+        own = {"max_tokens": self.max_output_tokens, "response_format": self.text.format.as_chat()}
+        return ChatRequest.model_validate(shared | {"messages": turns} | own)
 
 
 @router.post("/responses")
@@ -161,7 +183,7 @@ def _response(common: CommonFields, body: ResponsesRequest, end: AnswerFinished 
         "previous_response_id": None,
         "store": False,
         "temperature": body.sampling()["temperature"],
-        "text": {"format": {"type": "text"}},
+        "text": body.text.model_dump(by_alias=True, exclude_none=True),
         "tool_choice": "none",
         "tools": [],
         "top_p": body.top_p,

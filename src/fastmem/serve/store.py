@@ -11,6 +11,8 @@ Threads: methods that change entries take one lock; `save` and `load` write and 
 import threading
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -146,6 +148,24 @@ class Store:
             raise
         finally:
             entry.loading = False
+
+    def opened_file(self, entry: Entry) -> BinaryIO:
+        """The memory's file, open for reading; a temporary one if the memory is in RAM only.
+
+        Errors: `StorageReadError` if that is not possible now; `InputError` for a memory that is gone.
+        """
+        memory, path = entry.memory, entry.path
+        try:
+            if path is not None:
+                return path.open("rb")
+            if memory is None:
+                raise InputError(f"memory {entry.source.key} does not exist any more: make it again.")
+            with TemporaryDirectory() as folder:  # the open file outlives it
+                memory.save(path := Path(folder) / "memory.safetensors")
+                return path.open("rb")
+        except (OSError, MemoryFileError) as error:
+            text = f"the memory cannot be read now ({reason_of(error)}): ask again later."
+            raise StorageReadError(text) from error
 
     def find(self, tenant: str, reference: str) -> Entry | None:
         """A made memory of this tenant by id or name."""
