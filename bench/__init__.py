@@ -6,6 +6,10 @@
     python -m bench.batch           many documents, many memories, and a second question about the same document
     python -m bench.gpu             all of it at the shape of Llama-3-8B, on a GPU
     python -m bench.charts          the charts of docs/performance.md
+    python -m bench.serving         50 clients of a server, their answers compared with those computed without one
+    python -m bench.serving_attacked  the same beside two clients that attack
+    python -m bench.serving_health  how long /health takes meanwhile
+    python -m bench.serving_memories  a server with 5,000 memories
 
 Every program prints a table for people and one JSON document on the last line. Models are random: time depends on the
 shape. `--shape` takes a name of `SHAPES`; `embedded` finishes in seconds everywhere.

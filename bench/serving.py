@@ -1,8 +1,8 @@
 """What the server does under load, and after it is killed: every answer against the one computed without a server.
 
-    python bench/serving.py base            the same load on the untouched model alone
-    python bench/serving.py mixed           methods mixed, the store's budget holding 5 of the 20 documents
-    python bench/serving.py kills           the same, the server killed (kill -9) and restarted twice
+    python -m bench.serving base            the same load on the untouched model alone
+    python -m bench.serving mixed           methods mixed, the store's budget holding 5 of the 20 documents
+    python -m bench.serving kills           the same, the server killed (kill -9) and restarted twice
 
 50 clients in a closed loop, without pauses: each asks one of two questions about one of 20 documents of the embedded
 world, with a method drawn at random, half of them streaming; one in ten leaves before the end. Greedy, so that an
@@ -17,20 +17,20 @@ import argparse
 import asyncio
 import json
 import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx2
 import psutil
 
+from bench.serving_clients import KEY, MAX_TOKENS, Question, Tally, client, digest
+from bench.serving_process import Server
 from fastmem import FastMem, Memory
 from fastmem.tiny.world import examples
-from serving_clients import KEY, MAX_TOKENS, Question, Tally, client, digest
 
 METHODS = {
     "base": ("base",),
@@ -83,50 +83,11 @@ def expected(llm: FastMem, questions: list[Question], kept: Path | None) -> dict
     return right
 
 
-class Server:
-    """`fastmem serve` as a process of its own."""
-
-    def __init__(self, model: str | None, folder: Path, memory_bytes: int, rows: int):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.command = [sys.executable, "-m", "fastmem.cli", "serve", "--port", str(self.port), "--store", str(folder)]
-        self.command += ["--ram-bytes", str(5 * memory_bytes), "--device-bytes", str(5 * memory_bytes)]
-        self.command += ["--template", "question", "--name", "bench", "--prefix-bytes", str(64 * 2**20)]
-        self.command += ["--rows", str(rows)] + (["--model", model] if model else [])
-        self.start()
-
-    def start(self) -> None:
-        """Start and wait until it answers."""
-        # One thread in the model: at 256 wide a second one costs more than it saves, and the clients need a core too.
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            self.command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        while True:
-            try:
-                if httpx2.get(f"{self.url}/health", timeout=5).status_code == 200:
-                    return
-            except httpx2.TransportError:
-                time.sleep(0.05)
-            if self.process.poll() is not None:
-                raise SystemExit("the server ended at its start")
-
-    def kill(self) -> None:
-        """kill -9."""
-        self.process.kill()
-        self.process.wait()
-
-    def rss_mb(self) -> float:
-        """Resident memory, in units of 10^6 bytes."""
-        return psutil.Process(self.process.pid).memory_info().rss / 1e6
-
-    def listed(self) -> set[str]:
-        """Ids of the stored memories."""
-        headers = {"authorization": f"Bearer {KEY}"}
-        found = httpx2.get(f"{self.url}/v1/memories", headers=headers, timeout=60).json()["data"]
-        return {memory["id"] for memory in found}
+def server_of(model: str | None, folder: Path, memory_bytes: int, rows: int, further: Sequence[str] = ()) -> Server:
+    """A server with room for 5 memories. further: options of the command line."""
+    options = ["--ram-bytes", str(5 * memory_bytes), "--device-bytes", str(5 * memory_bytes), "--rows", str(rows)]
+    options += ["--template", "question", "--name", "bench", "--prefix-bytes", str(64 * 2**20)]
+    return Server([*options, *further, *(["--model", model] if model else [])], folder)
 
 
 async def watch(server: Server, tally: Tally, started: float, until: float) -> None:
@@ -141,11 +102,11 @@ async def kill_twice(server: Server, started: float, seconds: float, checks: lis
     """kill -9 after a third and after two thirds; what was stored before must be there after, and whole."""
     for third in (1, 2):
         await asyncio.sleep(max(started + seconds * third / 3 - time.monotonic(), 0))
-        before = await asyncio.to_thread(server.listed)
+        before = await asyncio.to_thread(server.listed, KEY)
         server.kill()
         restart = time.monotonic()
         await asyncio.to_thread(server.start)
-        after = await asyncio.to_thread(server.listed)
+        after = await asyncio.to_thread(server.listed, KEY)
         checks.append({"before": len(before), "missing": len(before - after), "down_s": time.monotonic() - restart})
 
 
@@ -197,7 +158,7 @@ def main() -> None:
     memory_bytes = llm.memorize(questions[0].document).size_bytes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        server = Server(options.model, folder, memory_bytes, options.rows)
+        server = server_of(options.model, folder, memory_bytes, options.rows)
         try:
             say(f"{options.clients} clients for {options.seconds:g} s ...")
             running = load(server, questions, right, options.clients, options.seconds, options.phase == "kills")
@@ -212,8 +173,7 @@ def main() -> None:
             )
             memorize_seconds = metric(server, "fastmem_memorize_seconds_sum") / max(memorized, 1)
         finally:
-            server.process.terminate()
-            server.process.wait()
+            server.stop()
         good, stored = verified(folder, llm)
     after_a_minute = [(at, rss) for at, rss in tally.rss_mb if at >= min(60, options.seconds / 2)]
     result = {

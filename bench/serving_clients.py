@@ -54,6 +54,19 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def body_of(one: Question, stream: bool) -> dict:
+    """The body of a chat request."""
+    body = {
+        "model": "bench",
+        "messages": [{"role": "user", "content": one.question}],
+        "documents": [{"text": one.document}],
+        "max_tokens": MAX_TOKENS,
+        "stream": stream,
+        "fastmem": {"method": one.method},
+    }
+    return body | ({"stream_options": {"include_usage": True}} if stream else {})
+
+
 async def client(
     number: int, url: str, questions: list[Question], right: dict[Question, str], tally: Tally, until: float
 ) -> None:
@@ -64,15 +77,7 @@ async def client(
         while time.monotonic() < until:
             one = draw.choice(questions)
             stream, leave = draw.random() < 0.5, draw.random() < 0.1
-            body = {
-                "model": "bench",
-                "messages": [{"role": "user", "content": one.question}],
-                "documents": [{"text": one.document}],
-                "max_tokens": MAX_TOKENS,
-                "stream": stream or leave,
-                "fastmem": {"method": one.method},
-            }
-            body |= {"stream_options": {"include_usage": True}} if body["stream"] else {}
+            body = body_of(one, stream or leave)
             try:
                 await ask(http, body, one, right[one], leave, tally)
             except httpx2.TransportError:  # counted; only the runs with kills may have any
@@ -80,9 +85,17 @@ async def client(
                 await asyncio.sleep(0.2)
 
 
-async def ask(http: httpx2.AsyncClient, body: dict, one: Question, expected: str, leave: bool, tally: Tally) -> None:
-    """One request, checked and counted."""
-    started, first, texts, usage = time.perf_counter(), None, [], None
+async def ask(
+    http: httpx2.AsyncClient,
+    body: dict,
+    one: Question,
+    expected: str,
+    leave: bool,
+    tally: Tally,
+    due: float | None = None,
+) -> None:
+    """One request, checked and counted. due: from when its times count, on the clock `perf_counter`; None: now."""
+    started, first, texts, usage = time.perf_counter() if due is None else due, None, [], None
     if body["stream"]:
         async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
             tally.statuses[answer.status_code] += 1

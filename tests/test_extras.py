@@ -64,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_extras_name_every_optional_package() -> None:
-    assert {*EXTRAS, "all", "test", "test-quantized", "test-frameworks", "quality", "dev"} == PROJECT[
+    assert {*EXTRAS, "all", "test", "test-quantized", "test-frameworks", "test-fuzz", "quality", "dev"} == PROJECT[
         "optional-dependencies"
     ].keys()
     assert PROJECT["optional-dependencies"]["all"] == [f"fastmem[{','.join(EXTRAS)}]"]

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,15 @@ def _checked(record: dict[str, Any], key: str) -> MemorySource:
     if not isinstance(record["bytes"], int) or not {"tokenizer", "stopped"} <= record.keys():
         raise InputError("the record is not complete.")
     account = str(record.get("account", ""))
-    return MemorySource(key, record["tenant"], Recipe(**record["recipe"]), name=name, about=about, account=account)
+    recipe = _recipe(json.dumps(record["recipe"]))
+    return MemorySource(key, record["tenant"], recipe, name=name, about=about, account=account)
+
+
+@lru_cache(maxsize=256)
+def _recipe(fields: str) -> Recipe:
+    """The recipe of these fields, as JSON. Kept, since most memories of a store have the same one, and to check it
+    takes as long as to read the rest of a record."""
+    return Recipe(**json.loads(fields))
 
 
 def _set_aside(path: Path, error: Exception) -> None:

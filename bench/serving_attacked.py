@@ -1,0 +1,160 @@
+"""What 50 clients of a server notice of two that attack it all the while.
+
+    python -m bench.serving_attacked --seconds 300 --pairs 3 --rate 8
+
+Runs without and with the attackers of `serving_attackers.py` alternate, each with a server of its own. The clients ask
+as those of `serving.py`, at a fixed rate, whatever the server does: their times count from when a question was due.
+Every complete answer is compared with the one computed without a server. With the rights to mount one, the store lies
+on a small disk of its own that the attackers fill for a fifth of the time. Human-readable lines go to standard error;
+the last line of standard output is one JSON object.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+
+from bench.serving import METHODS, expected, percentile, pool, say, server_of
+from bench.serving_clients import KEY, Question, Tally, ask, body_of
+from bench.serving_health import attackers
+from bench.serving_process import Server
+from fastmem import FastMem
+
+DISK_BYTES = 400_000_000
+
+
+@contextmanager
+def small_disk() -> Iterator[tuple[Path, bool]]:
+    """(a folder for the store, whether it is a small disk of its own)."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder]
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        try:
+            yield Path(folder), mounted
+        finally:
+            if mounted:
+                subprocess.run(["umount", folder], check=True)
+
+
+async def client(
+    number: int,
+    clients: int,
+    http: httpx2.AsyncClient,
+    right: dict[Question, str],
+    tally: Tally,
+    seconds: float,
+    rate: float,
+) -> None:
+    """One client: a question every `clients` / `rate` seconds, also if the one before is not answered yet."""
+    draw, questions, started = random.Random(number), list(right), time.perf_counter()
+    running = []
+    for turn in range(int(seconds * rate / clients)):
+        due = started + (number + turn * clients) / rate
+        await asyncio.sleep(max(due - time.perf_counter(), 0))
+        one, stream = draw.choice(questions), draw.random() < 0.5
+        running.append(asyncio.create_task(answered(http, body_of(one, stream), one, right[one], tally, due)))
+    await asyncio.gather(*running)
+
+
+async def answered(
+    http: httpx2.AsyncClient, body: dict, one: Question, expected: str, tally: Tally, due: float
+) -> None:
+    """One question; a connection that breaks is counted."""
+    try:
+        await ask(http, body, one, expected, False, tally, due)
+    except httpx2.TransportError:
+        tally.disconnected += 1
+
+
+async def load(server: Server, right: dict[Question, str], options: argparse.Namespace) -> Tally:
+    """All clients; the resident memory every second."""
+    tally, started = Tally(), time.monotonic()
+    headers = {"authorization": f"Bearer {KEY}"}
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
+
+    async def watch() -> None:
+        while (at := time.monotonic() - started) < options.seconds:
+            tally.rss_mb.append((at, server.rss_mb()))
+            await asyncio.sleep(1)
+
+    async with httpx2.AsyncClient(base_url=server.url, headers=headers, timeout=180, limits=limits) as http:
+        clients = (
+            client(number, options.clients, http, right, tally, options.seconds, options.rate)
+            for number in range(options.clients)
+        )
+        await asyncio.gather(watch(), *clients)
+    return tally
+
+
+def run(llm: FastMem, right: dict[Question, str], options: argparse.Namespace, attacked: bool) -> dict:
+    """One run with a server of its own. Times in seconds."""
+    memory_bytes = llm.memorize(next(iter(right)).document).size_bytes
+    with small_disk() as (folder, is_small):
+        server = server_of(None, folder, memory_bytes, options.rows, ["--disk-bytes", str(DISK_BYTES // 2)])
+        try:
+            fifth = options.seconds / 5
+            filling = ["--fill", str(folder), "--fill-from", str(2 * fifth), "--fill-until", str(3 * fifth)]
+            process = attackers(server.url, options.seconds, *(filling if is_small else ())) if attacked else None
+            tally = asyncio.run(load(server, right, options))
+            attacks = json.loads(process.communicate()[0]) if process is not None else None
+        finally:
+            server.stop()
+    minute = options.seconds / 5
+    second, last = ([rss for at, rss in tally.rss_mb if low <= at < low + minute] for low in (minute, 4 * minute))
+    return {
+        "answers": tally.answers,
+        "right": tally.right,
+        "wrong": tally.wrong[:3],
+        "disconnected": tally.disconnected,
+        "statuses": {str(status): count for status, count in tally.statuses.items()},
+        "p50": percentile(tally.whole, 50),
+        "p95": percentile(tally.whole, 95),
+        "rss_mb_second_minute": statistics.median(second),
+        "rss_mb_last_minute": statistics.median(last),
+        "rss_mb_every_10_s": [round(rss) for _, rss in tally.rss_mb[::10]],
+        "full_disk": attacked and is_small,
+        "attacks": attacks,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=8, help="questions per second of all clients together")
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--documents", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=16, help="answers the server decodes side by side")
+    parser.add_argument("--expected", type=Path, help="file to keep the right answers in, for further runs")
+    options = parser.parse_args()
+    llm = FastMem.from_pretrained()
+    right = expected(llm, pool(options.documents, METHODS["mixed"]), options.expected)
+    runs: dict[str, list[dict]] = {"quiet": [], "attacked": []}
+    for number in range(options.pairs):
+        for name, found in runs.items():
+            found.append(run(llm, right, options, name == "attacked"))
+            one = found[-1]
+            growth = one["rss_mb_last_minute"] / one["rss_mb_second_minute"] - 1
+            say(
+                f"pair {number + 1}, {name}: {one['right']} of {one['answers']} right, {one['statuses']}, p50 "
+                f"{one['p50']:.2f}, p95 {one['p95']:.2f} s, resident memory {growth:+.1%}"
+            )
+    ratios = [a["p95"] / q["p95"] for q, a in zip(runs["quiet"], runs["attacked"], strict=True)]
+    each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    say(f"p95 with attackers / without: {each}; median {statistics.median(ratios):.2f}")
+    result = {"rate": options.rate, "load_average": os.getloadavg()[1], "p95_ratios": ratios, "runs": runs}
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
