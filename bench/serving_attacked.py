@@ -24,7 +24,7 @@ from pathlib import Path
 
 import httpx2
 
-from bench.serving import METHODS, expected, percentile, pool, say, server_of
+from bench.serving import METHODS, expected, percentile, pool, say, server_of, watch
 from bench.serving_clients import KEY, Question, Tally, ask, body_of
 from bench.serving_health import attackers
 from bench.serving_process import Server
@@ -82,34 +82,27 @@ async def load(server: Server, right: dict[Question, str], options: argparse.Nam
     headers = {"authorization": f"Bearer {KEY}"}
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
 
-    async def watch() -> None:
-        while (at := time.monotonic() - started) < options.seconds:
-            tally.rss_mb.append((at, server.rss_mb()))
-            await asyncio.sleep(1)
-
     async with httpx2.AsyncClient(base_url=server.url, headers=headers, timeout=180, limits=limits) as http:
         clients = (
             client(number, options.clients, http, right, tally, options.seconds, options.rate)
             for number in range(options.clients)
         )
-        await asyncio.gather(watch(), *clients)
+        await asyncio.gather(watch(server, tally, started, started + options.seconds), *clients)
     return tally
 
 
-def run(llm: FastMem, right: dict[Question, str], options: argparse.Namespace, attacked: bool) -> dict:
+def run(memory_bytes: int, right: dict[Question, str], options: argparse.Namespace, attacked: bool) -> dict:
     """One run with a server of its own. Times in seconds."""
-    memory_bytes = llm.memorize(next(iter(right)).document).size_bytes
+    minute = options.seconds / 5
     with small_disk() as (folder, is_small):
         server = server_of(None, folder, memory_bytes, options.rows, ["--disk-bytes", str(DISK_BYTES // 2)])
         try:
-            fifth = options.seconds / 5
-            filling = ["--fill", str(folder), "--fill-from", str(2 * fifth), "--fill-until", str(3 * fifth)]
+            filling = ["--fill", str(folder), "--fill-from", str(2 * minute), "--fill-until", str(3 * minute)]
             process = attackers(server.url, options.seconds, *(filling if is_small else ())) if attacked else None
             tally = asyncio.run(load(server, right, options))
             attacks = json.loads(process.communicate()[0]) if process is not None else None
         finally:
             server.stop()
-    minute = options.seconds / 5
     second, last = ([rss for at, rss in tally.rss_mb if low <= at < low + minute] for low in (minute, 4 * minute))
     return {
         "answers": tally.answers,
@@ -139,10 +132,11 @@ def main() -> None:
     options = parser.parse_args()
     llm = FastMem.from_pretrained()
     right = expected(llm, pool(options.documents, METHODS["mixed"]), options.expected)
+    memory_bytes = llm.memorize(next(iter(right)).document).size_bytes
     runs: dict[str, list[dict]] = {"quiet": [], "attacked": []}
     for number in range(options.pairs):
         for name, found in runs.items():
-            found.append(run(llm, right, options, name == "attacked"))
+            found.append(run(memory_bytes, right, options, name == "attacked"))
             one = found[-1]
             growth = one["rss_mb_last_minute"] / one["rss_mb_second_minute"] - 1
             say(

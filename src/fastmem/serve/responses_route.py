@@ -66,8 +66,7 @@ class SchemaFormat(JsonSchema):
 
     def as_chat(self) -> ResponseFormat:
         """The same as a format of a chat."""
-        fields = self.model_dump(by_alias=True, exclude={"type"})
-        return ResponseFormat(type=self.type, json_schema=JsonSchema(**fields))
+        return ResponseFormat(type=self.type, json_schema=self)
 
 
 class TextOptions(Strict):

@@ -161,9 +161,10 @@ class Store:
                 return path.open("rb")
             if memory is None:
                 raise InputError(f"memory {entry.source.key} does not exist any more: make it again.")
-            with TemporaryDirectory() as folder:  # the open file outlives it
-                memory.save(path := Path(folder) / "memory.safetensors")
-                return path.open("rb")
+            with TemporaryDirectory() as folder:
+                temporary = Path(folder) / "memory.safetensors"
+                memory.save(temporary)
+                return temporary.open("rb")  # outlives its folder
         except (OSError, MemoryFileError) as error:
             text = f"the memory cannot be read now ({reason_of(error)}): ask again later."
             raise StorageReadError(text) from error
