@@ -48,7 +48,7 @@ def test_what_is_refused(url, name):
         assert "20 MB" in name
 
 
-def test_attackers_report_what_they_sent(url, tmp_path):
+def test_attackers_report_what_they_sent(url):
     one = attackers.Attackers(url, 0.2)
     asyncio.run(one.run(2))
     assert sum(sum(seen.values()) for seen in one.sent.values()) >= 2

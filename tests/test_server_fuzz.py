@@ -237,7 +237,7 @@ def test_changed_requests(target, count):
     before = answer_of(target)
     drawn(requests(), count, lambda one: target.send(*one))
     print(dict(target.statuses))
-    assert target.statuses[200] > count / 20, "most draws must reach the model, or they test nothing"
+    assert target.statuses[200] > count / 6, "many draws must be answered, or they test little"
     unchanged(target, before)
 
 
