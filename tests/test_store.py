@@ -1,6 +1,8 @@
 """Memories under budgets: least recently used first, never one that is held, bit-identical when read again."""
 
 import json
+from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -205,6 +207,44 @@ def test_deleting_while_held_and_while_saving(llm, tmp_path):
     assert list(tmp_path.glob("mem-*")) == []
     assert entry.memory is not None  # who holds it still has it
     assert store.of_tenant("t") == []
+
+
+@pytest.mark.parametrize("leaving", ["deleted", "evicted"])
+def test_a_download_that_began_is_whole_whatever_happens_to_the_memory(llm, tmp_path, monkeypatch, leaving):
+    """The memory leaves the disk in the moment between finding out where it is and opening its file."""
+    store = Store(llm, folder=tmp_path)
+    entry = made(store, llm, "a")
+    content, path, open_file = entry.path.read_bytes(), entry.path, Path.open
+    others = []
+
+    def leave():
+        if leaving == "deleted":
+            store.delete(entry)
+        else:
+            store.budget = Budget(disk_bytes=1)
+            made(store, llm, "b")  # written, so what was used longest ago leaves the disk
+
+    def opening(self, *args, **kwargs):
+        if self == path and not others:
+            others.append(Thread(target=leave))
+            others[0].start()
+            others[0].join(0.5)
+        return open_file(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", opening)
+    with store.opened_file(entry) as file:
+        others[0].join()
+        assert not path.exists()
+        assert file.read() == content
+
+
+def test_what_is_neither_in_ram_nor_on_disk_is_no_download(llm, size, tmp_path):
+    store = Store(llm, Budget(ram_bytes=size), tmp_path)
+    entry = made(store, llm, "a")
+    made(store, llm, "b")  # leaves RAM
+    store.delete(entry)
+    with pytest.raises(InputError, match="does not exist any more: make it again"):
+        store.opened_file(entry)
 
 
 def test_budgets_too_small_are_refused(llm, size):

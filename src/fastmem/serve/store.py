@@ -155,10 +155,11 @@ class Store:
 
         Errors: `StorageReadError` if that is not possible now; `InputError` for a memory that is gone.
         """
-        memory, path = entry.memory, entry.path
         try:
-            if path is not None:
-                return path.open("rb")
+            with self._lock:  # an open file stays whole; one that is only named could be evicted before it is opened
+                if entry.path is not None:
+                    return entry.path.open("rb")
+                memory = entry.memory
             if memory is None:
                 raise InputError(f"memory {entry.source.key} does not exist any more: make it again.")
             with TemporaryDirectory() as folder:
