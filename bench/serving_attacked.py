@@ -1,12 +1,12 @@
 """What 50 clients of a server notice of two that attack it all the while.
 
-    python -m bench.serving_attacked --seconds 300 --pairs 3 --rate 8
+    python -m bench.serving_attacked --seconds 300 --pairs 3 --rate 2.5
 
 Runs without and with the attackers of `serving_attackers.py` alternate, each with a server of its own. The clients ask
-as those of `serving.py`, at a fixed rate, whatever the server does: their times count from when a question was due.
-Every complete answer is compared with the one computed without a server. With the rights to mount one, the store lies
-on a small disk of its own that the attackers fill for a fifth of the time. Human-readable lines go to standard error;
-the last line of standard output is one JSON object.
+as those of `serving.py`, each with a key and so with memories of its own, at a fixed rate, whatever the server does:
+their times count from when a question was due. Every complete answer is compared with the one computed without a
+server. With the rights to mount one, the store lies on a small disk of its own that the attackers fill for a fifth of
+the time. Human-readable lines go to standard error; the last line of standard output is one JSON object.
 """
 
 import argparse
@@ -24,13 +24,15 @@ from pathlib import Path
 
 import httpx2
 
-from bench.serving import METHODS, expected, percentile, pool, say, server_of, watch
+from bench.serving import METHODS, expected, percentile, pool, say, watch
 from bench.serving_clients import KEY, Question, Tally, ask, body_of
 from bench.serving_health import attackers
 from bench.serving_process import Server
 from fastmem import FastMem
 
 DISK_BYTES = 400_000_000
+# Room for those in use, and soon full, so that resident memory does not grow with what is kept for later.
+MEMORIES, PREFIX_BYTES = 48, 32 * 2**20
 
 
 @contextmanager
@@ -46,24 +48,17 @@ def small_disk() -> Iterator[tuple[Path, bool]]:
                 subprocess.run(["umount", folder], check=True)
 
 
-async def client(
-    number: int,
-    clients: int,
-    http: httpx2.AsyncClient,
-    right: dict[Question, str],
-    tally: Tally,
-    seconds: float,
-    rate: float,
-) -> None:
-    """One client: a question every `clients` / `rate` seconds, also if the one before is not answered yet."""
+async def client(number: int, url: str, right: dict[Question, str], tally: Tally, options: argparse.Namespace) -> None:
+    """One client with a key of its own: a question every `clients` / `rate` seconds, answered or not."""
     draw, questions, started = random.Random(number), list(right), time.perf_counter()
-    running = []
-    for turn in range(int(seconds * rate / clients)):
-        due = started + (number + turn * clients) / rate
-        await asyncio.sleep(max(due - time.perf_counter(), 0))
-        one, stream = draw.choice(questions), draw.random() < 0.5
-        running.append(asyncio.create_task(answered(http, body_of(one, stream), one, right[one], tally, due)))
-    await asyncio.gather(*running)
+    headers, running = {"authorization": f"Bearer {KEY}-{number}"}, []
+    async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=180) as http:
+        for turn in range(int(options.seconds * options.rate / options.clients)):
+            due = started + (number + turn * options.clients) / options.rate
+            await asyncio.sleep(max(due - time.perf_counter(), 0))
+            one, stream = draw.choice(questions), draw.random() < 0.5
+            running.append(asyncio.create_task(answered(http, body_of(one, stream), one, right[one], tally, due)))
+        await asyncio.gather(*running)
 
 
 async def answered(
@@ -79,15 +74,8 @@ async def answered(
 async def load(server: Server, right: dict[Question, str], options: argparse.Namespace) -> Tally:
     """All clients; the resident memory every second."""
     tally, started = Tally(), time.monotonic()
-    headers = {"authorization": f"Bearer {KEY}"}
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
-
-    async with httpx2.AsyncClient(base_url=server.url, headers=headers, timeout=180, limits=limits) as http:
-        clients = (
-            client(number, options.clients, http, right, tally, options.seconds, options.rate)
-            for number in range(options.clients)
-        )
-        await asyncio.gather(watch(server, tally, started, started + options.seconds), *clients)
+    clients = (client(number, server.url, right, tally, options) for number in range(options.clients))
+    await asyncio.gather(watch(server, tally, started, started + options.seconds), *clients)
     return tally
 
 
@@ -95,7 +83,10 @@ def run(memory_bytes: int, right: dict[Question, str], options: argparse.Namespa
     """One run with a server of its own. Times in seconds."""
     minute = options.seconds / 5
     with small_disk() as (folder, is_small):
-        server = server_of(None, folder, memory_bytes, options.rows, ["--disk-bytes", str(DISK_BYTES // 2)])
+        room = str(MEMORIES * memory_bytes)
+        limits = ["--rows", str(options.rows), "--ram-bytes", room, "--device-bytes", room]
+        limits += ["--disk-bytes", str(DISK_BYTES // 2), "--prefix-bytes", str(PREFIX_BYTES)]
+        server = Server(["--name", "bench", "--template", "question", *limits], folder)
         try:
             filling = ["--fill", str(folder), "--fill-from", str(2 * minute), "--fill-until", str(3 * minute)]
             process = attackers(server.url, options.seconds, *(filling if is_small else ())) if attacked else None
@@ -124,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--rate", type=float, default=8, help="questions per second of all clients together")
+    parser.add_argument("--rate", type=float, default=2.5, help="questions per second of all clients together")
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--documents", type=int, default=20)
     parser.add_argument("--rows", type=int, default=16, help="answers the server decodes side by side")

@@ -48,6 +48,7 @@ class Asked:
         options = {"max_new_tokens": 8} | options
         durable = options.pop("durable", False)
         shared = options.pop("shared_tokens", 0)
+        account = options.pop("account", "")
 
         def emit(event):
             if on_piece is not None and isinstance(event, Piece):
@@ -57,7 +58,7 @@ class Asked:
         request = None
         if act is None:
             request = replace(llm.prepare(prompt, method, **options), shared_tokens=shared, salt=tenant)
-        self.job = Job(emit, want, request, action=act, durable=durable)
+        self.job = Job(emit, want, request, action=act, durable=durable, account=account)
 
     def to(self, engine):
         """Submit."""

@@ -142,6 +142,39 @@ def test_rows_join_and_leave_between_steps(case: Case) -> None:
     assert len(gone.token_ids) == 1
 
 
+@pytest.mark.parametrize("method", ["fastmem", "cad", "fastmem+cd"])
+def test_rows_that_pause_go_on_as_if_they_had_not(case: Case, method: str) -> None:
+    alone = [run(case.llm, [case.request(i, method)])[0][0] for i in range(3)]
+    batch = Batch(case.llm.split_model)
+    rows = batch.join([case.request(i, method) for i in range(3)])
+    batch.pause(rows[1:])  # before anything was read
+    batch.step()
+    assert [len(row.token_ids) for row in rows] == [1, 0, 0]
+    batch.go_on(rows[1:2])
+    batch.step()
+    batch.pause(rows[:2])
+    batch.go_on(rows[2:])
+    batch.step()
+    assert [len(row.token_ids) for row in rows] == [2, 1, 1]
+    batch.go_on(rows[:2])
+    while batch.rows:
+        batch.step()
+    assert [row.token_ids for row in rows] == alone
+
+
+def test_a_row_that_leaves_before_it_is_read_changes_nothing(case: Case) -> None:
+    alone = [run(case.llm, [case.request(i, "base")])[0] for i in range(3)]
+    for gone in range(3):
+        batch, scores = Batch(case.llm.split_model), []
+        own = batch._scores
+        batch._scores = lambda states, own=own, scores=scores: scores.append(own(states)) or scores[-1]
+        rows = batch.join([case.request(i, "base") for i in range(3)])
+        batch.leave([rows[gone]])
+        batch.step()
+        for place, i in enumerate(i for i in range(3) if i != gone):
+            assert_close(scores[0][place], alone[i][1][0])
+
+
 @pytest.mark.parametrize("final_norm", [True, False])
 @pytest.mark.parametrize("method", ["dola", "fastmem+dola"])
 def test_dola_chooses_among_layers_with_and_without_the_final_norm(method: str, final_norm: bool) -> None:

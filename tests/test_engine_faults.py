@@ -161,10 +161,10 @@ def test_a_bug_in_the_worker_fails_the_open_requests_and_no_later_one(llm, start
     engine = started()
     real, faults = engine._decode, [ZeroDivisionError()]
 
-    def decode():
+    def decode(lowest):
         if len(engine.batch) and faults:
             raise faults.pop()
-        real()
+        real(lowest)
 
     monkeypatch.setattr(engine, "_decode", decode)
     end = Asked(llm).to(engine).end()

@@ -6,6 +6,7 @@ raw sockets that are hardly HTTP. The default run draws some hundred; `pytest -m
 
 import http.client
 import json
+import math
 import os
 import random
 import socket
@@ -22,6 +23,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from fastmem.answer.contrast import METHODS
 from fastmem.serve.app import create_app
 from fastmem.serve.engine import EngineLimits
+from fastmem.serve.limits import Limits
 from serving import QUESTION, address_of, eventually, listening, make_llm
 
 ALLOWED_5XX = {503, 507}
@@ -195,7 +197,11 @@ class Target:
 @pytest.fixture
 def target(tmp_path):
     app = create_app(
-        make_llm(), api_keys=list(KEYS.values()), folder=tmp_path / "store", engine_limits=EngineLimits(waiting=256)
+        make_llm(),
+        api_keys=list(KEYS.values()),
+        folder=tmp_path / "store",
+        limits=Limits(refused_share=math.inf),  # most of what is sent is refused, and each time soon
+        engine_limits=EngineLimits(waiting=256),
     )
     with listening(app) as server:
         yield Target(app, address_of(server))

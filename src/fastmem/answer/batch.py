@@ -43,6 +43,7 @@ class Batch:
         self.split_model = split_model
         self.rows: list[Row] = []
         self._groups: list[SequenceGroup] = []
+        self._paused: list[SequenceGroup] = []
         self._joinable = joinable(new_cache(split_model.model.config))
 
     def join(self, requests: Sequence[Request]) -> list[Row]:
@@ -61,6 +62,22 @@ class Batch:
         gone = set(map(id, rows))
         self.rows = [row for row in self.rows if id(row) not in gone]
         self._groups = keeping(self._groups, lambda sequence: id(sequence.row) not in gone)
+        self._paused = keeping(self._paused, lambda sequence: id(sequence.row) not in gone)
+
+    def pause(self, rows: Sequence[Row]) -> None:
+        """Leave these rows as they are, with their keys and values, until `go_on`: no step extends them."""
+        chosen = set(map(id, rows))
+        paused = keeping(self._groups, lambda sequence: id(sequence.row) in chosen)
+        self.rows = [row for row in self.rows if id(row) not in chosen]
+        self._groups = keeping(self._groups, lambda sequence: id(sequence.row) not in chosen)
+        self._paused += paused
+
+    def go_on(self, rows: Sequence[Row]) -> None:
+        """Let paused rows take part in the next step."""
+        chosen = set(map(id, rows))
+        self._groups += keeping(self._paused, lambda sequence: id(sequence.row) in chosen)
+        self._paused = keeping(self._paused, lambda sequence: id(sequence.row) not in chosen)
+        self.rows += rows
 
     @torch.no_grad()
     def step(self) -> list[Row]:

@@ -124,6 +124,14 @@ class RunningBatch:
         """Abandon these answers."""
         self._batch.leave(rows)
 
+    def pause(self, rows: Sequence[Row]) -> None:
+        """Leave these answers as they are until `go_on`."""
+        self._batch.pause(rows)
+
+    def go_on(self, rows: Sequence[Row]) -> None:
+        """Let paused answers take part in the next step."""
+        self._batch.go_on(rows)
+
     def restart(self, rows: Sequence[Row]) -> None:
         """Go on with these answers alone, after a step that raised: every prompt and answer is read again."""
         self._batch = Batch(self.split_model)

@@ -3,6 +3,7 @@
 A row has one sequence, or two if its contrast compares different inputs or different keys and values.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,9 +67,11 @@ def keeping(groups: Sequence[SequenceGroup], wanted: Callable[[TokenSequence], b
 def _kept(group: SequenceGroup, indices: list[int]) -> SequenceGroup:
     """The group with these sequences only, and without the padding they have in common."""
     sequences, pads = [group.sequences[i] for i in indices], [group.pads[i] for i in indices]
-    if len(indices) == len(group.sequences) or not group.cache.get_seq_length():
+    if len(indices) == len(group.sequences):
         return SequenceGroup(sequences, group.cache, pads)
-    return SequenceGroup(sequences, selected(group.cache, indices, min(pads)), [pad - min(pads) for pad in pads])
+    read = group.cache.get_seq_length() > 0
+    cache = selected(group.cache, indices, min(pads)) if read else copy.deepcopy(group.cache)
+    return SequenceGroup(sequences, cache, [pad - min(pads) for pad in pads])
 
 
 def merged(groups: list[SequenceGroup]) -> SequenceGroup:

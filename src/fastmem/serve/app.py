@@ -16,16 +16,18 @@ import fastmem
 from fastmem.model import FastMem
 from fastmem.serve import completion_routes, memory_routes, responses_route, tokenize_route
 from fastmem.serve.allowed_hosts import LOCAL_HOSTS, AllowedHosts
+from fastmem.serve.asgi import Scope
 from fastmem.serve.engine import Engine, EngineLimits
 from fastmem.serve.http_errors import install_error_handlers
 from fastmem.serve.limits import Limits
 from fastmem.serve.metrics import Metrics, StoreCollector
 from fastmem.serve.middleware import RequestMiddleware
+from fastmem.serve.refusal_pace import RefusalPace
 from fastmem.serve.responses import model_object
 from fastmem.serve.schemas import Template
 from fastmem.serve.service import Service, service_of
 from fastmem.serve.store import Budget, Store
-from fastmem.serve.tenants import Keys, check_key
+from fastmem.serve.tenants import Keys, bearer_key, check_key
 from fastmem.serve.text_thread import TextThread
 from fastmem.tiny.world import examples
 
@@ -132,6 +134,8 @@ def create_app(
         RequestMiddleware,
         body_bytes=limits.body_bytes,
         body_seconds=limits.body_seconds,
+        pace=RefusalPace(limits.refused_share),
+        client_of=partial(_client_of, keys),
         on_response=partial(_on_response, metrics),
     )
     return app
@@ -160,6 +164,15 @@ def _on_response(metrics: Metrics, method: str, path: str, status: int, request_
     metrics.responses.labels(f"{method if known != 'other' else ''} {known}".strip(), status).inc()
     fields = {"method": method, "path": known, "status": status, "seconds": round(seconds, 3)}
     access.info("request", extra={"fields": {"request_id": request_id} | fields})
+
+
+def _client_of(keys: Keys, scope: Scope) -> str | None:
+    """Whose refusals are counted together: a tenant's, or an address's where no key is accepted or needed. None for
+    the checks of health, which never wait."""
+    if scope["path"].removeprefix(scope.get("root_path", "")) in ("/health", "/ping"):
+        return None
+    tenant = keys.tenant(bearer_key(Request(scope))) if keys.needed else None
+    return tenant.salted(None) if tenant is not None else f"address {(scope.get('client') or ('unknown',))[0]}"
 
 
 async def _authorized(request: Request) -> None:

@@ -1,8 +1,9 @@
 """The engine: one worker thread that makes memories and decodes answers. No other thread uses the model.
 
 Between two tokens of the running rows it makes at most one update of one memory, so a long memorization slows the
-others by one update per token and never blocks them. Files are read and written by a second thread. `submit`,
-`cancel`, `drain` and `close` may be called from any thread; they send the worker a message.
+others by one update per token and never blocks them. Accounts that have used less of its time go first
+(`fair_share.py`). Files are read and written by a second thread. `submit`, `cancel`, `drain` and `close` may be called
+from any thread; they send the worker a message.
 """
 
 import copy
@@ -20,6 +21,7 @@ from fastmem.answer.running_batch import RunningBatch
 from fastmem.device_memory import explained_out_of_memory
 from fastmem.errors import FastMemError, StorageError, StorageReadError
 from fastmem.model import FastMem
+from fastmem.serve.fair_share import FairShare
 from fastmem.serve.isolated_batch import IsolatedBatch
 from fastmem.serve.jobs import (
     ActionFinished,
@@ -27,7 +29,6 @@ from fastmem.serve.jobs import (
     Event,
     Job,
     JobFailed,
-    MemorizeProgress,
     OverloadedError,
 )
 from fastmem.serve.limits import EngineLimits
@@ -58,6 +59,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: list[Job] = []
         self._memorize_queue = MemorizeQueue(llm)
+        self._share = FairShare()
         self._loading: set[str] = set()
         self._open: set[Job] = set()
         self._lock = threading.Lock()
@@ -118,8 +120,10 @@ class Engine:
                 self._receive()
                 self._save_again()
                 self._admit()
-                self._memorize()
-                self._decode()
+                making = self._memorize_queue.next_up(self._share.level)
+                lowest = self._share.lowest_level(self.batch, making)
+                self._memorize(making, lowest)
+                self._decode(lowest)
             except Exception as error:  # a bug; later requests must still be answered
                 log.error("the worker met an unexpected error, all open requests fail: %s", cause(error))
                 self._memorize_queue = MemorizeQueue(self.llm)
@@ -139,13 +143,13 @@ class Engine:
             pass
 
     def _admit(self) -> None:
-        """Give waiting jobs, in order, room for their memory, the memory, and a row."""
+        """Give waiting jobs room for their memory, the memory, and a row: first those who have used little."""
         joining: list[Job] = []
         blocked: Job | None = None
         now = time.perf_counter()
-        for job in list(self._waiting):
+        for job in sorted(self._waiting, key=lambda job: self._share.level(job.account)):
             memorizing = job.entry is not None and not job.entry.made  # then it does not wait for the queue
-            if now - job.submitted > self.limits.wait_seconds and not memorizing:
+            if now - job.submitted > self.limits.wait_seconds and not memorizing and job.row is None:
                 late = f"no answer could be started within {self.limits.wait_seconds:g} s: ask again later."
                 self._end(job, JobFailed(OverloadedError(late, self._retry_after())))
                 continue
@@ -157,14 +161,13 @@ class Engine:
                     continue
                 if job.action is not None:
                     self._run_action(job)
-                elif len(self.batch) + len(joining) < self.limits.rows and not self.batch.set_aside:
+                elif not self.batch.set_aside and self._has_row(job, len(joining)):
                     self._add_memory(job)
                     joining.append(job)
             except Exception as error:
                 self._end(job, JobFailed(error))
-        for job in joining:
-            self._waiting.remove(job)
         if joining:
+            self._waiting = [job for job in self._waiting if job not in joining]
             self.batch.join(joining)
 
     def _hold(self, job: Job, source: MemorySource, blocked: Job | None) -> bool:
@@ -197,10 +200,20 @@ class Engine:
             self._files.submit(self._save, entry)
         return entry.memory is not None and not (job.durable and entry.unsaved)
 
+    def _has_row(self, job: Job, joining: int) -> bool:
+        """Whether there is a row for a job. If there is none, an answer of a higher level leaves and is read again."""
+        if len(self.batch) + joining < self.limits.rows:
+            return True
+        leaving = self._share.leaves_for(job, self.batch)
+        if leaving is not None:
+            self.batch.leave(leaving)
+            self._waiting.append(leaving)
+        return leaving is not None
+
     def _add_memory(self, job: Job) -> None:
         """Complete the request with the memory's weights on the device."""
         assert job.request is not None
-        if job.entry is None:
+        if job.entry is None or job.row is not None:
             return
         with explained_out_of_memory():
             job.request = self.llm.with_memory(job.request, self.store.ready(job.entry))
@@ -218,13 +231,15 @@ class Engine:
             result = job.action(self.store.ready(job.entry))
         self._end(job, ActionFinished(result, job.entry.record))
 
-    def _memorize(self) -> None:
-        """One update of the oldest memory in the queue."""
-        made = self._memorize_queue.step()
-        if made is None:
+    def _memorize(self, made: Memorization | None, lowest: int) -> None:
+        """One update of a memory, if nobody of a lower level has something to do."""
+        if made is None or self._share.level(made.entry.source.account) > lowest:
             return
+        self._share.add(made.entry.source.account, self._memorize_queue.step(made))
         if made.memory is None and made.error is None:
-            self._report(made)
+            for job in self._waiting_for(made.entry):
+                if job.progress and made.progress is not None:
+                    job.emit(made.progress)
             return
         if made.memory is not None:
             self._on_event("memorized", made.seconds)
@@ -239,21 +254,18 @@ class Engine:
         for job in self._waiting_for(made.entry):
             self._end(job, JobFailed(made.error or FastMemError("memorizing returned no memory.")))
 
-    def _report(self, making: Memorization) -> None:
-        """Tell the jobs that want to know how far their memory is."""
-        if making.latest is None:
+    def _decode(self, lowest: int) -> None:
+        """One token for the rows of the lowest level."""
+        stepped = self._share.stepped(self.batch, lowest)
+        if not stepped and not self.batch.set_aside:
             return
-        progress = MemorizeProgress(making.latest.index, making.entry.source.recipe.steps, making.latest.loss)
-        for job in self._waiting_for(making.entry):
-            if job.progress:
-                job.emit(progress)
-
-    def _decode(self) -> None:
-        if not len(self.batch):
-            return
+        self.batch.step_only(stepped)
         started = time.perf_counter()
         pieces, failed = self.batch.step()
-        self._on_event("stepped", time.perf_counter() - started)
+        took = time.perf_counter() - started
+        self._on_event("stepped", took)
+        for job in stepped:
+            self._share.add(job.account, took / len(stepped))
         for job, piece in pieces:
             job.first_token = job.first_token or time.perf_counter()
             if piece.text or piece.logprob is not None:
@@ -308,7 +320,7 @@ class Engine:
 
     def _refuse_waiting(self) -> None:
         refusal = DrainingError("the server is shutting down and has not started this request: ask again later.")
-        for job in [job for job in self._waiting if job.entry is None]:
+        for job in [job for job in self._waiting if job.entry is None and job.row is None]:
             self._end(job, JobFailed(refusal))
 
     def _end(self, job: Job, event: Event | None) -> None:

@@ -23,28 +23,44 @@ class IsolatedBatch:
     """Jobs whose answers are decoded at the same time. Used by the worker's thread only."""
 
     def __init__(self, batch: RunningBatch):
-        self.jobs: list[Job] = []
+        self.jobs: list[Job] = []  # that take part in the next step
+        self.paused: list[Job] = []
         self.set_aside: deque[Job] = deque()
         self._batch = batch
         self._proven = True  # the present jobs have been stepped together before
 
     def __len__(self) -> int:
-        return len(self.jobs) + len(self.set_aside)
+        return len(self.jobs) + len(self.paused) + len(self.set_aside)
 
     def join(self, jobs: Sequence[Job]) -> None:
         """Add jobs whose requests have their memory. The next step reads their prompts."""
-        rows = self._batch.join([job.request for job in jobs if job.request is not None])
-        for job, row in zip(jobs, rows, strict=True):
+        self._batch.resume(_rows(jobs))  # those that had to leave for others
+        new = [job for job in jobs if job.row is None]
+        rows = self._batch.join([job.request for job in new if job.request is not None])
+        for job, row in zip(new, rows, strict=True):
             job.row = row
         self.jobs += jobs
+
+    def step_only(self, jobs: Sequence[Job]) -> None:
+        """From now on only these jobs take part in steps; the others are paused, or go on if they were."""
+        chosen = set(map(id, jobs))
+        pausing = [job for job in self.jobs if id(job) not in chosen]
+        going_on = [job for job in self.paused if id(job) in chosen]
+        if pausing:
+            self._batch.pause(_rows(pausing))
+        if going_on:
+            self._batch.go_on(_rows(going_on))
+        self.jobs = [job for job in self.jobs if id(job) in chosen] + going_on
+        self.paused = [job for job in self.paused if id(job) not in chosen] + pausing
 
     def leave(self, job: Job) -> None:
         """Remove a job that is over or no longer wanted."""
         if job in self.set_aside:
             self.set_aside.remove(job)
-        if job in self.jobs:
-            self.jobs.remove(job)
-            self._batch.leave(_rows([job]))
+        for jobs in (self.jobs, self.paused):
+            if job in jobs:
+                jobs.remove(job)
+                self._batch.leave(_rows([job]))
 
     def step(self) -> tuple[list[tuple[Job, Piece]], list[tuple[Job, Exception]]]:
         """One more token for every row: (jobs with their pieces, jobs that failed with the reason)."""
@@ -67,6 +83,7 @@ class IsolatedBatch:
 
     def _restart_without_newest(self, error: Exception) -> list[tuple[Job, Exception]]:
         """The newest job is refused if it was suspected before or is alone, otherwise it is set aside."""
+        self.jobs, self.paused = [*self.paused, *self.jobs], []  # keys and values of all are lost
         newest = self.jobs.pop()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

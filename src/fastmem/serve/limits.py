@@ -8,7 +8,8 @@ class Limits:
     """document_tokens: of all documents together. answers: `n` times the number of prompts. default_tokens: the length
     limit of an answer if the request gives none. connections: open at the same time, at most half of the files that
     the process may open; more get 503. header_seconds, body_seconds: for a client to send them. unread_seconds: for a
-    client to read what was sent to it. shutdown_seconds: for running requests after SIGTERM."""
+    client to read what was sent to it. shutdown_seconds: for running requests after SIGTERM. refused_share: the part
+    of the time that the refused requests of one client may take, see `refusal_pace.py`; inf: no limit."""
 
     body_bytes: int = 4 * 2**20
     documents: int = 32
@@ -22,6 +23,7 @@ class Limits:
     body_seconds: float = 60.0
     unread_seconds: float = 60.0
     shutdown_seconds: int = 120
+    refused_share: float = 0.1
 
 
 @dataclass(frozen=True)

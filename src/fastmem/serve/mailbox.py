@@ -35,7 +35,7 @@ class Mailbox:
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._open: set[int] = set()
         for number, job in enumerate(jobs):
-            job.emit = partial(self._emit, number)
+            job.emit, job.account = partial(self._emit, number), sender.salted(None)
 
     def submit(self) -> "Mailbox":
         """All jobs or none. Errors: `QuotaError`, `OverloadedError`, `DrainingError`."""

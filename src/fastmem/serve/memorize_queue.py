@@ -1,11 +1,13 @@
-"""The queue of memories to be made: the oldest gets one update at a time, as long as a job waits for it."""
+"""The queue of memories to be made: one gets one update at a time, as long as a job waits for it."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastmem.learn.memorize import Run
 from fastmem.memory.memory import Memory, Step
 from fastmem.model import FastMem
+from fastmem.serve.jobs import MemorizeProgress
 from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.store import Entry
 
@@ -21,6 +23,16 @@ class Memorization:
     seconds: float = 0.0
     memory: Memory | None = None
     error: Exception | None = None
+
+    @property
+    def progress(self) -> MemorizeProgress | None:
+        """The latest step, for those who want to see it."""
+        steps = self.entry.source.recipe.steps
+        return MemorizeProgress(self.latest.index, steps, self.latest.loss) if self.latest is not None else None
+
+
+# A memory that has begun keeps what was read of its document and the state of its optimizer.
+MOST_BEGUN = 4
 
 
 class MemorizeQueue:
@@ -41,19 +53,24 @@ class MemorizeQueue:
         self._queue.append(Memorization(entry, self.llm.memorizing(source.tokens, source.recipe, watch=watch)))
         return True
 
-    def step(self) -> Memorization | None:
-        """One update of the oldest memory, which is returned; None if there is none."""
+    def next_up(self, level: Callable[[str], int]) -> Memorization | None:
+        """The oldest memory of those whose account has the lowest level; None if there is none."""
         self._queue = [waiting for waiting in self._queue if waiting.entry.holders]
-        if not self._queue:
-            return None
-        oldest, started = self._queue[0], time.perf_counter()
+        begun = [waiting for waiting in self._queue if waiting.seconds]
+        candidates = self._queue if len(begun) < MOST_BEGUN else begun
+        return min(candidates, key=lambda waiting: level(waiting.entry.source.account), default=None)
+
+    def step(self, making: Memorization) -> float:
+        """One update of a memory of the queue, which leaves it at its end. Returns the seconds it took."""
+        started = time.perf_counter()
         try:
-            oldest.latest = next(oldest.run)
+            making.latest = next(making.run)
         except StopIteration as end:
-            (oldest.memory,) = end.value
+            (making.memory,) = end.value
         except Exception as error:  # the engine reports it to the jobs that wait
-            oldest.error = error
-        oldest.seconds += time.perf_counter() - started
-        if oldest.memory is not None or oldest.error is not None:
-            del self._queue[0]
-        return oldest
+            making.error = error
+        took = time.perf_counter() - started
+        making.seconds += took
+        if making.memory is not None or making.error is not None:
+            self._queue.remove(making)
+        return took

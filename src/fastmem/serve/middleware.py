@@ -1,30 +1,43 @@
-"""ASGI middleware around every request: its id, the limits on its body, its log line, and unexpected errors."""
+"""ASGI middleware around every request: its id, the limits on its body, its log line, and unexpected errors.
+
+Clients whose requests are refused again and again are slowed down here (`refusal_pace.py`).
+"""
 
 import asyncio
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fastapi.responses import JSONResponse
 
 from fastmem.serve.asgi import Asgi, Message, Receive, Scope, Send, header
 from fastmem.serve.http_errors import error_response
+from fastmem.serve.refusal_pace import RefusalPace
 from fastmem.serve.responses import error_object
+
+# Statuses by which a request is refused for what it is. Not 429 and 499: a full queue, and a client that has left.
+REFUSALS = {400, 401, 403, 404, 405, 409, 413, 415, 422}
+# A request may have waited for others before it was refused.
+LONGEST_CHARGE_SECONDS = 0.5
 
 
 class RequestMiddleware:
-    """body_bytes, body_seconds: the largest body, and how long a client may take to send it. on_response: called with
-    method, path, status, request id and seconds of every request, when its response is complete."""
+    """body_bytes, body_seconds: the largest body, and how long a client may take to send it. pace, client_of: how
+    clients are slowed down, and who they are (None: not at all). on_response: called with method, path, status,
+    request id and seconds of every request, when its response is complete."""
 
     def __init__(
         self,
         app: Asgi,
         body_bytes: int,
         body_seconds: float,
+        pace: RefusalPace,
+        client_of: Callable[[Scope], str | None],
         on_response: Callable[[str, str, int, str, float], None],
     ):
         self.app, self.body_bytes, self.body_seconds, self.on_response = app, body_bytes, body_seconds, on_response
+        self.pace, self.client_of = pace, client_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,7 +55,16 @@ class RequestMiddleware:
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             await send(message)
 
+        client = self.client_of(scope)
+        wait = self.pace.wait(client)
+        reserved = self.pace.begin(client)
+        handled = 0.0
         try:
+            if wait is None:
+                text = "too many requests of this client were refused: mend them, and ask again in 10 s."
+                await _refused(429, text, "too_many_refused", {"retry-after": "10"})(scope, receive, send_with_id)
+                return
+            await asyncio.sleep(wait)
             try:
                 body = await asyncio.wait_for(self._body(scope, receive), self.body_seconds)
             except TimeoutError:
@@ -58,6 +80,7 @@ class RequestMiddleware:
             async def receive_body_first() -> Message:
                 return unread.pop() if unread else await receive()
 
+            handled = time.perf_counter()
             try:
                 await self.app(scope, receive_body_first, send_with_id)
             except Exception as error:  # a bug; without this the response would have no id
@@ -65,6 +88,8 @@ class RequestMiddleware:
                     raise
                 await error_response(error, request_id)(scope, receive, send_with_id)
         finally:
+            took = time.perf_counter() - handled if handled and status in REFUSALS else 0.0
+            self.pace.end(client, reserved, min(took, LONGEST_CHARGE_SECONDS))
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             self.on_response(scope["method"], path, status, request_id, time.perf_counter() - began)
 
@@ -86,6 +111,7 @@ class RequestMiddleware:
                 return b"".join(parts)
 
 
-def _refused(status: int, text: str, code: str) -> JSONResponse:
+def _refused(status: int, text: str, code: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """A refusal after which the connection is closed, since the rest of the body is not read."""
-    return JSONResponse(error_object(text, "invalid_request_error", code=code), status, {"connection": "close"})
+    kind = "rate_limit_error" if status == 429 else "invalid_request_error"
+    return JSONResponse(error_object(text, kind, code=code), status, {"connection": "close", **(headers or {})})
