@@ -30,7 +30,9 @@ class DataFlags:
 
     heading: ClassVar[str] = "Data"
 
-    data: str | None = option("Local file or folder (parquet, json, jsonl, csv); default: the hub.", "FILE")
+    data: str | None = option("Local file or folder (parquet, json, jsonl, csv, tsv); default: the hub.", "FILE")
+    columns: str | None = option("Task qa: columns of FILE, as in question=Q,answer=A,document=D.", "P=NAME,..")
+    documents: Path | None = option("Task qa: folder of the files that FILE names, or one file.", "DIR")  # noqa: RUF009
     split: str | None = option("Split of the data set; default: the one that is reported.", "NAME")
     limit: int | None = option("Only the first N examples.", "N")
     strip_markup: bool = option("Remove <P>-style tags from passages.", default=False)
@@ -41,6 +43,7 @@ class DataFlags:
     def load(self, task: str, split: str | None = None) -> "Data":
         """The examples of a task. split: used if --split is not given."""
         from fastmem.lab.tasks import load
+        from fastmem.lab.tasks.own_questions import named_columns
 
         return load(
             task,
@@ -49,6 +52,8 @@ class DataFlags:
             limit=self.limit,
             strip_markup=self.strip_markup,
             paper_rows=self.paper_rows,
+            columns=None if self.columns is None else named_columns(self.columns),
+            documents=self.documents,
         )
 
 
@@ -98,7 +103,7 @@ def evaluate(
     output: OutputFlags,
     task: Annotated[
         str,
-        typer.Option("--task", metavar="NAME,..", help="nq_swap, memotrap, xsum, ...; several separated by commas."),
+        typer.Option("--task", metavar="NAME,..", help="nq_swap, qa, xsum, ...; several separated by commas."),
     ],
     output_dir: Annotated[
         Path,
@@ -124,6 +129,7 @@ def evaluate(
       fastmem eval --task world,world_swap --methods base,fastmem --limit 100 --output runs/world
       fastmem eval --task nq_swap --model meta-llama/Meta-Llama-3-8B-Instruct --output runs/nq_swap
       fastmem eval --task nq_swap --data nq_swap.json --recipe recipe.json --output runs/tuned
+      fastmem eval --task qa --data questions.csv --documents policies --output runs/policies
     """
     from fastmem.lab.report import load_results, tables
     from fastmem.lab.run.experiment import Experiment

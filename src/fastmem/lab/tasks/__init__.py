@@ -4,13 +4,24 @@ Only this folder may import `datasets`. To add a task, add an entry to `TASKS`.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from fastmem.errors import InputError, TaskError, one_of
-from fastmem.lab.tasks import cnndm, coconflictqa, embedded_world, hotpotqa, memotrap, nq_swap, one_shot, wikihow, xsum
+from fastmem.lab.tasks import (
+    cnndm,
+    coconflictqa,
+    embedded_world,
+    hotpotqa,
+    memotrap,
+    nq_swap,
+    one_shot,
+    own_questions,
+    wikihow,
+    xsum,
+)
 from fastmem.lab.tasks.example import Example, Kind, Shot, cut, messages
 from fastmem.lab.tasks.readers import Hub, digest, file_rows, files_of, hub_rows
 from fastmem.lab.tasks.row_schema import Schema, examples_of
@@ -89,6 +100,7 @@ TASKS: dict[str, Task] = {
         obtain="wikihowAll.csv of mahnazkoupaee/WikiHow-Dataset, or JSONL rows of article and summary",
         shot=one_shot.WIKIHOW,
     ),
+    own_questions.TASK: Task("question", "questions of your own", obtain="questions, answers and documents in a file"),
     **{name: Task("question", about) for name, about in embedded_world.TASKS.items()},
     "world_open": Task("question", embedded_world.TASKS["world_open"], shot=one_shot.QUESTION_ALONE),
 }
@@ -102,23 +114,31 @@ def load(
     limit: int | None = None,
     strip_markup: bool = False,
     paper_rows: bool = False,
+    columns: Mapping[str, str] | None = None,
+    documents: str | Path | None = None,
 ) -> Data:
     """The first `limit` examples of a task.
 
-    data: a local file (.parquet, .json, .jsonl, .csv), a folder of them or a pattern such as `memotrap/*.csv`; None
-        loads from the hub, or from the embedded world.
+    data: a local file (.parquet, .json, .jsonl, .csv, .tsv), a folder of them or a pattern such as `memotrap/*.csv`;
+        None loads from the hub, or from the embedded world.
     split: a split of the hub's data set, by default the one that is reported; for the embedded world "dev" or "test"
         (the default).
     strip_markup: remove `<P>`-style tags from passages; the paper keeps them.
     paper_rows: only as many rows as the authors' code reads: the first `QUESTION_ROWS`, or for summaries a sample of
         `SUMMARY_ROWS`. `limit` counts these.
+    columns, documents: for the task "qa", as for `own_questions.read_questions`.
     Errors: `InputError` for an unknown task, a limit below 1 or options that exclude each other; `TaskError` if the
         data are absent or unreadable, columns or answers are missing, or an id is used twice.
     """
     task = TASKS[one_of(name, TASKS, "task")]
     if limit is not None and limit < 1:
         raise InputError(f"the limit must be at least 1; given {limit}.", field="limit")
-    rows, source, revision = _source(name, task, data, split)
+    for option, given in (("columns", columns), ("documents", documents)):
+        if given is not None and name != own_questions.TASK:
+            text = f"{option} belongs to the task {own_questions.TASK!r}; the task {name!r} has its own data."
+            raise InputError(text, field=option)
+    own = (columns, None if documents is None else Path(documents), None if paper_rows else limit)
+    rows, source, revision = _source(name, task, data, split, own)
     selection = ""
     if paper_rows:
         rows, selection = _paper_rows(tuple(rows), task.kind)
@@ -142,8 +162,17 @@ def _paper_rows(rows: tuple[Example, ...], kind: Kind) -> tuple[Iterator[Example
     return (row for row in rows if row.id in chosen), f"a sample of {most} of {len(rows)} rows"
 
 
-def _source(name: str, task: Task, data: str | Path | None, split: str | None) -> tuple[Iterator[Example], str, str]:
-    """(examples, source, revision); the examples are read while they are iterated."""
+def _source(
+    name: str,
+    task: Task,
+    data: str | Path | None,
+    split: str | None,
+    own: tuple[Mapping[str, str] | None, Path | None, int | None],
+) -> tuple[Iterator[Example], str, str]:
+    """(examples, source, revision); the examples are read while they are iterated.
+
+    own: columns, documents and limit for `read_questions`.
+    """
     if name in embedded_world.TASKS:
         if data is not None:
             raise InputError(
@@ -157,6 +186,10 @@ def _source(name: str, task: Task, data: str | Path | None, split: str | None) -
                 f"a split can be chosen on the hub only; the file {str(data)!r} is read whole. Leave one of them out."
             )
         path = Path(data)
+        if name == own_questions.TASK:
+            columns, documents, limit = own
+            questions = own_questions.read_questions(path, columns, documents, limit=limit)
+            return iter(questions.examples), questions.source, questions.revision
         files = files_of(path)
         source = path.name if len(files) == 1 else f"{path.parent.name}/{path.name}"
         return examples_of(file_rows(files), task.schemas, name), source, digest(files)
