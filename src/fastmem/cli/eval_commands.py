@@ -103,7 +103,9 @@ def evaluate(
     output: OutputFlags,
     task: Annotated[
         str,
-        typer.Option("--task", metavar="NAME,..", help="nq_swap, qa, xsum, ...; several separated by commas."),
+        typer.Option(
+            "--task", metavar="NAME,..", help="nq_swap, qa, xsum, ..., or a Python file; several separated by commas."
+        ),
     ],
     output_dir: Annotated[
         Path,
@@ -131,42 +133,52 @@ def evaluate(
       fastmem eval --task nq_swap --data nq_swap.json --recipe recipe.json --output runs/tuned
       fastmem eval --task qa --data questions.csv --documents policies --output runs/policies
     """
+    from fastmem.lab.python_file import is_python_file
     from fastmem.lab.report import load_results, tables
     from fastmem.lab.run.experiment import Experiment
     from fastmem.lab.run.runner import run
     from fastmem.lab.search.search import PARTS, part_of
+    from fastmem.lab.tasks import task_named
     from fastmem.memory.recipe import Recipe
 
     one_of(part, PARTS, "part", field="part")
-    tasks = names(task)
-    if not tasks or len(set(tasks)) < len(tasks):
+    tasks = {Path(name).stem if is_python_file(name) else name: name for name in names(task)}
+    if not tasks or len(tasks) < len(names(task)):
         raise InputError(f"--task is {task!r}: give at least one task, and each task once.")
 
     def experiment(task: str, made: Recipe, device: str) -> Experiment:
+        definition = task_named(task)
         return Experiment(
-            task,
+            task if definition.file is None else definition.file.label,
             names(methods),
             made,
             **given_values(answers),
             seed=seed,
             scorers=scorers.scorers(device),
+            own_task=definition if definition.file else None,
         )
 
-    for each in tasks:
-        experiment(each, recipe.make(Recipe()), "cpu")  # checks the arguments before anything is loaded
+    # Checks the arguments before anything is loaded.
+    checked = {each: experiment(name, recipe.make(Recipe()), "cpu") for each, name in tasks.items()}
     folders = {each: output_dir / each if len(tasks) > 1 else output_dir for each in tasks}
     summaries = {}
     with Status(quiet=output.quiet) as status:
         status("loading data ...")
-        data_of_task = {each: part_of(data.load(each), part) for each in tasks}  # type: ignore[arg-type]
+        data_of_task = {each: part_of(data.load(name), part) for each, name in tasks.items()}  # type: ignore[arg-type]
+        for each, loaded in data_of_task.items():
+            checked[each].headline(loaded.examples)
         llm = model.load(status)
         for each, folder in folders.items():
-            planned = experiment(each, recipe.make(llm.recipe), str(llm.split_model.device))
+            planned = replace(
+                checked[each],
+                recipe=recipe.make(llm.recipe),
+                scorers=scorers.scorers(str(llm.split_model.device)),
+            )
             reporter = ProgressReporter(status, output.quiet, f"{each}: " if len(tasks) > 1 else "")
             with resumable(reporter, folder):
                 summaries[each] = run(llm, planned, data_of_task[each], folder, reporter)
     if output.json:
-        emit(summaries if len(tasks) > 1 else summaries[tasks[0]])
+        emit(summaries if len(tasks) > 1 else next(iter(summaries.values())))
     else:
         print(tables([load_results(folder) for folder in folders.values()]), end="")
 
@@ -194,9 +206,7 @@ def report(
     target = html or folders[0] / "report.html"
     results = publish(found, target, output)
     if output.json:
-        from fastmem.lab.scores.grading import columns
-
-        means = {r.name: {m: {s: r.mean(m, s).value for s in columns(r.kind)} for m in r.rows} for r in results}
+        means = {r.name: {m: {s: r.mean(m, s).value for s in r.columns} for m in r.rows} for r in results}
         runs = {
             r.name: {"examples": len(r.examples), "complete": r.complete, "rows": {m: len(r.rows[m]) for m in r.rows}}
             for r in results

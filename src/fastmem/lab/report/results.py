@@ -43,7 +43,28 @@ class Results:
     @property
     def headline(self) -> str:
         """The main score of the task."""
-        return next(iter(grading.columns(self.kind)))
+        return next(iter(self.columns))
+
+    @property
+    def own_headline(self) -> str | None:
+        """The main score of a task that is graded by its own file."""
+        return self.about.get("headline")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The scores of the run, the headline first: name -> title. A score of one's own has its name as its title."""
+        own = {name: name for name in self.own_names}
+        return ({self.own_headline: self.own_headline} if self.own_headline else grading.columns(self.kind)) | own
+
+    @property
+    def own_names(self) -> list[str]:
+        """The scores that files of one's own computed when the rows were written."""
+        return grading.own_names(row for rows in self.rows.values() for row in rows)
+
+    @property
+    def has_right_answers(self) -> bool:
+        """Whether answers are right or wrong: not those of summaries, and of tasks that have a score of their own."""
+        return self.kind != "summary" and not self.own_headline
 
     def mean(self, method: str, score: str) -> statistics.Mean:
         """The mean of one score over the method's rows."""

@@ -16,10 +16,11 @@ from fastmem.answer.request import Request
 from fastmem.answer.running_batch import Answer, answers
 from fastmem.device_memory import PeakMemory
 from fastmem.errors import InputError
-from fastmem.lab.run.experiment import ONE_SHOT, Experiment, method_of
+from fastmem.lab.run.experiment import ONE_SHOT, Experiment, method_of, task_score
 from fastmem.lab.run.run_files import Record
 from fastmem.lab.scores import grading
-from fastmem.lab.tasks import TASKS, Example, messages
+from fastmem.lab.scores.own_metric import scores_or_reason
+from fastmem.lab.tasks import Example, messages
 from fastmem.learn.memorize import drain
 from fastmem.memory.memory import Memory
 from fastmem.model import FastMem
@@ -85,7 +86,7 @@ class BatchEvaluator:
         made = self.memorized(example) if wanted.memorized else None
         prompt: Prompt | None = made.prompt if made else None
         if prompt is None:
-            prompt = messages(example, shot=TASKS[e.task].shot if method == ONE_SHOT else None)
+            prompt = messages(example, shot=e.definition.shot if method == ONE_SHOT else None)
         request = llm.prepare(
             prompt,
             "base" if method == ONE_SHOT else method,
@@ -195,6 +196,8 @@ class BatchEvaluator:
         """Fill in the scores."""
         summaries: list[tuple[Record, Example]] = []
         for row, example in zip(rows, batch, strict=True):
+            if task_score(self.experiment.definition):
+                continue  # which grades it alone
             if row["error"]:
                 row["scores"] = grading.failed(example)
             elif example.kind == "summary":
@@ -207,6 +210,11 @@ class BatchEvaluator:
             for (row, _), (scores, missing) in zip(summaries, found, strict=True):
                 row["scores"], row["missing"] = scores, missing
             self._report_once(found[0][1])
+        for metric in self.experiment.own_scores:
+            for row, example in zip(rows, batch, strict=True):
+                scores, missing = scores_or_reason(metric, row["text"], example)
+                row["scores"], row["missing"] = row["scores"] | scores, row["missing"] | missing
+                self._report_once(missing)
 
     def _report_once(self, missing: dict[str, str]) -> None:
         """Report a score that cannot be computed when it is first missing, not only in the final table."""
