@@ -17,6 +17,7 @@ from fastmem.errors import InputError, one_of
 if TYPE_CHECKING:
     from fastmem.lab.report.results import Results
     from fastmem.lab.run.runner import Progress
+    from fastmem.lab.scores.own_metric import OwnMetric
     from fastmem.lab.scores.summary import Scorers
     from fastmem.lab.tasks import Data
 
@@ -114,6 +115,10 @@ def evaluate(
     methods: Annotated[
         str, typer.Option(metavar="M,M", help="Methods separated by commas; one-shot is also accepted.")
     ] = DEFAULT_METHODS,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Also the scores of a Python file, repeatable; see docs/evaluation.md."),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Only recorded; nothing is random.")] = 0,
     part: Annotated[
         str,
@@ -132,11 +137,13 @@ def evaluate(
       fastmem eval --task nq_swap --model meta-llama/Meta-Llama-3-8B-Instruct --output runs/nq_swap
       fastmem eval --task nq_swap --data nq_swap.json --recipe recipe.json --output runs/tuned
       fastmem eval --task qa --data questions.csv --documents policies --output runs/policies
+      fastmem eval --task my_task.py --metric my_metric.py --output runs/mine
     """
     from fastmem.lab.python_file import is_python_file
     from fastmem.lab.report import load_results, tables
     from fastmem.lab.run.experiment import Experiment
     from fastmem.lab.run.runner import run
+    from fastmem.lab.scores.own_metric import own_metric
     from fastmem.lab.search.search import PARTS, part_of
     from fastmem.lab.tasks import task_named
     from fastmem.memory.recipe import Recipe
@@ -145,6 +152,8 @@ def evaluate(
     tasks = {Path(name).stem if is_python_file(name) else name: name for name in names(task)}
     if not tasks or len(tasks) < len(names(task)):
         raise InputError(f"--task is {task!r}: give at least one task, and each task once.")
+
+    metrics = tuple(map(own_metric, metric or []))
 
     def experiment(task: str, made: Recipe, device: str) -> Experiment:
         definition = task_named(task)
@@ -156,6 +165,7 @@ def evaluate(
             seed=seed,
             scorers=scorers.scorers(device),
             own_task=definition if definition.file else None,
+            metrics=metrics,
         )
 
     # Checks the arguments before anything is loaded.
@@ -194,6 +204,10 @@ def report(
         Path | None,
         typer.Option("--html", metavar="FILE", help="The HTML page; default: report.html in the first folder."),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Also the scores of a Python file, computed from the rows; repeatable."),
+    ] = None,
 ) -> None:
     """Regrade finished results, print tables and write an HTML page. Needs no model.
 
@@ -201,10 +215,14 @@ def report(
     Examples:
       fastmem report runs/nq_swap
       fastmem report runs/nq runs/nq_swap --html report.html
+      fastmem report runs/nq_swap --metric my_metric.py
     """
+    from fastmem.lab.scores.own_metric import own_metric
+
+    metrics = tuple(map(own_metric, metric or []))
     found = [inner for folder in folders for inner in _with_results(folder)]
     target = html or folders[0] / "report.html"
-    results = publish(found, target, output)
+    results = publish(found, target, output, metrics)
     if output.json:
         means = {r.name: {m: {s: r.mean(m, s).value for s in r.columns} for m in r.rows} for r in results}
         runs = {
@@ -214,8 +232,13 @@ def report(
         emit({"html": str(target), "means": means, "runs": runs})
 
 
-def publish(folders: Sequence[Path], target: Path, output: OutputFlags) -> "list[Results]":
-    """Write the page of these runs and searches and, without --json, print their tables. Returns the runs."""
+def publish(
+    folders: Sequence[Path], target: Path, output: OutputFlags, metrics: "Sequence[OwnMetric]" = ()
+) -> "list[Results]":
+    """Write the page of these runs and searches and, without --json, print their tables. Returns the runs.
+
+    metrics: scores of one's own, computed from the rows.
+    """
     from fastmem.lab.report import load_results, page, tables
     from fastmem.lab.report.search_landscape import landscape, search_table
     from fastmem.lab.run import run_files
@@ -224,7 +247,8 @@ def publish(folders: Sequence[Path], target: Path, output: OutputFlags) -> "list
     runs = [folder for folder in folders if folder not in searches]
     names = Counter(folder.name for folder in runs)
     results = [
-        replace(load_results(folder), name=folder.name if names[folder.name] == 1 else str(folder)) for folder in runs
+        replace(load_results(folder, metrics), name=folder.name if names[folder.name] == 1 else str(folder))
+        for folder in runs
     ]
     run_files.write_text(target, page(results, [landscape(folder) for folder in searches]))
     if not output.json:

@@ -39,9 +39,13 @@ def notes(r: Results) -> list[str]:
     for method in r.methods:
         if errors := r.errors(method):
             lines.append(f"{method}: {len(errors)} errors, counted as wrong; the first: {errors[0]}")
-    if names := r.own_names:
+    names = r.own_names
+    if recorded := [name for name in names if name not in r.computed]:
         files = ", ".join([*([r.task] if r.own_headline else []), *r.about["identity"].get("metrics", ())])
-        lines.append(f"{', '.join(names)}: computed by {files} when the rows were written, and not graded again.")
+        lines.append(f"{', '.join(recorded)}: computed by {files} when the rows were written, and not graded again.")
+    for file in dict.fromkeys(r.computed.values()):
+        of_file = [name for name in names if r.computed.get(name) == file]
+        lines.append(f"{', '.join(of_file)}: computed by {file} for this report.")
     for method in r.methods:
         for name in names:
             if missing := r.mean(method, name).missing:

@@ -19,7 +19,7 @@ from fastmem.errors import InputError
 from fastmem.lab.run.experiment import ONE_SHOT, Experiment, method_of, task_score
 from fastmem.lab.run.run_files import Record
 from fastmem.lab.scores import grading
-from fastmem.lab.scores.own_metric import scores_or_reason
+from fastmem.lab.scores.own_metric import with_scores
 from fastmem.lab.tasks import Example, messages
 from fastmem.learn.memorize import drain
 from fastmem.memory.memory import Memory
@@ -78,6 +78,9 @@ class BatchEvaluator:
             found[prepared.example.id] = self._answered(prepared, method, answer, seconds, len(ready), base_texts)
         rows = [found[example.id] for example in batch]
         self._score(rows, batch)
+        rows = [with_scores(row, self.experiment.own_scores, e) for row, e in zip(rows, batch, strict=True)]
+        for row in rows:
+            self._report_once(row["missing"])
         peak = self.peak.bytes
         return [row | {"peak_bytes": peak} for row in rows]
 
@@ -209,12 +212,6 @@ class BatchEvaluator:
             found = grading.summarized(texts, [example for _, example in summaries], self.experiment.scorers)
             for (row, _), (scores, missing) in zip(summaries, found, strict=True):
                 row["scores"], row["missing"] = scores, missing
-            self._report_once(found[0][1])
-        for metric in self.experiment.own_scores:
-            for row, example in zip(rows, batch, strict=True):
-                scores, missing = scores_or_reason(metric, row["text"], example)
-                row["scores"], row["missing"] = row["scores"] | scores, row["missing"] | missing
-                self._report_once(missing)
 
     def _report_once(self, missing: dict[str, str]) -> None:
         """Report a score that cannot be computed when it is first missing, not only in the final table."""

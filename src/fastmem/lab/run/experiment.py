@@ -104,7 +104,7 @@ class Experiment:
         if bare is not None and needing is not None:
             raise InputError(f"the example {bare.id!r} has no document, which {needing!r} needs: use base or dola.")
         names = try_out(self.own_scores, examples[0])
-        return names[0] if task_score(self.definition) else None
+        return next(iter(names)) if task_score(self.definition) else None
 
 
 def method_of(name: str) -> Method:

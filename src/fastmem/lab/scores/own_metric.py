@@ -12,7 +12,7 @@ from typing import Any
 
 from fastmem.errors import FastMemError, InputError
 from fastmem.lab.python_file import PythonFile, load_file
-from fastmem.lab.scores.grading import STANDARD
+from fastmem.lab.scores.grading import STANDARD, Record
 from fastmem.lab.tasks.example import Example
 from fastmem.ranges import plain
 
@@ -60,12 +60,12 @@ def own_metric(path: str) -> OwnMetric:
     return OwnMetric(file)
 
 
-def try_out(metrics: Iterable[OwnMetric], example: Example) -> list[str]:
-    """The names of the scores, from scoring an empty answer and the example's own, before any answer is made.
+def try_out(metrics: Iterable[OwnMetric], example: Example) -> dict[str, str]:
+    """Name of each score -> its file, from scoring an empty answer and the example's own, before any answer is made.
 
     Errors: `InputError` if that fails, or if two metrics have a score of one name.
     """
-    names: list[str] = []
+    names: dict[str, str] = {}
     for metric in metrics:
         for text in ("", *example.answers[:1]):
             try:
@@ -77,13 +77,17 @@ def try_out(metrics: Iterable[OwnMetric], example: Example) -> list[str]:
             raise metric.file.error("it gave no score")
         if twice := [name for name in found if name in names]:
             raise metric.file.error(f"another file has a score {twice[0]!r}, too; give one of them another name")
-        names += found
+        names |= dict.fromkeys(found, metric.file.label)
     return names
 
 
-def scores_or_reason(metric: OwnMetric, text: str, example: Example) -> tuple[dict[str, Value], dict[str, str]]:
-    """(the scores of an answer, or none; then the reason by the metric's name)."""
-    try:
-        return metric.scores(text, example), {}
-    except FastMemError as error:
-        return {}, {metric.name: f"{metric.name} is missing: {error.text.removesuffix('.')}"}
+def with_scores(row: Record, metrics: Iterable[OwnMetric], example: Example) -> Record:
+    """The row with the scores of these metrics, or with the reason why those of one are missing."""
+    for metric in metrics:
+        scores, missing = row["scores"], {k: v for k, v in (row.get("missing") or {}).items() if k != metric.name}
+        try:
+            scores = scores | metric.scores(row["text"], example)
+        except FastMemError as error:
+            missing[metric.name] = f"{metric.name} is missing: {error.text.removesuffix('.')}"
+        row = row | {"scores": scores, "missing": missing}
+    return row
