@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, given_values, option, with_flags
+from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, fields_named, given_values, option, with_flags
 from fastmem.cli.output import Status, emit, say
 from fastmem.errors import InputError, one_of
 
@@ -113,7 +113,7 @@ def evaluate(
         typer.Option("--output", metavar="DIR", help="Folder for the results; one subfolder per task if several."),
     ],
     methods: Annotated[
-        str, typer.Option(metavar="M,M", help="Methods separated by commas; one-shot is also accepted.")
+        str, typer.Option(metavar="M,M", help="Methods separated by commas; also one-shot, and Python files.")
     ] = DEFAULT_METHODS,
     metric: Annotated[
         list[str] | None,
@@ -142,6 +142,7 @@ def evaluate(
     from fastmem.lab.python_file import is_python_file
     from fastmem.lab.report import load_results, tables
     from fastmem.lab.run.experiment import Experiment
+    from fastmem.lab.run.own_method import own_method
     from fastmem.lab.run.runner import run
     from fastmem.lab.scores.own_metric import own_metric
     from fastmem.lab.search.search import PARTS, part_of
@@ -154,18 +155,21 @@ def evaluate(
         raise InputError(f"--task is {task!r}: give at least one task, and each task once.")
 
     metrics = tuple(map(own_metric, metric or []))
+    with fields_named({"method": "methods"}):
+        own_methods = {name: own_method(name) for name in names(methods) if is_python_file(name)}
 
     def experiment(task: str, made: Recipe, device: str) -> Experiment:
         definition = task_named(task)
         return Experiment(
             task if definition.file is None else definition.file.label,
-            names(methods),
+            tuple(own_methods[name].file.label if name in own_methods else name for name in names(methods)),
             made,
             **given_values(answers),
             seed=seed,
             scorers=scorers.scorers(device),
             own_task=definition if definition.file else None,
             metrics=metrics,
+            own_methods=tuple(own_methods.values()),
         )
 
     # Checks the arguments before anything is loaded.

@@ -13,7 +13,15 @@ from pathlib import Path
 from fastmem.environment import environment
 from fastmem.lab.run import run_files
 from fastmem.lab.run.evaluate_batch import BatchEvaluator
-from fastmem.lab.run.experiment import Experiment, by_context, identity, model_name, open_run_folder, recipe_values
+from fastmem.lab.run.experiment import (
+    Experiment,
+    by_context,
+    identity,
+    model_name,
+    open_run_folder,
+    recipe_values,
+    record_methods,
+)
 from fastmem.lab.run.run_files import Appender, Record
 from fastmem.lab.scores import grading
 from fastmem.lab.tasks import Data, Example, Kind, cut
@@ -51,6 +59,7 @@ def run(
     headline, task = experiment.headline(examples), experiment.definition
     open_run_folder(folder, identity(experiment, data, examples, llm), llm, examples, task, headline)
     with Appender(folder / run_files.ROWS) as appender:
+        record_methods(folder, experiment.own_methods, appender.rows)
         loop = _Loop(llm, experiment, examples, appender, on_progress)
         try:
             loop.run()
