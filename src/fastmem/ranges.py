@@ -40,7 +40,7 @@ class Number:
 
     def accept(self, value: Any) -> float:
         """The value as a number of Python. Errors: `TypeError`, `ValueError`."""
-        value = _plain(value)
+        value = plain(value)
         if not isinstance(value, int if self.whole else int | float) or isinstance(value, bool):
             raise TypeError
         inside = self.least <= value <= self.greatest and abs(value) <= sys.float_info.max
@@ -100,13 +100,13 @@ def instance_of(kind: type) -> Callable[[Any], Any]:
     return accept
 
 
-def _plain(value: Any) -> object:
+def plain(value: Any) -> object:
     """A number of numpy or torch as one of Python; anything else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _flag(value: Any) -> bool:
-    if not isinstance(value := _plain(value), bool):
+    if not isinstance(value := plain(value), bool):
         raise TypeError
     return value
 

@@ -1,8 +1,8 @@
 """Requests decoded together, token by token: they join, are stepped, and leave.
 
-A `Batch` runs *sequences*, which share forward passes. A request has one sequence, or two if its contrast compares
-different inputs (CAD: the prompt without the document) or different keys and values (CD with a memory of an earlier
-layer). A contrast of weights of the last FFN, or of earlier layers' states, needs no sequence: the activations that
+A `Batch` runs *sequences*, which share forward passes. A request has one, and one more for each other input (CAD: the
+prompt without the document) and for other keys and values (CD with a memory of an earlier layer) that its contrast
+compares. A contrast of weights of the last FFN, or of earlier layers' states, needs no sequence: the activations that
 the trunk recorded go through another tail, and all hidden states go through the head in one product.
 
 Every sequence can have weights of its own. Requests join and leave between any two steps, and an answer does not
@@ -10,13 +10,13 @@ depend on the other requests in the batch, except for the rounding of the kernel
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fastmem.answer.cache import Prefix, cropped, joinable, new_cache, selected
-from fastmem.answer.contrast import adaptive_alpha, candidate_layers, contrast, dola
+from fastmem.answer.contrast import Combination, Contrast, Side, adaptive_alpha, candidate_layers, contrast, dola
 from fastmem.answer.request import Request
 from fastmem.answer.row import Logprob, Row
 from fastmem.answer.sampling import adjusted, choose
@@ -32,7 +32,7 @@ class _States:
     D]."""
 
     final: Tensor | None = None
-    against: Tensor | None = None
+    against: dict[Side, Tensor] = field(default_factory=dict)
     early: Tensor | None = None
 
 
@@ -211,7 +211,7 @@ class Batch:
             mask = mask.long().to(self.split_model.input_device)
         # 2. The trunk, recording what contrasts need.
         tails = [i for i, s in enumerate(sequences) if s.main and s.row.request.compares_tails]
-        early = [i for i, s in enumerate(sequences) if s.main and s.row.request.kind == "dola"]
+        early = [i for i, s in enumerate(sequences) if s.main and "early_layers" in s.row.request.needs]
         layers = ({depth - 1} if tails else set()) | (set(candidate_layers(depth)) if early else set())
         record = Recording(frozenset(layers), lambda hidden: hidden[:, -1]) if layers else None
         ffn = ffn_by_row([sequence.ffn for sequence in sequences], self.split_model.own_ffn)
@@ -220,54 +220,61 @@ class Batch:
         )
         for sequence, final in zip(sequences, hidden[:, -1], strict=True):
             state = states[id(sequence.row)]
-            if sequence.main:
+            if sequence.side is None:
                 state.final = final
             else:
-                state.against = final
+                state.against[sequence.side] = final
         # 3. The tail with the original weights, and the early layers.
         if record is not None and tails:
             kept = {name: record.mixed[name] for name in self.split_model.structure.layers[-1].recorded}
             activations = Activations(depth - 1, record.inputs[depth - 1], kept).rows(tails)
             for i, tail in zip(tails, self.split_model.tail(activations), strict=True):
-                states[id(sequences[i].row)].against = tail
+                states[id(sequences[i].row)].against["original"] = tail
         if record is not None and early:
             inputs = [record.inputs[layer].to(self.split_model.device) for layer in candidate_layers(depth)]
             candidates = torch.stack(inputs)  # [n, B, D]
             for i in early:
                 wanted = sequences[i].row.request.contrast
-                norms = wanted is not None and wanted.final_norm
+                norms = isinstance(wanted, Contrast) and wanted.final_norm
                 states[id(sequences[i].row)].early = self.split_model.close(candidates[:, i], norms)
 
     def _scores(self, states: list[_States]) -> Tensor:
         """The scores that next tokens are chosen from, [B, V] float32; the head runs once, on all hidden states."""
         parts = [torch.stack([state.final for state in states if state.final is not None])]
-        against = [i for i, state in enumerate(states) if state.against is not None]
-        early = [i for i, state in enumerate(states) if state.early is not None]
-        parts += [state.against[None] for state in states if state.against is not None]
-        parts += [state.early for state in states if state.early is not None]
+        for state in states:
+            parts += [hidden[None] for hidden in state.against.values()]
+            parts += [state.early] if state.early is not None else []
         logits = self.split_model.head(torch.cat(parts)).float()
         scores, rest = logits[: len(states)].clone(), logits[len(states) :]
-        alphas: dict[int, float | Tensor] = {}
-        for i, other in zip(against, rest, strict=False):
-            wanted = self.rows[i].request.contrast
-            assert wanted is not None
-            alphas[i] = wanted.alpha if not wanted.adaptive else adaptive_alpha(scores[i : i + 1], other[None])
-        # Before the contrast, whose plausibility constraint must not exclude all tokens that a schema allows.
-        for i, one in enumerate(self.rows):
-            if one.json is not None:
-                scores[i] = one.json.restricted(scores[i])
-        for i, other in zip(against, rest, strict=False):
-            wanted = self.rows[i].request.contrast
-            assert wanted is not None
-            scores[i : i + 1] = contrast(scores[i : i + 1].clone(), other[None], alphas[i], wanted.cut)
-        rest = rest[len(against) :]
-        for n, i in enumerate(early):
-            wanted = self.rows[i].request.contrast
-            assert wanted is not None
-            count = len(rest) // len(early)
-            candidates = rest[n * count : (n + 1) * count, None]  # [n, 1, V]
-            scores[i : i + 1] = dola(scores[i : i + 1].clone(), candidates, wanted.cut)
+        for i, (row, state) in enumerate(zip(self.rows, states, strict=True)):
+            sides = dict(zip(state.against, rest, strict=False))
+            rest = rest[len(sides) :]
+            if state.early is not None:
+                sides["early_layers"], rest = rest[: len(state.early)], rest[len(state.early) :]
+            scores[i] = _contrasted(row, scores[i], sides)
         return scores
+
+
+def _contrasted(
+    row: Row,
+    logits: Tensor,  # [V]
+    sides: dict[Side, Tensor],  # [V], early layers [L, V]
+) -> Tensor:
+    """[V]: the scores of one row, from the logits of its main sequence and of what it compares them with."""
+    wanted = row.request.contrast
+    allowed = logits if row.json is None else row.json.restricted(logits)
+    if wanted is None:
+        return allowed
+    if isinstance(wanted, Combination):
+        main: Side = "memorized" if "memorized" in wanted.needs else "original"
+        scores = wanted.scores({main: logits} | sides)
+        return scores if row.json is None else row.json.restricted(scores)
+    # After the schema: the plausibility constraint must not exclude all tokens that it allows.
+    if wanted.kind == "dola":
+        return dola(allowed[None], sides["early_layers"][:, None], wanted.cut)[0]
+    (other,) = sides.values()
+    alpha = adaptive_alpha(logits[None], other[None]) if wanted.adaptive else wanted.alpha
+    return contrast(allowed[None], other[None], alpha, wanted.cut)[0]
 
 
 def _choose(row: Row, scores: Tensor) -> Tensor:

@@ -5,12 +5,14 @@
 - `adaptive_alpha`: alpha as the Jensen-Shannon divergence of the two distributions (AdaCAD, arXiv 2409.07394), so
   equal distributions are not contrasted.
 - `dola`: the last layer against an earlier one (DoLa, arXiv 2309.03883).
+- `Combination`: any other function of the logits of these sides.
 
 A contrast can raise a token that is very unlikely on both sides. The plausibility constraint of arXiv 2210.15097
 (`plausible`) prevents that.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -21,6 +23,9 @@ from fastmem.errors import InputError, one_of
 from fastmem.ranges import FLAG, RANGE, Number, check, ranged
 
 Kind = Literal["cd", "cad", "dola"]
+# What can be compared: memorized and original weights, with the document in the prompt; original weights without it;
+# the candidate layers of DoLa, without the final norm.
+Side = Literal["memorized", "original", "without_document", "early_layers"]
 DOLA_CUT = 0.1
 ALPHA = Number(0, 1000)  # far beyond, the two sides leave float32
 RELATIVE_TOP = Number(0, 1)
@@ -49,6 +54,28 @@ class Contrast:
         """The effective `relative_top`; 0 masks nothing."""
         return self.relative_top if self.relative_top is not None else DOLA_CUT if self.kind == "dola" else 0.0
 
+    @property
+    def needs(self) -> frozenset[Side]:
+        """The sides that are compared; for CAD and DoLa also the weights in use, with the document."""
+        sides: dict[Kind, tuple[Side, ...]] = {
+            "cd": ("memorized", "original"),
+            "cad": ("without_document",),
+            "dola": ("early_layers",),
+        }
+        return frozenset(sides[self.kind])
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Scores by a function of one's own. needs: with "memorized" or "original", the weights that answer.
+
+    scores: from the logits of these sides, float32 [V] each, [L, V] for early layers, to scores [V]. The next token is
+    chosen from them; -inf excludes a token.
+    """
+
+    needs: frozenset[Side]
+    scores: Callable[[Mapping[Side, Tensor]], Tensor]
+
 
 @dataclass(frozen=True)
 class Method:
@@ -57,6 +84,11 @@ class Method:
     memorized: bool
     kind: Kind | None = None
     adaptive: bool = False
+
+    @property
+    def compares_prompts(self) -> bool:
+        """Whether it needs the prompt without the document."""
+        return self.kind == "cad"
 
     def contrast(
         self, alpha: float = 0.5, relative_top: float | None = None, final_norm: bool = False

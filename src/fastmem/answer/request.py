@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmem.answer.cache import Prefix
-from fastmem.answer.contrast import ALPHA, RELATIVE_TOP, Contrast, with_memory
+from fastmem.answer.contrast import ALPHA, RELATIVE_TOP, Combination, Contrast, Side, with_memory
 from fastmem.answer.json_schema import JsonSchema, as_schema
 from fastmem.answer.sampling import Sampling
 from fastmem.errors import InputError, one_of
@@ -104,7 +104,7 @@ class Request:
     method: str = "base"
     max_new_tokens: int = 100
     min_new_tokens: int = 0
-    contrast: Contrast | None = None
+    contrast: Contrast | Combination | None = None
     without: Tensor | None = None
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
@@ -123,11 +123,16 @@ class Request:
         return replace(self, method=with_memory(self.method), memory=memory, ffn=ffn, shares_trunk=shares_trunk)
 
     @property
-    def kind(self) -> str | None:
-        """The kind of contrast, or None."""
-        return self.contrast.kind if self.contrast else None
+    def needs(self) -> frozenset[Side]:
+        """The sides that are contrasted."""
+        return self.contrast.needs if self.contrast else frozenset()
+
+    @property
+    def compares_weights(self) -> bool:
+        """Whether memorized and original weights are contrasted."""
+        return {"memorized", "original"} <= self.needs
 
     @property
     def compares_tails(self) -> bool:
-        """Whether memorized and original weights of the last FFN are contrasted: a second tail, on the same trunk."""
-        return self.kind == "cd" and self.shares_trunk
+        """Whether these are weights of the last FFN: a second tail, on the same trunk."""
+        return self.compares_weights and self.shares_trunk

@@ -1,6 +1,7 @@
 """Token sequences that share a cache, and so a forward pass: keep some of a group, merge several groups.
 
-A row has one sequence, or two if its contrast compares different inputs or different keys and values.
+A row has one sequence, and one more for each different input, and for different keys and values, that its contrast
+compares.
 """
 
 import copy
@@ -11,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmem.answer.cache import joined, selected
+from fastmem.answer.contrast import Side
 from fastmem.answer.row import Row
 from fastmem.errors import InputError
 from fastmem.split.hooks import FFN
@@ -18,18 +20,23 @@ from fastmem.split.hooks import FFN
 
 @dataclass(eq=False)
 class TokenSequence:
-    """One sequence of a row. prompt: [S] its ids before the answer. main: not the one contrasted away. unread: [T] ids
-    to feed next. length: ids read so far."""
+    """One sequence of a row. prompt: [S] its ids before the answer. side: what it is contrasted as; None for the main
+    sequence. unread: [T] ids to feed next. length: ids read so far."""
 
     row: Row
     ffn: FFN | None
     prompt: Tensor
-    main: bool
+    side: Side | None = None
     unread: Tensor = field(init=False)
     length: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.start()
+
+    @property
+    def main(self) -> bool:
+        """Whether it is the one that answers, not one that is contrasted away."""
+        return self.side is None
 
     def start(self) -> None:
         """Read the prompt and the answer so far from the beginning."""
@@ -47,15 +54,14 @@ class SequenceGroup:
 
 def sequences_of(row: Row) -> list[TokenSequence]:
     request = row.request
-    if request.kind == "cad":
+    sequences = [TokenSequence(row, request.ffn, request.prompt)]
+    if "without_document" in request.needs:
         if request.without is None:
             raise InputError("method 'cad' compares with the prompt without the document: give without_context=...")
-        other = [TokenSequence(row, None, request.without, main=False)]
-    elif request.kind == "cd" and not request.shares_trunk:
-        other = [TokenSequence(row, None, request.prompt, main=False)]
-    else:
-        other = []
-    return [TokenSequence(row, request.ffn, request.prompt, main=True), *other]
+        sequences.append(TokenSequence(row, None, request.without, "without_document"))
+    if request.compares_weights and not request.shares_trunk:
+        sequences.append(TokenSequence(row, None, request.prompt, "original"))
+    return sequences
 
 
 def keeping(groups: Sequence[SequenceGroup], wanted: Callable[[TokenSequence], bool]) -> list[SequenceGroup]:

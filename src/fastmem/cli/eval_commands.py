@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, given_values, option, with_flags
+from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, fields_named, given_values, option, with_flags
 from fastmem.cli.output import Status, emit, say
 from fastmem.errors import InputError, one_of
 
 if TYPE_CHECKING:
     from fastmem.lab.report.results import Results
     from fastmem.lab.run.runner import Progress
+    from fastmem.lab.scores.own_metric import OwnMetric
     from fastmem.lab.scores.summary import Scorers
     from fastmem.lab.tasks import Data
 
@@ -30,7 +31,9 @@ class DataFlags:
 
     heading: ClassVar[str] = "Data"
 
-    data: str | None = option("Local file or folder (parquet, json, jsonl, csv); default: the hub.", "FILE")
+    data: str | None = option("Local file or folder (parquet, json, jsonl, csv, tsv); default: the hub.", "FILE")
+    columns: str | None = option("Task qa: columns of FILE, as in question=Q,answer=A,document=D.", "P=NAME,..")
+    documents: Path | None = option("Task qa: folder of the files that FILE names, or one file.", "DIR")  # noqa: RUF009
     split: str | None = option("Split of the data set; default: the one that is reported.", "NAME")
     limit: int | None = option("Only the first N examples.", "N")
     strip_markup: bool = option("Remove <P>-style tags from passages.", default=False)
@@ -41,6 +44,7 @@ class DataFlags:
     def load(self, task: str, split: str | None = None) -> "Data":
         """The examples of a task. split: used if --split is not given."""
         from fastmem.lab.tasks import load
+        from fastmem.lab.tasks.own_questions import named_columns
 
         return load(
             task,
@@ -49,6 +53,8 @@ class DataFlags:
             limit=self.limit,
             strip_markup=self.strip_markup,
             paper_rows=self.paper_rows,
+            columns=None if self.columns is None else named_columns(self.columns),
+            documents=self.documents,
         )
 
 
@@ -98,15 +104,21 @@ def evaluate(
     output: OutputFlags,
     task: Annotated[
         str,
-        typer.Option("--task", metavar="NAME,..", help="nq_swap, memotrap, xsum, ...; several separated by commas."),
+        typer.Option(
+            "--task", metavar="NAME,..", help="nq_swap, qa, xsum, ..., or a Python file; several separated by commas."
+        ),
     ],
     output_dir: Annotated[
         Path,
         typer.Option("--output", metavar="DIR", help="Folder for the results; one subfolder per task if several."),
     ],
     methods: Annotated[
-        str, typer.Option(metavar="M,M", help="Methods separated by commas; one-shot is also accepted.")
+        str, typer.Option(metavar="M,M", help="Methods separated by commas; also one-shot, and Python files.")
     ] = DEFAULT_METHODS,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Also the scores of a Python file, repeatable; see docs/evaluation.md."),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Only recorded; nothing is random.")] = 0,
     part: Annotated[
         str,
@@ -124,43 +136,63 @@ def evaluate(
       fastmem eval --task world,world_swap --methods base,fastmem --limit 100 --output runs/world
       fastmem eval --task nq_swap --model meta-llama/Meta-Llama-3-8B-Instruct --output runs/nq_swap
       fastmem eval --task nq_swap --data nq_swap.json --recipe recipe.json --output runs/tuned
+      fastmem eval --task qa --data questions.csv --documents policies --output runs/policies
+      fastmem eval --task my_task.py --metric my_metric.py --output runs/mine
     """
+    from fastmem.lab.python_file import is_python_file
     from fastmem.lab.report import load_results, tables
     from fastmem.lab.run.experiment import Experiment
+    from fastmem.lab.run.own_method import own_method
     from fastmem.lab.run.runner import run
+    from fastmem.lab.scores.own_metric import own_metric
     from fastmem.lab.search.search import PARTS, part_of
+    from fastmem.lab.tasks import task_named
     from fastmem.memory.recipe import Recipe
 
     one_of(part, PARTS, "part", field="part")
-    tasks = names(task)
-    if not tasks or len(set(tasks)) < len(tasks):
+    tasks = {Path(name).stem if is_python_file(name) else name: name for name in names(task)}
+    if not tasks or len(tasks) < len(names(task)):
         raise InputError(f"--task is {task!r}: give at least one task, and each task once.")
 
+    metrics = tuple(map(own_metric, metric or []))
+    with fields_named({"method": "methods"}):
+        own_methods = {name: own_method(name) for name in names(methods) if is_python_file(name)}
+
     def experiment(task: str, made: Recipe, device: str) -> Experiment:
+        definition = task_named(task)
         return Experiment(
-            task,
-            names(methods),
+            task if definition.file is None else definition.file.label,
+            tuple(own_methods[name].file.label if name in own_methods else name for name in names(methods)),
             made,
             **given_values(answers),
             seed=seed,
             scorers=scorers.scorers(device),
+            own_task=definition if definition.file else None,
+            metrics=metrics,
+            own_methods=tuple(own_methods.values()),
         )
 
-    for each in tasks:
-        experiment(each, recipe.make(Recipe()), "cpu")  # checks the arguments before anything is loaded
+    # Checks the arguments before anything is loaded.
+    checked = {each: experiment(name, recipe.make(Recipe()), "cpu") for each, name in tasks.items()}
     folders = {each: output_dir / each if len(tasks) > 1 else output_dir for each in tasks}
     summaries = {}
     with Status(quiet=output.quiet) as status:
         status("loading data ...")
-        data_of_task = {each: part_of(data.load(each), part) for each in tasks}  # type: ignore[arg-type]
+        data_of_task = {each: part_of(data.load(name), part) for each, name in tasks.items()}  # type: ignore[arg-type]
+        for each, loaded in data_of_task.items():
+            checked[each].headline(loaded.examples)
         llm = model.load(status)
         for each, folder in folders.items():
-            planned = experiment(each, recipe.make(llm.recipe), str(llm.split_model.device))
+            planned = replace(
+                checked[each],
+                recipe=recipe.make(llm.recipe),
+                scorers=scorers.scorers(str(llm.split_model.device)),
+            )
             reporter = ProgressReporter(status, output.quiet, f"{each}: " if len(tasks) > 1 else "")
             with resumable(reporter, folder):
                 summaries[each] = run(llm, planned, data_of_task[each], folder, reporter)
     if output.json:
-        emit(summaries if len(tasks) > 1 else summaries[tasks[0]])
+        emit(summaries if len(tasks) > 1 else next(iter(summaries.values())))
     else:
         print(tables([load_results(folder) for folder in folders.values()]), end="")
 
@@ -176,6 +208,10 @@ def report(
         Path | None,
         typer.Option("--html", metavar="FILE", help="The HTML page; default: report.html in the first folder."),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Also the scores of a Python file, computed from the rows; repeatable."),
+    ] = None,
 ) -> None:
     """Regrade finished results, print tables and write an HTML page. Needs no model.
 
@@ -183,14 +219,16 @@ def report(
     Examples:
       fastmem report runs/nq_swap
       fastmem report runs/nq runs/nq_swap --html report.html
+      fastmem report runs/nq_swap --metric my_metric.py
     """
+    from fastmem.lab.scores.own_metric import own_metric
+
+    metrics = tuple(map(own_metric, metric or []))
     found = [inner for folder in folders for inner in _with_results(folder)]
     target = html or folders[0] / "report.html"
-    results = publish(found, target, output)
+    results = publish(found, target, output, metrics)
     if output.json:
-        from fastmem.lab.scores.grading import columns
-
-        means = {r.name: {m: {s: r.mean(m, s).value for s in columns(r.kind)} for m in r.rows} for r in results}
+        means = {r.name: {m: {s: r.mean(m, s).value for s in r.columns} for m in r.rows} for r in results}
         runs = {
             r.name: {"examples": len(r.examples), "complete": r.complete, "rows": {m: len(r.rows[m]) for m in r.rows}}
             for r in results
@@ -198,8 +236,13 @@ def report(
         emit({"html": str(target), "means": means, "runs": runs})
 
 
-def publish(folders: Sequence[Path], target: Path, output: OutputFlags) -> "list[Results]":
-    """Write the page of these runs and searches and, without --json, print their tables. Returns the runs."""
+def publish(
+    folders: Sequence[Path], target: Path, output: OutputFlags, metrics: "Sequence[OwnMetric]" = ()
+) -> "list[Results]":
+    """Write the page of these runs and searches and, without --json, print their tables. Returns the runs.
+
+    metrics: scores of one's own, computed from the rows.
+    """
     from fastmem.lab.report import load_results, page, tables
     from fastmem.lab.report.search_landscape import landscape, search_table
     from fastmem.lab.run import run_files
@@ -208,7 +251,8 @@ def publish(folders: Sequence[Path], target: Path, output: OutputFlags) -> "list
     runs = [folder for folder in folders if folder not in searches]
     names = Counter(folder.name for folder in runs)
     results = [
-        replace(load_results(folder), name=folder.name if names[folder.name] == 1 else str(folder)) for folder in runs
+        replace(load_results(folder, metrics), name=folder.name if names[folder.name] == 1 else str(folder))
+        for folder in runs
     ]
     run_files.write_text(target, page(results, [landscape(folder) for folder in searches]))
     if not output.json:

@@ -39,7 +39,9 @@ def search(
     model: ModelFlags,
     data: DataFlags,
     output: OutputFlags,
-    task: Annotated[str, typer.Option("--task", metavar="NAME", help="nq_swap, world_swap, ...")],
+    task: Annotated[
+        str, typer.Option("--task", metavar="NAME", help="nq_swap, qa, world_swap, ..., or a Python file.")
+    ],
     output_dir: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the recipe and all points.")],
     sampler: Annotated[str, typer.Option(metavar="NAME", help="grid (all points) or tpe (Optuna).")] = "grid",
     trials: Annotated[int, typer.Option(metavar="N", min=1, help="tpe: number of points.")] = 40,
@@ -75,11 +77,12 @@ def search(
     """
     from fastmem.lab.report.search_landscape import search_table
     from fastmem.lab.search.grid import Space
-    from fastmem.lab.search.search import require_packages, search_grid, search_tpe, searchable
+    from fastmem.lab.search.search import check_examples, require_packages, search_grid, search_tpe, searchable
+    from fastmem.lab.tasks import task_named
     from fastmem.memory.recipe import Recipe
 
     one_of(sampler, ("grid", "tpe"), "sampler", field="sampler")
-    require_packages(task, sampler)
+    require_packages(task_named(task), sampler)
 
     def space(default: Recipe) -> Space:
         with fields_named({"learning_rate": "rates", "kl_weight": "kls", "alpha": "alphas"}):
@@ -95,6 +98,7 @@ def search(
 
     space(Recipe())  # checks the values before anything is loaded
     examples = searchable(data.load(task, "dev" if task.startswith("world") else None), on_test)
+    check_examples(examples)
     with Status(quiet=output.quiet) as status:
         llm = model.load(status)
         reporter = ProgressReporter(status, output.quiet)

@@ -2,7 +2,6 @@
 
 from fastmem.lab.report.paper_figures import SOURCE, paper_model, published
 from fastmem.lab.report.results import Results
-from fastmem.lab.scores import grading
 from fastmem.lab.scores.grading import Record
 from fastmem.lab.scores.statistics import Mean
 
@@ -40,6 +39,17 @@ def notes(r: Results) -> list[str]:
     for method in r.methods:
         if errors := r.errors(method):
             lines.append(f"{method}: {len(errors)} errors, counted as wrong; the first: {errors[0]}")
+    names = r.own_names
+    if recorded := [name for name in names if name not in r.computed]:
+        files = ", ".join([*([r.task] if r.own_headline else []), *r.about["identity"].get("metrics", ())])
+        lines.append(f"{', '.join(recorded)}: computed by {files} when the rows were written, and not graded again.")
+    for file in dict.fromkeys(r.computed.values()):
+        of_file = [name for name in names if r.computed.get(name) == file]
+        lines.append(f"{', '.join(of_file)}: computed by {file} for this report.")
+    for method in r.methods:
+        for name in names:
+            if missing := r.mean(method, name).missing:
+                lines.append(f"{method}: {name} is missing in {missing} rows; its mean is that of the others.")
     return lines + [f"{', '.join(methods)}: {reason}" for reason, methods in r.missing.items()]
 
 
@@ -62,7 +72,7 @@ def brackets(model: str) -> str:
 
 def score_table(r: Results) -> tuple[list[str], list[list[str]]]:
     """(header, one line per method): the number of rows and errors, and every score that has a value."""
-    titles = grading.columns(r.kind)
+    titles = r.columns
     shown = [name for name in titles if any(r.mean(method, name).value is not None for method in r.rows)]
     lines = [
         [label(r, m), str(len(r.rows[m])), str(len(r.errors(m))), *(figure(r, m, name) for name in shown)]

@@ -38,8 +38,8 @@ class Disagreements:
 
 
 def disagreements(r: Results) -> list[Disagreements]:
-    """For each method, what it repaired and what it broke. Empty for summaries, which are neither right nor wrong."""
-    if BASE not in r.rows or r.kind == "summary":
+    """For each method, what it repaired and what it broke. Empty where answers are neither right nor wrong."""
+    if BASE not in r.rows or not r.has_right_answers:
         return []
     by_method = {method: {row["id"]: row for row in r.rows[method]} for method in r.methods}
     examples = {example.id: example for example in r.examples}

@@ -29,12 +29,14 @@ def page(results: Sequence[Results], extra: Sequence[str] = ()) -> str:
 def _run(r: Results) -> dict[str, object]:
     """The values of one run's section in the template."""
     # Both forms of accuracy: a rambling answer can be right by the paper's rule alone.
-    scores = [r.headline] if r.kind == "summary" else [r.headline, "exact_match"]
+    scores = dict.fromkeys(
+        [r.headline, *(["paper_correct", "exact_match"] if r.has_right_answers else []), *r.own_names]
+    )
     return {
         "results": r,
         "facts": facts(r) | {"folder": r.name},
         "means": [_mean_chart(r, score) for score in scores],
-        "outcomes": None if r.kind == "summary" else _outcome_bars(r),
+        "outcomes": _outcome_bars(r) if r.has_right_answers else None,
         "scores": score_table(r),
         "brackets": brackets(r.model),
         "time": _time_bars(r),
@@ -60,7 +62,7 @@ def _mean_chart(r: Results, score: str) -> dict[str, object]:
         points.append(Point(method, r.partial(method), mean.value, mean.low, mean.high, note, accent))
     return {
         "score": score,
-        "title": grading.columns(r.kind)[score],
+        "title": r.columns[score],
         "points": points,
         "reference": r.mean(BASE, score).value if BASE in r.rows else None,
     }

@@ -1,6 +1,6 @@
 """The results of one run, read from its folder and graded again from the raw texts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from fastmem.errors import RunError
 from fastmem.lab.run import run_files
 from fastmem.lab.scores import grading, statistics
 from fastmem.lab.scores.grading import Record
+from fastmem.lab.scores.own_metric import OwnMetric, try_out, with_scores
 from fastmem.lab.tasks.example import Example, Kind
 
 BASE = "base"
@@ -23,6 +24,7 @@ class Results:
     rows: method -> its rows, in the order of the examples.
     about: the content of `run.json`.
     summary: the content of `summary.json`; empty if the run was killed before it wrote one.
+    computed: the scores of one's own that were computed when the rows were read -> the file that did it.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Results:
     rows: dict[str, list[Record]]
     about: Record
     summary: Record
+    computed: dict[str, str] = field(default_factory=dict)
     _means: dict[tuple[str, str], statistics.Mean] = field(default_factory=dict, repr=False)  # 5,000 resamples each
 
     @property
@@ -43,7 +46,28 @@ class Results:
     @property
     def headline(self) -> str:
         """The main score of the task."""
-        return next(iter(grading.columns(self.kind)))
+        return next(iter(self.columns))
+
+    @property
+    def own_headline(self) -> str | None:
+        """The main score of a task that is graded by its own file."""
+        return self.about.get("headline")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The scores of the run, the headline first: name -> title. A score of one's own has its name as its title."""
+        own = {name: name for name in self.own_names}
+        return ({self.own_headline: self.own_headline} if self.own_headline else grading.columns(self.kind)) | own
+
+    @property
+    def own_names(self) -> list[str]:
+        """The scores that files of one's own computed when the rows were written."""
+        return grading.own_names(row for rows in self.rows.values() for row in rows)
+
+    @property
+    def has_right_answers(self) -> bool:
+        """Whether answers are right or wrong: not those of summaries, and of tasks that have a score of their own."""
+        return self.kind != "summary" and not self.own_headline
 
     def mean(self, method: str, score: str) -> statistics.Mean:
         """The mean of one score over the method's rows."""
@@ -87,11 +111,16 @@ class Results:
         return "" if rows == examples else f"{rows} of {examples} rows"
 
 
-def load_results(folder: Path) -> Results:
-    """The run in `folder`, graded again from its raw texts. Errors: `RunError`."""
+def load_results(folder: Path, metrics: Sequence[OwnMetric] = ()) -> Results:
+    """The run in `folder`, graded again from its raw texts.
+
+    metrics: further scores of one's own, or new versions of those of the run. Errors: `RunError`, `InputError` if a
+    metric fails on the first example.
+    """
     about = run_files.read_json(folder / run_files.RUN)
     examples = run_files.read_examples(folder)
     by_id = {example.id: example for example in examples}
+    computed = try_out(metrics, examples[0])
     rows: dict[str, list[Record]] = {}
     for row in run_files.read_rows(folder):
         if row["id"] not in by_id:
@@ -99,7 +128,9 @@ def load_results(folder: Path) -> Results:
                 f"{folder}: {run_files.ROWS} has a row for {row['id']!r}, which is not in {run_files.EXAMPLES}. "
                 "Run the evaluation again in a new folder."
             )
-        rows.setdefault(row["method"], []).append(grading.regraded(row, by_id[row["id"]]))
+        row["scores"] = {name: value for name, value in row["scores"].items() if name not in computed}
+        graded = grading.regraded(row, by_id[row["id"]])
+        rows.setdefault(row["method"], []).append(with_scores(graded, metrics, by_id[row["id"]]))
     if not rows:
         raise RunError(f"{folder} has no finished rows yet: run the same `fastmem eval` again.")
     position = {example.id: i for i, example in enumerate(examples)}
@@ -108,7 +139,7 @@ def load_results(folder: Path) -> Results:
     summary_path = folder / run_files.SUMMARY
     summary = run_files.read_json(summary_path) if summary_path.exists() else {}
     task = about["identity"]["task"]
-    return Results(folder.name, task, about["kind"], about["model"]["name"], examples, rows, about, summary)
+    return Results(folder.name, task, about["kind"], about["model"]["name"], examples, rows, about, summary, computed)
 
 
 def ordered(methods: Iterable[str]) -> list[str]:

@@ -23,12 +23,15 @@ def tables(results: Sequence[Results]) -> str:
         runs = _sorted([r for r in results if r.model == model])
         in_brackets = f"; {brackets(model)}" if brackets(model) else ""
         parts.append(f"## {model}\n")
-        if answering := [r for r in runs if r.kind != "summary"]:
+        if answering := [r for r in runs if r.has_right_answers]:
             parts.append(f"Accuracy by the paper's rule, with 95 % intervals{in_brackets}.\n")
             parts.append(_overview(answering, ("paper_correct",)))
-        if summaries := [r for r in runs if r.kind == "summary"]:
+        if summaries := [r for r in runs if r.kind == "summary" and not r.own_headline]:
             parts.append(f"Summaries, with 95 % intervals{in_brackets}.\n")
             parts += [_overview([r], _SUMMARY_SCORES) for r in summaries]
+        if own := [r for r in runs if r.own_headline]:
+            parts.append("Scores of the tasks' own, with 95 % intervals.\n")
+            parts += [_overview([r], (r.headline,)) for r in own]
         for r in runs:
             parts.append(f"### {r.task} ({r.name})\n")
             parts.append(_FACTS.format_map(facts(r)))
@@ -52,10 +55,12 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str
 def _overview(runs: Sequence[Results], scores: Sequence[str]) -> str:
     """One line per method, one column per run and score."""
     methods = ordered({method for r in runs for method in r.rows})
-    titles = grading.ACCURACY | grading.SUMMARY
+    titles = {name: title for r in runs for name, title in r.columns.items()}
     tasks_repeat = len({r.task for r in runs}) < len(runs)
     columns = [
-        r.task + (f" ({r.name})" if tasks_repeat else "") + (f" {titles[score]}" if len(scores) > 1 else "")
+        r.task
+        + (f" ({r.name})" if tasks_repeat else "")
+        + (f" {titles[score]}" if len(scores) > 1 or r.own_headline else "")
         for r in runs
         for score in scores
     ]
@@ -78,7 +83,7 @@ def _differences(r: Results) -> str:
             p_value = "" if against.p_value is None else f"{against.p_value:.2g}"
             counts = [str(against.only_second), str(against.only_first)]
             lines.append([label(r, method), mean_text(against.difference, "+"), *counts, p_value, against.test])
-    title = grading.columns(r.kind)[r.headline]
+    title = r.columns[r.headline]
     return markdown_table([f"against {label(r, BASE)}", title, "better", "worse", "p", "test"], lines)
 
 

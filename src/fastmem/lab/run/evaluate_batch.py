@@ -6,7 +6,7 @@ An error in one example becomes a row with that error; the other examples are st
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ from fastmem.answer.request import Request
 from fastmem.answer.running_batch import Answer, answers
 from fastmem.device_memory import PeakMemory
 from fastmem.errors import InputError
-from fastmem.lab.run.experiment import ONE_SHOT, Experiment, method_of
+from fastmem.lab.run.experiment import ONE_SHOT, Experiment, task_score
+from fastmem.lab.run.own_method import OwnMethod
 from fastmem.lab.run.run_files import Record
 from fastmem.lab.scores import grading
-from fastmem.lab.tasks import TASKS, Example, messages
+from fastmem.lab.scores.own_metric import with_scores
+from fastmem.lab.tasks import Example, messages
 from fastmem.learn.memorize import drain
 from fastmem.memory.memory import Memory
 from fastmem.model import FastMem
@@ -77,26 +79,34 @@ class BatchEvaluator:
             found[prepared.example.id] = self._answered(prepared, method, answer, seconds, len(ready), base_texts)
         rows = [found[example.id] for example in batch]
         self._score(rows, batch)
+        rows = [with_scores(row, self.experiment.own_scores, e) for row, e in zip(rows, batch, strict=True)]
+        for row in rows:
+            self._report_once(row["missing"])
         peak = self.peak.bytes
         return [row | {"peak_bytes": peak} for row in rows]
 
     def _prepared(self, example: Example, method: str) -> _Prepared:
-        llm, e, wanted = self.llm, self.experiment, method_of(method)
+        llm, e, wanted = self.llm, self.experiment, self.experiment.method(method)
         made = self.memorized(example) if wanted.memorized else None
         prompt: Prompt | None = made.prompt if made else None
         if prompt is None:
-            prompt = messages(example, shot=TASKS[e.task].shot if method == ONE_SHOT else None)
+            prompt = messages(example, shot=e.definition.shot if method == ONE_SHOT else None)
+        own = wanted if isinstance(wanted, OwnMethod) else None
+        plain = "cad" if wanted.compares_prompts else "base"  # with the prompts that a method of one's own needs
         request = llm.prepare(
             prompt,
-            "base" if method == ONE_SHOT else method,
+            plain if own or method == ONE_SHOT else method,
             alpha=e.alpha,
             relative_top=e.relative_top,
             repetition_penalty=e.repetition_penalty,
             max_new_tokens=e.new_tokens,
-            without_context=messages(example, with_context=False) if wanted.kind == "cad" else None,
+            without_context=messages(example, with_context=False) if wanted.compares_prompts else None,
             prefix=made.prefix if made else None,
         )
-        return _Prepared(example, llm.with_memory(request, made.memory) if made else request, made)
+        request = llm.with_memory(request, made.memory) if made else request
+        if own is not None:
+            request = replace(request, method=method, contrast=own.combination)
+        return _Prepared(example, request, made)
 
     def memorized(self, example: Example) -> Memorized:
         """The memory of the example's document, made once. Errors: any error of making it, on every call."""
@@ -195,6 +205,8 @@ class BatchEvaluator:
         """Fill in the scores."""
         summaries: list[tuple[Record, Example]] = []
         for row, example in zip(rows, batch, strict=True):
+            if task_score(self.experiment.definition):
+                continue  # which grades it alone
             if row["error"]:
                 row["scores"] = grading.failed(example)
             elif example.kind == "summary":
@@ -206,7 +218,6 @@ class BatchEvaluator:
             found = grading.summarized(texts, [example for _, example in summaries], self.experiment.scorers)
             for (row, _), (scores, missing) in zip(summaries, found, strict=True):
                 row["scores"], row["missing"] = scores, missing
-            self._report_once(found[0][1])
 
     def _report_once(self, missing: dict[str, str]) -> None:
         """Report a score that cannot be computed when it is first missing, not only in the final table."""

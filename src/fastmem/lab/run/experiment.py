@@ -11,9 +11,11 @@ from fastmem.answer.contrast import METHODS, Contrast, Method
 from fastmem.answer.sampling import Sampling
 from fastmem.errors import InputError, RunError, one_of
 from fastmem.lab.run import run_files
+from fastmem.lab.run.own_method import OwnMethod
 from fastmem.lab.run.run_files import Record
+from fastmem.lab.scores.own_metric import OwnMetric, try_out
 from fastmem.lab.scores.summary import Scorers, require_packages
-from fastmem.lab.tasks import TASKS, Data
+from fastmem.lab.tasks import TASKS, Data, Task
 from fastmem.lab.tasks.example import Example
 from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
@@ -27,12 +29,13 @@ ONE_SHOT = "one-shot"  # the paper's Table 2: the untouched model, with one work
 class Experiment:
     """How the examples of one task are answered.
 
-    methods: names of `METHODS`, or "one-shot". alpha, relative_top: as in `Contrast`. repetition_penalty: as in
-    `Sampling`; the authors' DoLa has 1.2, their other methods have none. max_new_tokens: None takes the task's.
-    max_context_tokens: cut longer documents (the paper's limit is 7,500); None keeps them whole. batch_size: examples
-    decoded at the same time; it affects the rounding of the kernels only. seed: recorded only; decoding is greedy, and
-    memorizing uses the recipe's seed. Errors: `InputError` for values out of range; `MissingPackageError` if the
-    scorers need packages that are not installed.
+    methods: names of `METHODS`, "one-shot", or the labels of own_methods, which have no alpha. alpha, relative_top: as
+    in `Contrast`. repetition_penalty: as in `Sampling`; the authors' DoLa has 1.2, their other methods have none.
+    max_new_tokens: None takes the task's. max_context_tokens: cut longer documents (the paper's limit is 7,500); None
+    keeps them whole. batch_size: examples decoded at the same time; it affects the rounding of the kernels only. seed:
+    recorded only; decoding is greedy, and memorizing uses the recipe's seed. own_task: the task, if it is not one of
+    `TASKS`; `task` is then its label. metrics: scores of one's own. Errors: `InputError` for values out of range;
+    `MissingPackageError` if the scorers need packages that are not installed.
     """
 
     task: str
@@ -46,13 +49,17 @@ class Experiment:
     batch_size: int = 16
     seed: int = 0
     scorers: Scorers = field(default_factory=Scorers)
+    own_task: Task | None = None
+    metrics: tuple[OwnMetric, ...] = ()
+    own_methods: tuple[OwnMethod, ...] = ()
 
     def __post_init__(self) -> None:
-        one_of(self.task, TASKS, "task")
+        if self.own_task is None:
+            one_of(self.task, TASKS, "task")
         if not self.methods:
             raise InputError(f"no method is given. Accepted: {', '.join([*METHODS, ONE_SHOT])}.")
         for name in self.methods:
-            one_of(name, [*METHODS, ONE_SHOT], "method")
+            one_of(name, [*METHODS, ONE_SHOT, *(own.file.label for own in self.own_methods)], "method")
         if len(set(self.methods)) < len(self.methods):
             raise InputError(f"a method is named twice: {', '.join(self.methods)}.")
         Contrast("cd", self.alpha, relative_top=self.relative_top)  # raises for values out of range, as does
@@ -61,28 +68,60 @@ class Experiment:
             given = getattr(self, name)
             if given is not None and given < 1:
                 raise InputError(f"{name} is {given}: give 1 or more.", field=name)
-        if TASKS[self.task].kind == "summary":
+        if self.definition.kind == "summary" and not task_score(self.definition):
             require_packages(self.scorers)
-        if self.task == "world_open" and (needing := [n for n in self.methods if needs_context(n)]):
+        if ONE_SHOT in self.methods and self.definition.shot is None:
+            raise InputError(f"{self.task} defines no SHOT, the worked example that the method {ONE_SHOT!r} needs.")
+        if twice := _repeated(metric.file.label for metric in self.own_scores):
+            raise InputError(f"two files are called {twice}: give each its own name.", field="metric")
+        if self.task == "world_open" and (needing := [n for n in self.methods if self.needs_context(n)]):
             raise InputError(
                 f"the task 'world_open' asks without a context, which {needing[0]!r} needs: use base or dola."
             )
 
     @property
+    def definition(self) -> Task:
+        """The task itself."""
+        return self.own_task or TASKS[self.task]
+
+    def method(self, name: str) -> Method | OwnMethod:
+        """The method for a name in `methods`."""
+        own = next((own for own in self.own_methods if own.file.label == name), None)
+        return own or METHODS["base" if name == ONE_SHOT else name]
+
+    def needs_context(self, name: str) -> bool:
+        """Whether the method uses the document beyond reading it in the prompt."""
+        method = self.method(name)
+        return method.memorized or method.compares_prompts
+
+    @property
     def new_tokens(self) -> int:
         """The most tokens of an answer."""
-        return self.max_new_tokens or TASKS[self.task].max_new_tokens
+        return self.max_new_tokens or self.definition.max_new_tokens
+
+    @property
+    def own_scores(self) -> tuple[OwnMetric, ...]:
+        """What computes scores of one's own: the task's file, if it has some, then the metrics."""
+        score = task_score(self.definition)
+        return (*([score] if score else []), *self.metrics)
+
+    def headline(self, examples: Sequence[Example]) -> str | None:
+        """The main score of a task of one's own; None for that of its kind.
+
+        Checks what can be checked before a model is loaded. Errors: `InputError` for an example without a document
+        that a method needs, and for metrics that fail on the first example.
+        """
+        bare = next((example for example in examples if not example.context), None)
+        needing = next((name for name in self.methods if self.needs_context(name)), None)
+        if bare is not None and needing is not None:
+            raise InputError(f"the example {bare.id!r} has no document, which {needing!r} needs: use base or dola.")
+        names = try_out(self.own_scores, examples[0])
+        return next(iter(names)) if task_score(self.definition) else None
 
 
-def method_of(name: str) -> Method:
-    """The decoding method for a name in `Experiment.methods`."""
-    return METHODS["base" if name == ONE_SHOT else name]
-
-
-def needs_context(name: str) -> bool:
-    """Whether the method uses the document beyond reading it in the prompt."""
-    method = method_of(name)
-    return method.memorized or method.kind == "cad"
+def task_score(task: Task) -> OwnMetric | None:
+    """The score that the file of a task computes, if it has a function `score`."""
+    return OwnMetric(task.file) if task.file is not None and task.file.value("score") is not None else None
 
 
 def by_context(examples: Iterable[Example]) -> tuple[Example, ...]:
@@ -115,7 +154,7 @@ def identity(experiment: Experiment, data: Data, examples: Sequence[Example], ll
         }
         | ({} if experiment.repetition_penalty == 1 else {"repetition_penalty": experiment.repetition_penalty}),
         "seed": experiment.seed,
-    }
+    } | ({"metrics": {m.file.label: m.file.digest for m in experiment.metrics}} if experiment.metrics else {})
 
 
 def identity_of_model(llm: FastMem) -> dict[str, str]:
@@ -125,8 +164,13 @@ def identity_of_model(llm: FastMem) -> dict[str, str]:
     return {"family": base.family, "digest": base.digest[:16], "dtype": str(llm.split_model.dtype)} | system_turn
 
 
-def open_run_folder(folder: Path, identity: Record, llm: FastMem, examples: Sequence[Example]) -> None:
-    """Create the folder of this run, or check that it is one. Errors: `RunError` if it belongs to another run."""
+def open_run_folder(
+    folder: Path, identity: Record, llm: FastMem, examples: Sequence[Example], task: Task, headline: str | None
+) -> None:
+    """Create the folder of this run, or check that it is one. Errors: `RunError` if it belongs to another run.
+
+    headline: the main score, if it is one of the task's own.
+    """
     path = folder / run_files.RUN
     if path.exists():
         before = run_files.read_json(path).get("identity", {})
@@ -148,7 +192,24 @@ def open_run_folder(folder: Path, identity: Record, llm: FastMem, examples: Sequ
         ) from error
     run_files.write_examples(folder / run_files.EXAMPLES, examples)
     model = {"name": model_name(llm), "revision": llm.revision}
-    run_files.write_json(path, {"identity": identity, "model": model, "kind": TASKS[identity["task"]].kind})
+    about = {"identity": identity, "model": model, "kind": task.kind}
+    run_files.write_json(path, about | ({"headline": headline} if headline else {}))
+
+
+def record_methods(folder: Path, methods: Iterable[OwnMethod], rows: Iterable[Record]) -> None:
+    """Record the files of these methods in the run. Errors: `RunError` if rows of one were made by another file."""
+    about, used = run_files.read_json(folder / run_files.RUN), {row["method"] for row in rows}
+    before = about.get("method_files", {})
+    now = {method.file.label: method.file.digest for method in methods}
+    for label, digest in now.items():
+        if label in used and before.get(label) != digest:
+            raise RunError(
+                f"{folder} has rows of another {label}: its digest was {before.get(label)!r}, now {digest!r}. Give "
+                "another folder, another name to the file, or the old file.",
+                field="output",
+            )
+    if now and before | now != before:
+        run_files.write_json(folder / run_files.RUN, about | {"method_files": before | now})
 
 
 def recipe_values(recipe: Recipe) -> Record:
@@ -165,8 +226,14 @@ def model_name(llm: FastMem) -> str:
 def _digest(examples: Iterable[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(json.dumps(asdict(example), ensure_ascii=False).encode())
+        digest.update(json.dumps(example.record, ensure_ascii=False).encode())
     return digest.hexdigest()[:16]
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    """The first name that occurs twice."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
 
 
 def _differences(was: Record, now: Record, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -13,7 +13,7 @@ import fcntl
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -103,7 +103,7 @@ def write_json(path: Path, value: Record) -> None:
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
     """One line per example."""
-    write_text(path, "".join(json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in examples))
+    write_text(path, "".join(json.dumps(example.record, ensure_ascii=False) + "\n" for example in examples))
 
 
 def write_text(path: Path, text: str) -> None:

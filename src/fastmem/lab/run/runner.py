@@ -7,16 +7,24 @@ the interrupted batch again as a whole and writes its missing rows, which are id
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fastmem.environment import environment
 from fastmem.lab.run import run_files
 from fastmem.lab.run.evaluate_batch import BatchEvaluator
-from fastmem.lab.run.experiment import Experiment, by_context, identity, model_name, open_run_folder, recipe_values
+from fastmem.lab.run.experiment import (
+    Experiment,
+    by_context,
+    identity,
+    model_name,
+    open_run_folder,
+    recipe_values,
+    record_methods,
+)
 from fastmem.lab.run.run_files import Appender, Record
 from fastmem.lab.scores import grading
-from fastmem.lab.tasks import TASKS, Data, Example, Kind, cut
+from fastmem.lab.tasks import Data, Example, Kind, cut
 from fastmem.model import FastMem
 
 
@@ -48,15 +56,17 @@ def run(
     examples = by_context(data.examples)
     if experiment.max_context_tokens is not None:
         examples = tuple(cut(e, experiment.max_context_tokens, llm.tokenizer) for e in examples)
-    open_run_folder(folder, identity(experiment, data, examples, llm), llm, examples)
+    headline, task = experiment.headline(examples), experiment.definition
+    open_run_folder(folder, identity(experiment, data, examples, llm), llm, examples, task, headline)
     with Appender(folder / run_files.ROWS) as appender:
+        record_methods(folder, experiment.own_methods, appender.rows)
         loop = _Loop(llm, experiment, examples, appender, on_progress)
         try:
             loop.run()
         finally:
             # The methods of this start, then those of earlier ones.
             methods = tuple(dict.fromkeys([*experiment.methods, *(row["method"] for row in appender.rows)]))
-            summary = summarize(llm, replace(experiment, methods=methods), examples, appender.rows)
+            summary = summarize(llm, experiment, methods, examples, appender.rows)
             run_files.write_json(folder / run_files.SUMMARY, summary)
     return summary
 
@@ -113,10 +123,12 @@ class _Loop:
         self.on_progress(Progress(wanted.total() - left.total(), wanted.total(), errors, elapsed, seconds_left))
 
 
-def summarize(llm: FastMem, experiment: Experiment, examples: Sequence[Example], rows: Sequence[Record]) -> Record:
-    """Counts, means, settings and environment of a run. complete: no row is missing."""
-    kind = TASKS[experiment.task].kind
-    methods = {m: method_summary([row for row in rows if row["method"] == m], kind) for m in experiment.methods}
+def summarize(
+    llm: FastMem, experiment: Experiment, names: Sequence[str], examples: Sequence[Example], rows: Sequence[Record]
+) -> Record:
+    """Counts, means, settings and environment of a run. names: its methods. complete: no row is missing."""
+    kind = experiment.definition.kind
+    methods = {m: method_summary([row for row in rows if row["method"] == m], kind) for m in names}
     return {
         "task": experiment.task,
         "model": {"name": model_name(llm), "revision": llm.revision},

@@ -5,7 +5,7 @@ format failure (summaries: as 0), never as absent: every mean is over all exampl
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from fastmem.lab.scores import qa, statistics, summary
@@ -30,6 +30,8 @@ SUMMARY = {
     "rouge2": "ROUGE-2",
     "hhem": "HHEM",
 }
+# The names of all scores that are computed here; what else a row has is a score of one's own.
+STANDARD = frozenset([field.name for field in fields(qa.Grade)] + list(summary.NAMES))
 
 
 def columns(kind: Kind) -> dict[str, str]:
@@ -63,16 +65,25 @@ def summarized(
 
 
 def regraded(row: Record, example: Example) -> Record:
-    """The row with its scores computed again from the raw text. Scores that need a model stay as they were."""
+    """The row with its scores computed again from the raw text. Scores that need a model stay as they were, and so do
+    those of one's own, also where a row has no others."""
+    if STANDARD.isdisjoint(row["scores"]):
+        return row
+    own = {name: row["scores"][name] for name in own_names([row])}
     if row["error"]:
-        return row | {"scores": failed(example)}
+        return row | {"scores": failed(example) | own}
     if example.kind != "summary":
-        return row | {"scores": graded(row["text"], example)}
+        return row | {"scores": graded(row["text"], example) | own}
     if row["text"].strip():
         rouge = {k: scores[0].value for k, scores in summary.rouge([row["text"]], [example.reference]).items()}
     else:
         rouge = dict.fromkeys(summary.ROUGE, 0.0)
     return row | {"scores": row["scores"] | rouge}
+
+
+def own_names(rows: Iterable[Record]) -> list[str]:
+    """The names of the scores that were computed by files of one's own, in the order of their appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row["scores"] if name not in STANDARD))
 
 
 def values(rows: Iterable[Record], name: str) -> list[float | bool | None]:
@@ -86,8 +97,9 @@ def mean(rows: Sequence[Record], name: str) -> statistics.Mean:
 
 
 def means(rows: Sequence[Record], kind: Kind) -> dict[str, statistics.Mean]:
-    """`mean` of every score of the kind of task."""
-    return {name: mean(rows, name) for name in columns(kind)}
+    """`mean` of every score of the kind of task, if it was used, and of those of one's own."""
+    used = any(not STANDARD.isdisjoint(row["scores"]) for row in rows)
+    return {name: mean(rows, name) for name in [*(columns(kind) if used else ()), *own_names(rows)]}
 
 
 def seconds(rows: Sequence[Record]) -> dict[str, float]:

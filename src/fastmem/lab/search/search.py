@@ -20,14 +20,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fastmem.errors import InputError, RunError, one_of
+from fastmem.errors import InputError, RunError
 from fastmem.extras import require
 from fastmem.lab.run import run_files
-from fastmem.lab.run.experiment import identity_of_model, model_name, recipe_values
+from fastmem.lab.run.experiment import identity_of_model, model_name, recipe_values, task_score
 from fastmem.lab.run.run_files import Record
 from fastmem.lab.scores import grading, statistics, summary
+from fastmem.lab.scores.own_metric import OwnMetric, try_out
 from fastmem.lab.search.grid import Grid, Space
-from fastmem.lab.tasks import TASKS, Data, Example
+from fastmem.lab.tasks import Data, Example, Task
 from fastmem.model import FastMem
 
 TRIED, JOURNAL, RECIPE = "tried.jsonl", "journal.log", "recipe.json"
@@ -74,16 +75,28 @@ def searchable(data: Data, on_test: bool) -> Data:
     return part_of(data, "searched")
 
 
-def require_packages(task: str, sampler: str) -> None:
-    """What a search needs, checked before anything is loaded. Errors: `MissingPackageError`."""
+def check_examples(data: Data) -> None:
+    """What a search needs of its examples, checked before a model is loaded. Errors: `InputError` for one without a
+    document, and for a score of the task's own that fails."""
+    if bare := next((example for example in data.examples if not example.context), None):
+        raise InputError(f"the example {bare.id!r} has no document to memorize, so there is nothing to search for.")
+    if own := task_score(data.definition):
+        try_out([own], data.examples[0])
+
+
+def require_packages(task: Task, sampler: str) -> None:
+    """What a search on a task needs, checked before anything is loaded. Errors: `MissingPackageError`."""
     if sampler == "tpe":
         require("optuna", extra="search", purpose="the sampler 'tpe'", options=("sampler",))
-    if TASKS[one_of(task, TASKS, "task")].kind == "summary":
+    if task.kind == "summary" and not task_score(task):
         summary.require_rouge()
 
 
-def score_of(text: str, example: Example) -> float:
-    """The score that is maximized: the paper's accuracy; for summaries ROUGE-L, which needs no other model."""
+def score_of(text: str, example: Example, own: OwnMetric | None = None) -> float:
+    """The score that is maximized: the first of the task's own, if it has some; else the paper's accuracy, and for
+    summaries ROUGE-L, which needs no other model. Errors: `InputError` of the file of the task."""
+    if own is not None:
+        return float(next(iter(own.scores(text, example).values())) or 0.0)
     if example.kind == "summary":
         return summary.rouge([text], [example.reference])["rougeL"][0].value or 0.0
     return float(grading.graded(text, example)["paper_correct"])
@@ -101,9 +114,10 @@ def search_grid(
 
     Returns the content of `search.json`. Errors: `RunError` for the folder of another search; `MissingPackageError`.
     """
-    new_tokens = max_new_tokens or TASKS[data.task].max_new_tokens
+    new_tokens = max_new_tokens or data.definition.max_new_tokens
     header = _open_search_folder(llm, space, data, folder, "grid", new_tokens)
     grid, tried, started = Grid(llm, space, new_tokens), folder / TRIED, time.perf_counter()
+    own = task_score(data.definition)
     tried.touch()
     try:
         while True:
@@ -116,7 +130,7 @@ def search_grid(
             for index, example in left:
                 with _locked(folder, index) as locked:
                     if locked and example.id not in _tried_ids(tried):
-                        _append(tried, _scored(grid, example))
+                        _append(tried, _scored(grid, example, own))
                         break
             else:  # other processes work on all examples that are left
                 time.sleep(0.2)
@@ -127,11 +141,11 @@ def search_grid(
     return result
 
 
-def _scored(grid: Grid, example: Example) -> Record:
+def _scored(grid: Grid, example: Example, own: OwnMetric | None) -> Record:
     """The scores of all points on one example. An error is recorded and counts as a wrong answer at every point."""
     started = time.perf_counter()
     try:
-        scores, error = [score_of(text, example) for text in grid.texts(example)], None
+        scores, error = [score_of(text, example, own) for text in grid.texts(example)], None
     except Exception as problem:
         scores, error = [0.0] * len(grid.space.points), f"{type(problem).__name__}: {problem}"
     return {
@@ -159,13 +173,14 @@ def search_tpe(
     is the best of these. All processes of a folder share one journal. Returns the content of `search.json`. Errors:
     `RunError` for the folder of another search; `MissingPackageError`.
     """
-    new_tokens = max_new_tokens or TASKS[data.task].max_new_tokens
+    new_tokens = max_new_tokens or data.definition.max_new_tokens
     header = _open_search_folder(llm, space, data, folder, "tpe", new_tokens)
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     started = time.perf_counter()
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL)))
+    own = task_score(data.definition)
     study = optuna.create_study(study_name="fastmem", direction="maximize", storage=storage, load_if_exists=True)
     finished = (optuna.trial.TrialState.COMPLETE,)
 
@@ -179,7 +194,7 @@ def search_tpe(
             alphas=(_between(trial, "alpha", space.alphas, log=False),),
         )
         grid = Grid(llm, suggested, new_tokens)
-        points = _point_scores(suggested, [_scored(grid, example) for example in data.examples])
+        points = _point_scores(suggested, [_scored(grid, example, own) for example in data.examples])
         trial.set_user_attr("points", points)
         trial.set_user_attr("seconds", time.perf_counter() - trial_started)
         return float(max(point["score"] for point in points))
@@ -234,7 +249,7 @@ def _open_search_folder(
     llm: FastMem, space: Space, data: Data, folder: Path, sampler: str, max_new_tokens: int
 ) -> Record:
     """Write `search.json`, or check that it is of the same search. Returns its values without the points."""
-    require_packages(data.task, sampler)
+    require_packages(data.definition, sampler)
     header = {
         "task": data.task,
         "data": {"source": data.source, "revision": data.revision, "examples": [e.id for e in data.examples]},

@@ -4,7 +4,7 @@ The prompts are those of the paper's code (arXiv 2406.16069, IAAR-Shanghai/FastM
 user turns without chat markup. This module reads no files and needs no model.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastmem.errors import InputError
@@ -34,6 +34,10 @@ class Example:
     choices: the two candidates of "choice", otherwise empty.
     group: shared by rows that ask the same question; splits and intervals are made by group. Empty: the id.
     subset: the part of the data set, if it has parts (MemoTrap), otherwise empty.
+    template: the user turn with `{context}` and `{question}` (for "choice" also `{choices}`), for tasks with a wording
+        of their own. Empty: the paper's prompt for the kind.
+    template_without_context: the same without the document, for contrasts of prompts (CAD). Empty: `template` with
+        nothing in place of the document.
     """
 
     id: str
@@ -45,6 +49,13 @@ class Example:
     choices: tuple[str, ...] = ()
     group: str = ""
     subset: str = ""
+    template: str = ""
+    template_without_context: str = ""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The fields as a run records them: templates only where there are any."""
+        return {name: value for name, value in asdict(self).items() if value or not name.startswith("template")}
 
     @property
     def reference(self) -> str:
@@ -56,6 +67,8 @@ class Example:
         """The user turn with the document."""
         from fastmem.prompts import question_alone, question_prompt  # imports torch, which regrading does not need
 
+        if self.template:
+            return self._filled(self.template, self.context)
         if self.kind != "question":
             return f"{self.opening}{self.context}\n{self.question if self.kind == 'summary' else self._sentence}"
         return question_prompt(self.context, self.question) if self.context else question_alone(self.question)
@@ -65,6 +78,8 @@ class Example:
         """What stands before the document in `prompt`."""
         from fastmem.prompts import QUESTION_OPENING
 
+        if self.template:
+            return self._filled(self.template.partition("{context}")[0], self.context)
         openings = {"summary": "Article: ", "choice": f"{_CHOOSE}Instruction: ", "question": QUESTION_OPENING}
         return openings[self.kind]
 
@@ -83,13 +98,22 @@ class Example:
         """
         from fastmem.prompts import question_alone
 
+        if self.template:
+            return self._filled(self.template_without_context or self.template, "")
         if self.kind == "summary":
             return self.question
         return f"{_CHOOSE}{self._sentence}" if self.kind == "choice" else question_alone(self.question)
 
+    def _filled(self, template: str, context: str) -> str:
+        return template.format(context=context, question=self.question, choices=self._candidates)
+
     @property
     def _sentence(self) -> str:
-        return f'Sentence: {self.question}\nCandidates: "{self.choices[0]}" or "{self.choices[1]}"'
+        return f"Sentence: {self.question}\nCandidates: {self._candidates}"
+
+    @property
+    def _candidates(self) -> str:
+        return " or ".join(f'"{choice}"' for choice in self.choices)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ from fastmem.extras import require
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SPREADSHEETS = (".xlsx", ".xls", ".ods")
+# Of a .csv file, the likeliest first: spreadsheets write semicolons where the comma is the decimal mark.
+_DELIMITERS = ",;\t"
 _LONGEST_CSV_FIELD = 2**31 - 1  # bytes; some WikiHow articles are longer than Python's default of 131,072
 
 
@@ -61,22 +65,29 @@ def files_of(data: Path) -> tuple[Path, ...]:
         )
     for file in files:
         if file.suffix not in SUFFIXES:
-            raise TaskError(f"cannot read {file.name}: accepted are {', '.join(SUFFIXES)}.")
+            remedy = " Save the spreadsheet as CSV in UTF-8." if file.suffix.lower() in SPREADSHEETS else ""
+            raise TaskError(f"cannot read {file.name}: accepted are {', '.join(SUFFIXES)}.{remedy}")
     return tuple(files)
 
 
 def file_rows(files: Iterable[Path]) -> Iterator[Row]:
-    """The rows of all files, numbered across them. Errors: `TaskError`, with the line if there is one."""
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    """The rows of all files, numbered across them; NaN, which stands for no value, becomes None.
+
+    Errors: `TaskError`, with the line if there is one.
+    """
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
     number = 0
     for path in files:
         try:
+            if path.suffix != ".parquet":
+                _require_no_zero_bytes(path)
             for where, values in readers[path.suffix](path):
                 number += 1
                 if not isinstance(values, dict):
                     raise TaskError(
                         f"{path.name}, {where}: expected an object with columns; found {str(values)[:60]!r}."
                     )
+                values = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
                 yield Row(values, f"{path.name}, {where}", number, path)
         except UnicodeDecodeError as error:
             raise TaskError(f"{path.name} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
@@ -84,15 +95,23 @@ def file_rows(files: Iterable[Path]) -> Iterator[Row]:
             raise TaskError(f"cannot read {path}: {error.strerror or error}.") from error
 
 
+def _require_no_zero_bytes(path: Path) -> None:
+    """Errors: `TaskError` for a file that starts like a binary one, or like text in UTF-16."""
+    with path.open("rb") as stream:
+        position = stream.read(2**16).find(b"\0")
+    if position >= 0:
+        raise TaskError(f"{path.name} is not UTF-8 text (byte {position} is zero): save it as UTF-8.")
+
+
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"line {number}", _parsed(line, path, number)
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    loaded = _parsed(path.read_text(encoding="utf-8"), path, 1)
+    loaded = _parsed(path.read_text(encoding="utf-8-sig"), path, 1)
     if not isinstance(loaded, list):
         raise TaskError(
             f"{path.name}: expected a list of rows; found {type(loaded).__name__}. One row per line is .jsonl."
@@ -109,14 +128,19 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
         raise TaskError(
             f"{path.name}, line {line}: not JSON ({error.msg}, column {error.colno}). Is the file truncated?"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested lists
+        raise TaskError(f"{path.name}, line {first_line}: JSON that cannot be read ({error}).") from error
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(_LONGEST_CSV_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
+        reader = csv.DictReader(lines, strict=True, delimiter=_delimiter(path))
         first = 2
         try:
+            named = [name for name in reader.fieldnames or () if name]
+            if twice := next((name for name in named if named.count(name) > 1), None):
+                raise TaskError(f"{path.name}, line 1: the column {twice!r} is named twice; give each its own name.")
             for values in reader:
                 if None in values or None in values.values():
                     raise TaskError(
@@ -126,7 +150,19 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
                 yield f"line {first}", values
                 first = reader.line_num + 1
         except csv.Error as error:
-            raise TaskError(f"{path.name}, line {first}: not CSV ({error}). Is the file truncated?") from error
+            form = path.suffix[1:].upper()
+            raise TaskError(
+                f"{path.name}, line {first}: not {form} ({error}). Is the file truncated, or a quote not doubled?"
+            ) from error
+
+
+def _delimiter(path: Path) -> str:
+    """What separates columns: of `_DELIMITERS` the one that splits the first line into most; in .tsv files a tab."""
+    if path.suffix == ".tsv":
+        return "\t"
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        header = lines.readline()
+    return max(_DELIMITERS, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), [])))
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:

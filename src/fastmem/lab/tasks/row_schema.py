@@ -97,7 +97,7 @@ def as_list(value: object) -> list[object]:
         for parse in (json.loads, ast.literal_eval):
             try:
                 parsed = parse(value)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: thousands of brackets
                 continue
             if isinstance(parsed, list):
                 return parsed
