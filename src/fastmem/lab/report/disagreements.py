@@ -49,7 +49,7 @@ def disagreements(r: Results) -> list[Disagreements]:
         answers = [rows[row["id"]] for rows in by_method.values() if row["id"] in rows]
         example = examples[row["id"]]
         return Card(
-            row["method"], example, answers, _marked(example), [_moved(*token) for token in row.get("moved") or ()]
+            row["method"], example, answers, marked(example), [_moved(*token) for token in row.get("moved") or ()]
         )
 
     lists = []
@@ -67,7 +67,7 @@ def _right(row: Record) -> bool:
     return bool(row["scores"]["paper_correct"])
 
 
-def _marked(example: Example) -> list[tuple[str, str | None]]:
+def marked(example: Example) -> list[tuple[str, str | None]]:
     """The document in pieces: gold and remembered answers with their kind, the text between them with None."""
     text = example.context
     shown = text if len(text) <= _LONGEST_CONTEXT else text[:_LONGEST_CONTEXT] + " …"

@@ -1,0 +1,179 @@
+"""`fastmem check`: does memorizing help this model on these documents and questions?"""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastmem.cli.eval_commands import ProgressReporter, names, resumable
+from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
+from fastmem.cli.output import Status, emit, say
+from fastmem.errors import InputError
+
+if TYPE_CHECKING:
+    from fastmem.lab.report.results import Results
+    from fastmem.lab.report.verdict import Verdict
+    from fastmem.lab.scores.statistics import Mean
+
+DEFAULT_METHODS = "fastmem,fastmem+cd,fastmem+adacd"
+
+
+@with_flags
+def check(
+    model: ModelFlags,
+    recipe: RecipeFlags,
+    output: OutputFlags,
+    questions: Annotated[
+        Path, typer.Option("--questions", metavar="FILE", help="Questions with answers: csv, tsv, jsonl, parquet.")
+    ],
+    documents: Annotated[
+        Path | None,
+        typer.Option("--documents", metavar="DIR", help="Folder of the files that FILE names, or one file."),
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(metavar="P=NAME,..", help="Columns of FILE, as in question=Q,answer=A,document=D.")
+    ] = None,
+    methods: Annotated[str, typer.Option(metavar="M,M", help="Methods to choose from.")] = DEFAULT_METHODS,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N questions.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Longest answer; default: 100.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Folder of the results; default: check-FILE.")
+    ] = None,
+) -> None:
+    """Say whether memorizing helps a model on questions about documents.
+
+    Half of the questions chooses the method, the other half judges it. Each answer is written at once: if the command
+    is interrupted, run it again to continue. Without answers in FILE it lists what changed, for a person to judge.
+
+    \b
+    Examples:
+      fastmem check --model Qwen/Qwen3-0.6B --documents policies --questions questions.csv
+      fastmem check --questions questions.jsonl --columns question=Frage,answer=Antwort --learning-rate 1e-4
+    """
+    from fastmem.lab.report import load_results
+    from fastmem.lab.report.check_page import changes, check_page
+    from fastmem.lab.report.verdict import judged, seconds_of
+    from fastmem.lab.run import run_files
+    from fastmem.lab.run.experiment import Experiment, recipe_values
+    from fastmem.lab.run.runner import run
+    from fastmem.lab.tasks import Data
+    from fastmem.lab.tasks.own_questions import TASK, named_columns, read_questions
+    from fastmem.memory.recipe import Recipe
+
+    chosen_from = names(methods)
+    if "base" in chosen_from or not chosen_from:
+        raise InputError(f"--methods is {methods!r}: give one or more to compare with base, which is always run.")
+    experiment = Experiment(TASK, ("base", *chosen_from), recipe.make(Recipe()), max_new_tokens=max_new_tokens)
+    target = folder or Path(f"check-{questions.stem}")
+    with Status(quiet=output.quiet) as status:
+        status("reading the questions ...")
+        found = read_questions(
+            questions,
+            None if columns is None else named_columns(columns),
+            documents,
+            limit=limit,
+            answers_required=False,
+        )
+        experiment.headline(found.examples)
+        llm = model.load(status)
+        experiment = replace(experiment, recipe=recipe.make(llm.recipe))
+        reporter = ProgressReporter(status, output.quiet)
+        with resumable(reporter, target):
+            run(llm, experiment, Data(TASK, found.examples, found.source, found.revision), target, reporter)
+    run_files.write_json(target / "recipe.json", recipe_values(experiment.recipe))
+    results = load_results(target)
+    verdict = judged(results)
+    method = verdict.method if verdict is not None else chosen_from[0]
+    notes, command = _notes(results, method, verdict), _command(model, target, method, verdict, questions)
+    page = target / "check.html"
+    run_files.write_text(page, check_page(results, verdict, method, notes, command))
+    changed = changes(results, method)
+    if output.json:
+        emit(_document(results, verdict, method) | {"recipe": recipe_values(experiment.recipe), "page": str(page)})
+        return
+    if verdict is not None:
+        for name in results.methods:
+            right, exact = (_cell(verdict.means[name][score]) for score in ("paper_correct", "exact_match"))
+            print(f"{name:14} contains the answer {right}   equals it {exact}   {seconds_of(results, name):.2f} s")
+        print(f"\n{verdict.sentence}")
+    for outcome, listed in changed.items():
+        print(f"{outcome}: {len(listed)} answers of {len(results.examples)}")
+    for change in changed.get("changed", [])[:10] if verdict is None else ():
+        print(f"  {change.example.question}\n    {change.before['text'].strip()}  →  {change.after['text'].strip()}")
+    for note in notes:
+        print(note)
+    print(f"\npage: {page}\ngo on with: {command}")
+    if not output.quiet and verdict is None:
+        say("FILE has no answers, so there is no verdict: look at the page and judge.")
+
+
+def _notes(results: "Results", method: str, verdict: "Verdict | None") -> list[str]:
+    """What a person should know besides."""
+    from fastmem.lab.report.verdict import hardly_memorized
+
+    notes = []
+    if (losses := hardly_memorized(results, method)) is not None:
+        notes.append(
+            f"the documents were hardly memorized: their loss went from {losses[0]:.2f} to {losses[1]:.2f}. Try a "
+            "larger rate, as in --learning-rate 1e-3 (small models) or 1e-4, with another --output."
+        )
+    for name in results.methods:
+        if errors := results.errors(name):
+            notes.append(f"{name}: {len(errors)} questions ended in an error, the first: {errors[0]}")
+    unanswered = sum(not example.answers for example in results.examples)
+    if verdict is not None and unanswered:
+        notes.append(f"{unanswered} questions have no answer in the file and are not judged.")
+    if verdict is not None and verdict.exact.difference.value is not None:
+        mean = verdict.exact.difference
+        bounds = "" if mean.low is None or mean.high is None else f" [{mean.low:+.3f}, {mean.high:+.3f}]"
+        notes.append(f"by exact match: {mean.value:+.3f}{bounds}.")
+    return notes
+
+
+def _command(model: ModelFlags, folder: Path, method: str, verdict: "Verdict | None", questions: Path) -> str:
+    """The command to go on with."""
+    given = ["--model", model.model] if model.model else []
+    if verdict is not None and verdict.word in ("harms", "no difference"):
+        words = ["fastmem", "search", "--task", "qa", "--data", str(questions), *given, "--output", f"{folder}-search"]
+    elif verdict is not None and verdict.word == "too few questions":
+        words = ["fastmem", "check", *given, "--questions", "MORE_QUESTIONS", "--output", f"{folder}-more"]
+    else:
+        words = ["fastmem", "ask", "QUESTION", "--context", "DOCUMENT", *given, "--method", method]
+        words += ["--recipe", str(folder / "recipe.json")]
+    return shlex.join(words)
+
+
+def _document(results: "Results", verdict: "Verdict | None", method: str) -> dict[str, Any]:
+    """The JSON of --json, without recipe and page."""
+    if verdict is None:
+        return {"verdict": None, "questions": len(results.examples), "method": method}
+    value = verdict.difference.difference.value
+    return {
+        "verdict": verdict.word,
+        "questions": verdict.questions,
+        "method": method,
+        "methods": {
+            name: {
+                "accuracy": _interval(means["paper_correct"]),
+                "exact_match": _interval(means["exact_match"]),
+            }
+            for name, means in verdict.means.items()
+        },
+        "difference": {"value": value, "low": verdict.low, "high": verdict.high},
+        "needed": verdict.needed,
+        "seconds_per_question": round(verdict.seconds, 4),
+    }
+
+
+def _interval(mean: "Mean") -> dict[str, float | None]:
+    return {"value": mean.value, "low": mean.low, "high": mean.high}
+
+
+def _cell(mean: "Mean") -> str:
+    if mean.value is None:
+        return "–"
+    return f"{mean.value:.3f}" + ("" if mean.low is None else f" [{mean.low:.3f}, {mean.high:.3f}]")

@@ -1,0 +1,162 @@
+"""Does memorizing help on these questions? One half of them chooses the method, the other half judges it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fastmem.lab.report.results import BASE, Results
+from fastmem.lab.scores import grading, statistics
+from fastmem.lab.scores.grading import Record
+from fastmem.lab.search.search import is_searched
+
+Word = Literal["helps", "no difference", "harms", "too few questions"]
+# A difference of less than this, either way, counts as none.
+MARGIN = 0.05
+P_VALUE = 0.05
+SCORES = ("paper_correct", "exact_match")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judging half of the questions says of `method`, which was the best on the other half.
+
+    difference: of the share of right answers by the paper's rule, with its 95 % interval [low, high]. exact: the same
+    by exact match. needed: how many questions in all would probably decide, for "too few questions". means: method ->
+    score -> mean over the judging half. seconds: what a question takes more than without a memory.
+    """
+
+    word: Word
+    method: str
+    questions: int
+    choosing: int
+    difference: statistics.Comparison
+    low: float
+    high: float
+    exact: statistics.Comparison
+    needed: int | None
+    means: dict[str, dict[str, statistics.Mean]]
+    seconds: float
+
+    @property
+    def gained(self) -> int:
+        """Answers that became right, less those that became wrong."""
+        return self.difference.only_second - self.difference.only_first
+
+    @property
+    def sentence(self) -> str:
+        """The verdict for people."""
+        value = self.difference.difference.value or 0.0
+        figures = f"{value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        seconds = f"{abs(self.seconds):.2g} s {'more' if self.seconds >= 0 else 'less'} per question"
+        if self.word in ("helps", "harms"):
+            change = "more" if self.gained > 0 else "fewer"
+            return (
+                f"{self.word}: {abs(self.gained)} of {self.questions} {change} answers as the document says, "
+                f"{figures}, {seconds}"
+            )
+        if self.word == "no difference":
+            return f"no difference of {MARGIN} or more: {figures} on {self.questions} questions, {seconds}"
+        return (
+            f"too few questions: {figures} on {self.questions}, {seconds}; about {self.needed} in all would do, "
+            "half of which choose the method"
+        )
+
+
+def judged(r: Results) -> Verdict | None:
+    """The verdict on a run of the base and other methods; None if no row has an answer to compare with.
+
+    Rows without an answer are left out.
+    """
+    with_answers = {example.id for example in r.examples if example.answers}
+    if not with_answers:
+        return None
+    rows = {method: [row for row in of if row["id"] in with_answers] for method, of in r.rows.items()}
+    choosing, judging = (
+        {method: [row for row in of if is_searched(row["group"]) is searched] for method, of in rows.items()}
+        for searched in (True, False)
+    )
+    method = max((name for name in r.methods if name != BASE), key=lambda name: _right(choosing[name]))
+    difference, exact = (_compared(judging[BASE], judging[method], score) for score in SCORES)
+    low, high = interval(difference)
+    word = word_for(difference, low, high)
+    needed = needed_questions(difference, low, high) if word == "too few questions" else None
+    means = {name: {score: grading.mean(judging[name], score) for score in SCORES} for name in r.methods}
+    return Verdict(
+        word=word,
+        method=method,
+        questions=len(judging[BASE]),
+        choosing=len(choosing[BASE]),
+        difference=difference,
+        low=low,
+        high=high,
+        exact=exact,
+        needed=needed,
+        means=means,
+        seconds=seconds_of(r, method) - seconds_of(r, BASE),
+    )
+
+
+def word_for(difference: statistics.Comparison, low: float, high: float) -> Word:
+    """The verdict: an interval on one side of 0 and McNemar's test, or an interval within the margin."""
+    significant = difference.p_value is not None and difference.p_value < P_VALUE
+    if significant and (low > 0 or high < 0):
+        return "helps" if low > 0 else "harms"
+    return "no difference" if max(-low, high) <= MARGIN else "too few questions"
+
+
+def interval(difference: statistics.Comparison) -> tuple[float, float]:
+    """The 95 % interval of a difference; where resampling gives none, since all rows agree, the exact one."""
+    from scipy import stats
+
+    mean = difference.difference
+    if mean.low is not None and mean.high is not None:
+        return mean.low, mean.high
+    if not mean.groups:
+        return -1.0, 1.0
+    if mean.value:  # every answer has changed, in the same direction
+        low = float(stats.binomtest(mean.groups, mean.groups).proportion_ci(statistics.CONFIDENCE).low)
+        return (low, 1.0) if mean.value > 0 else (-1.0, -low)
+    bound = float(stats.binomtest(0, mean.groups).proportion_ci(statistics.CONFIDENCE).high)
+    return -bound, bound
+
+
+def needed_questions(difference: statistics.Comparison, low: float, high: float) -> int:
+    """How many questions in all would probably decide, if further ones are like these.
+
+    Either the interval, whose width shrinks with the root of their number, comes to lie within the margin, or
+    McNemar's test, whose statistic grows with it, tells the two apart.
+    """
+    n, value = max(difference.n, 1), abs(difference.difference.value or 0.0)
+    ways = []
+    if value < MARGIN:
+        ways.append(n * ((high - low) / 2 / (MARGIN - value)) ** 2)
+    lost, won = difference.only_first, difference.only_second
+    edge, changed = abs(won - lost), won + lost
+    if edge:
+        ways.append(n * max(3.84 * changed / edge**2, 6 / changed))  # 6 to 0 is the least with p < 0.05
+    return 2 * math.ceil(max(min(ways, default=n), n + 1))
+
+
+def seconds_of(r: Results, method: str) -> float:
+    """What a question takes with a method: reading the document, the steps, its share of a batch's decoding."""
+    return sum(grading.seconds(r.rows[method]).values())
+
+
+def hardly_memorized(r: Results, method: str) -> tuple[float, float] | None:
+    """(mean loss before, after memorizing) if it fell by less than a twentieth; otherwise None."""
+    traces = [row["trace"] for row in r.rows[method] if row.get("trace")]
+    if not traces:
+        return None
+    before, after = (sum(trace[place][1] for trace in traces) / len(traces) for place in (0, -1))
+    return (before, after) if after > 0.95 * before else None
+
+
+def _right(rows: Sequence[Record]) -> float:
+    """The share of right answers, as a mean of both rules."""
+    return sum(float(row["scores"][score]) for row in rows for score in SCORES)
+
+
+def _compared(base: Sequence[Record], other: Sequence[Record], score: str) -> statistics.Comparison:
+    groups = [row["group"] for row in base]
+    return statistics.compare(grading.values(base, score), grading.values(other, score), groups)

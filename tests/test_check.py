@@ -1,0 +1,154 @@
+"""`fastmem check`: the verdict against counts made by hand, the files it writes, and what it refuses."""
+
+import csv
+import json
+from collections.abc import Iterator
+
+import pytest
+from scipy import stats
+
+from command_line import Runner, refusal
+from fastmem.lab.report.verdict import interval, needed_questions, word_for
+from fastmem.lab.run.run_files import read_examples, read_rows
+from fastmem.lab.scores.statistics import compare
+from fastmem.lab.search.search import is_searched
+from fastmem.tiny.world import examples
+
+
+def compared(won: int, lost: int, both: int, neither: int = 0):
+    """A comparison of booleans with so many rows of each kind."""
+    pairs = [(False, True)] * won + [(True, False)] * lost + [(True, True)] * both + [(False, False)] * neither
+    return compare([a for a, _ in pairs], [b for _, b in pairs])
+
+
+def word(difference) -> str:
+    return word_for(difference, *interval(difference))
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((14, 0, 186), "helps"),
+        ((0, 14, 186), "harms"),
+        ((30, 8, 162), "helps"),
+        ((5, 4, 391), "no difference"),
+        ((0, 0, 200), "no difference"),
+        ((0, 0, 20), "too few questions"),
+        ((3, 0, 97), "too few questions"),  # the interval leaves out 0, McNemar's p is 0.25
+        ((8, 6, 46), "too few questions"),
+        ((1, 0, 0), "too few questions"),
+        ((0, 0, 0), "too few questions"),
+    ],
+)
+def test_the_words(counts, expected):
+    assert word(compared(*counts)) == expected
+
+
+def test_where_all_rows_agree_the_interval_is_the_exact_one():
+    low, high = interval(compared(0, 0, 50))
+    assert high == -low == pytest.approx(1 - 0.025 ** (1 / 50))  # Clopper and Pearson, no event in 50
+    low, high = interval(compared(9, 0, 0))
+    assert (low, high) == (pytest.approx(0.025 ** (1 / 9)), 1.0)
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 20), (3, 0, 97), (8, 6, 46), (2, 1, 30), (4, 1, 35), (1, 2, 7)])
+def test_as_many_questions_as_said_would_do(counts):
+    """The same shares on that many rows, half of which judge, are decided; on 0.6 times as many they are not."""
+    difference = compared(*counts)
+    needed = needed_questions(difference, *interval(difference)) / 2
+
+    def scaled(to: float):
+        factor = to / sum(counts)
+        return compared(*(round(count * factor) for count in counts))
+
+    assert word(scaled(1.15 * needed)) != "too few questions"
+    assert word(scaled(0.6 * needed)) == "too few questions"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Forty questions that contradict what the embedded model knows: a CSV file, and a folder of documents."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "pages").mkdir()
+    rows = examples("world_swap", "dev", 40)
+    for name, heading in (("answered", "answer"), ("bare", "note")):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["question", "file", heading])
+            for i, row in enumerate(rows):
+                (folder / "pages" / f"page {i}.txt").write_text(row.context)
+                writer.writerow([row.question, f"page {i}.txt", row.answers[0] if name == "answered" else ""])
+    return folder
+
+
+@pytest.fixture
+def check(capsys, world, tmp_path) -> Iterator:
+    runner = Runner(capsys)
+
+    def run(*arguments, questions="answered.csv"):
+        given = ("--questions", world / questions, "--documents", world / "pages", "--max-new-tokens", 24)
+        return runner("check", *given, "--output", tmp_path / "out", *arguments)
+
+    return run
+
+
+def test_check_says_what_its_rows_say(check, tmp_path):
+    found = check("--json", "-q")
+    assert found.code == 0, found.err
+    said = found.json
+    rows = {(row["id"], row["method"]): row for row in read_rows(tmp_path / "out")}
+    judging = [e for e in read_examples(tmp_path / "out") if not is_searched(e.group)]
+    assert len(rows) == 40 * 4
+    right = {
+        method: [e.answers[0].lower() in rows[e.id, method]["text"].lower() for e in judging]
+        for method in ("base", said["method"])
+    }
+    assert said["questions"] == len(judging)
+    value = (sum(right[said["method"]]) - sum(right["base"])) / len(judging)
+    assert said["difference"]["value"] == pytest.approx(value)
+    assert said["difference"]["low"] <= value <= said["difference"]["high"]
+    for method, of in right.items():
+        assert said["methods"][method]["accuracy"]["value"] == pytest.approx(sum(of) / len(of))
+    won = sum(b and not a for a, b in zip(*right.values(), strict=True))
+    lost = sum(a and not b for a, b in zip(*right.values(), strict=True))
+    decisive = stats.binomtest(won, won + lost).pvalue < 0.05
+    assert said["verdict"] == ("helps" if decisive and won > lost else "too few questions")
+    assert said["seconds_per_question"] > 0
+    page = (tmp_path / "out" / "check.html").read_text()
+    assert page.count("<article>") == sum(
+        rows[e.id, "base"]["text"] != rows[e.id, said["method"]]["text"] for e in read_examples(tmp_path / "out")
+    )
+    assert json.loads((tmp_path / "out" / "recipe.json").read_text())["steps"] == said["recipe"]["steps"]
+    written = (tmp_path / "out" / "rows.jsonl").read_bytes()
+    again = check()  # goes on where it ended: nothing is left to do
+    assert (tmp_path / "out" / "rows.jsonl").read_bytes() == written
+    assert said["verdict"] in again.out
+    assert f"--recipe {tmp_path / 'out' / 'recipe.json'}" in again.out or "fastmem check" in again.out
+
+
+def test_without_answers_the_changes_are_listed(check):
+    found = check("--json", "--methods", "fastmem", questions="bare.csv")
+    assert found.json["verdict"] is None
+    listed = check("--methods", "fastmem", questions="bare.csv")
+    assert "changed: " in listed.out
+    assert "  →  " in listed.out
+    assert "there is no verdict" in listed.err
+
+
+def test_a_rate_that_does_nothing_is_said(check):
+    found = check("--methods", "fastmem", "--learning-rate", "1e-7", "--limit", "4")
+    assert "the documents were hardly memorized: their loss went from" in found.out
+    assert "too few questions" in found.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--methods", "base,fastmem"), "to compare with base, which is always run"),
+        (("--methods", "fastmen"), "fastmem"),
+        (("--columns", "question=nowhere"), "nowhere"),
+        (("--learning-rate", "-1"), "learning"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused(check, arguments, text):
+    assert text in refusal(check(*arguments, "-q"))
