@@ -37,10 +37,12 @@ ARROWS: dict[str, set[str]] = {
     "surprisal_report": LIBRARY,
     "export": LIBRARY,
     "cost": LIBRARY,
+    "calibrate": LIBRARY,
     "lab": LIBRARY | {"lab", "tiny", "environment", "atomic_write", "extras"},
     "serve": LIBRARY | {"serve", "tiny", "surprisal_report", "atomic_write"},
     "cli": LIBRARY
-    | {"cli", "lab", "serve", "tiny", "loading", "cost", "export", "environment", "surprisal_report", "extras"},
+    | {"cli", "lab", "serve", "tiny", "loading", "cost", "calibrate", "export", "environment", "surprisal_report"}
+    | {"extras", "atomic_write"},
 }
 # outside library -> files and folders in which it may be imported.
 PLACES = {

@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "eval": "fastmem.cli.eval_commands:evaluate",
     "report": "fastmem.cli.eval_commands:report",
     "check": "fastmem.cli.check_command:check",
+    "calibrate": "fastmem.cli.calibrate_command:calibrate",
     "search": "fastmem.cli.search_commands:search",
     "paper": "fastmem.cli.search_commands:paper",
     "lm-eval": "fastmem.cli.search_commands:lm_eval",

@@ -44,7 +44,7 @@ def check(
         Path | None, typer.Option("--output", metavar="DIR", help="Folder of the results; default: check-FILE.")
     ] = None,
 ) -> None:
-    """Say whether memorizing helps a model on questions about documents.
+    """Say whether memorizing helps on your questions and documents.
 
     Half of the questions chooses the method, the other half judges it. Each answer is written at once: if the command
     is interrupted, run it again to continue. Without answers in FILE it lists what changed, for a person to judge.

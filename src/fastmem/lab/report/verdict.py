@@ -129,7 +129,9 @@ def needed_questions(difference: statistics.Comparison, low: float, high: float)
     """
     n, value = max(difference.n, 1), abs(difference.difference.value or 0.0)
     ways = []
-    if value < MARGIN:
+    if not difference.only_first and not difference.only_second:  # the exact interval, which shrinks with the number
+        ways.append(n * high / MARGIN)
+    elif value < MARGIN:
         ways.append(n * ((high - low) / 2 / (MARGIN - value)) ** 2)
     lost, won = difference.only_first, difference.only_second
     edge, changed = abs(won - lost), won + lost

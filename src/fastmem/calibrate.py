@@ -1,0 +1,183 @@
+"""Find a learning rate for a model without labels: the largest at which its answers to unrelated questions stay.
+
+A memory should change what a model says about its document and nothing else. The *drift* measures the second: the mean
+of KL(untouched || memorized) over the tokens of the untouched model's own answers to questions that have nothing to do
+with the document. It grows with the rate (about with its square), so the rate at which it reaches a limit is found by
+bisection, with a handful of documents. docs/log.md (2026-11-26) has what is known of
+the rates that come of it.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastmem.errors import InputError
+from fastmem.learn.budget import CHUNK_POSITIONS
+from fastmem.learn.memorize import drain
+from fastmem.learn.optimize import Reading
+from fastmem.memory.memory import Memory
+from fastmem.memory.recipe import Recipe
+from fastmem.model import FastMem
+from fastmem.prompts import Tokens
+from fastmem.split.hooks import FFN
+from fastmem.torch_modes import in_own_modes
+
+NEUTRAL_FILE = Path(__file__).parent / "neutral.jsonl"
+MOST_DRIFT = 0.002
+STEPS = 3
+"""Three steps at about three times the rate do what the paper's ten do, in a third of the time (docs/log.md)."""
+LOWEST_RATE, RATES = 1e-6, 17  # doubling, up to 0.066
+ANSWER_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Documents to memorize, and questions that have nothing to do with them."""
+
+    documents: tuple[str, ...]
+    questions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a rate does, as means over the documents.
+
+    drift: nats per token of an unrelated answer; inf if a run diverged. loss_before, loss_after: the cross entropy of
+    the document in nats per token, before the first update and before the last.
+    """
+
+    learning_rate: float
+    drift: float
+    loss_before: float
+    loss_after: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The recipe that was found. points: the rates that were tried, in their order. bounded: False if the highest rate
+    that is tried still drifts less than allowed, or the lowest one more."""
+
+    recipe: Recipe
+    points: tuple[Point, ...]
+    bounded: bool
+
+
+def read_neutral(path: Path = NEUTRAL_FILE) -> Neutral:
+    """The lines of a JSONL file, each with a `document` or a `question`. Errors: `InputError`."""
+    found: dict[str, list[str]] = {"document": [], "question": []}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the neutral texts {str(path)!r} cannot be read: {error}.", field="neutral") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            ((kind, text),) = json.loads(line).items()
+        except (ValueError, AttributeError, RecursionError):
+            kind, text = "", None
+        if kind not in found or not isinstance(text, str) or not text.strip():
+            raise InputError(
+                f'line {number} of {str(path)!r}: give {{"document": TEXT}} or {{"question": TEXT}}.', field="neutral"
+            )
+        found[kind].append(text)
+    if not all(found.values()):
+        raise InputError(f"{str(path)!r} needs documents and questions, at least one of each.", field="neutral")
+    return Neutral(tuple(found["document"]), tuple(found["question"]))
+
+
+class UnrelatedAnswers:
+    """The untouched model's own answers to questions, on which drift is measured."""
+
+    @in_own_modes
+    @torch.no_grad()
+    def __init__(self, llm: FastMem, questions: Sequence[str], layers: Sequence[int] = (-1,)):
+        self.llm = llm
+        self._readings: list[tuple[Reading, Tensor]] = []  # with the last hidden states [N, D] of the untouched model
+        answers = llm.generate(list(questions), max_new_tokens=ANSWER_TOKENS)
+        for question, answer in zip(questions, answers, strict=True):
+            prompt = llm.ids(question)
+            ids = torch.cat([prompt.cpu(), torch.tensor(answer.token_ids, dtype=torch.int64)])
+            reading = llm.read(Tokens(ids, torch.arange(len(ids)) >= len(prompt)), layers)
+            self._readings.append((reading, llm.split_model.tail(reading.activations)))
+
+    @in_own_modes
+    @torch.no_grad()
+    def drift(self, ffn: FFN) -> float:
+        """Mean KL(untouched || with `ffn`), in nats per token; inf if it is not finite."""
+        total, count = 0.0, 0
+        for reading, untouched in self._readings:
+            now = self.llm.split_model.tail(reading.activations, ffn)
+            for before, after in zip(untouched.split(CHUNK_POSITIONS), now.split(CHUNK_POSITIONS), strict=True):
+                p, q = (self.llm.split_model.head(each).float().log_softmax(-1) for each in (before, after))
+                total += torch.where(p.isfinite(), p.exp() * (p - q), 0.0).sum().item()
+                count += len(before)
+        return total / count if math.isfinite(total) else math.inf
+
+
+def calibrate(
+    llm: FastMem,
+    neutral: Neutral | None = None,
+    recipe: Recipe | None = None,
+    *,
+    most_drift: float = MOST_DRIFT,
+    on_point: Callable[[Point], None] | None = None,
+) -> Calibration:
+    """The recipe with the largest rate at which the drift is at most `most_drift`.
+
+    neutral: by default the English set that comes with FastMem. recipe: all but its rate; by default the model's, with
+    `STEPS` steps. on_point: called with every rate that was tried. Errors: `InputError` for a document that exceeds
+    the model's positions.
+    """
+    neutral = neutral or read_neutral()
+    recipe = recipe or replace(llm.recipe, steps=STEPS)
+    unrelated = UnrelatedAnswers(llm, neutral.questions, recipe.layers)
+    documents = [llm.memory_tokens(text, recipe) for text in neutral.documents]
+    found: dict[int, Point] = {}
+
+    def allowed(index: int) -> bool:
+        rate = LOWEST_RATE * 2**index
+        found[index] = tried(llm, documents, unrelated, replace(recipe, learning_rate=rate))
+        if on_point is not None:
+            on_point(found[index])
+        return found[index].drift <= most_drift
+
+    low, high = -1, RATES  # allowed, not allowed
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if allowed(middle) else (low, middle)
+    points = tuple(found[index] for index in sorted(found))
+    bounded = low >= 0 and high < RATES
+    rate = crossing(found[low], found[high], most_drift) if bounded else LOWEST_RATE * 2 ** max(low, 0)
+    return Calibration(replace(recipe, learning_rate=float(f"{rate:.2g}")), points, bounded)
+
+
+def tried(llm: FastMem, documents: Sequence[Tokens], unrelated: UnrelatedAnswers, recipe: Recipe) -> Point:
+    """What memorizing these documents does with a recipe."""
+    memories = [_memory(llm, document, recipe) for document in documents]
+    drifts = []
+    for memory in memories:
+        drifts.append(math.inf if memory.stopped else unrelated.drift(llm.ffn(memory) or {}))
+        llm.release(memory)
+    losses = [(m.trace[0].cross_entropy, m.trace[-1].cross_entropy) for m in memories if m.trace]
+    before, after = (sum(each) / len(each) for each in zip(*losses, strict=True)) if losses else (math.nan, math.nan)
+    return Point(recipe.learning_rate, sum(drifts) / len(drifts), before, after)
+
+
+def crossing(below: Point, above: Point, most_drift: float) -> float:
+    """The rate between two at which the drift is `most_drift`, if it is a power of the rate."""
+    if not math.isfinite(above.drift) or not 0 < below.drift < above.drift:
+        return below.learning_rate
+    power = math.log(above.drift / below.drift) / math.log(above.learning_rate / below.learning_rate)
+    return below.learning_rate * (most_drift / below.drift) ** (1 / power)
+
+
+def _memory(llm: FastMem, document: Tokens, recipe: Recipe) -> Memory:
+    """A memory; a run that diverges is no reason for a warning here."""
+    (memory,) = drain(llm.memorizing(document, recipe, watch=False))
+    return memory
