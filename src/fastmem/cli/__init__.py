@@ -30,7 +30,7 @@ COMMANDS: dict[str, str] = {
     "export": "fastmem.cli.memory_commands:export",
     "serve": "fastmem.cli.serve_command:serve",
     "eval": "fastmem.cli.eval_commands:evaluate",
-    "report": "fastmem.cli.eval_commands:report",
+    "report": "fastmem.cli.report_command:report",
     "search": "fastmem.cli.search_commands:search",
     "paper": "fastmem.cli.search_commands:paper",
     "lm-eval": "fastmem.cli.search_commands:lm_eval",
