@@ -30,7 +30,7 @@ COMMANDS: dict[str, str] = {
     "export": "fastmem.cli.memory_commands:export",
     "serve": "fastmem.cli.serve_command:serve",
     "eval": "fastmem.cli.eval_commands:evaluate",
-    "report": "fastmem.cli.eval_commands:report",
+    "report": "fastmem.cli.report_command:report",
     "check": "fastmem.cli.check_command:check",
     "calibrate": "fastmem.cli.calibrate_command:calibrate",
     "search": "fastmem.cli.search_commands:search",

@@ -1,10 +1,9 @@
-"""`fastmem eval` and `fastmem report`: run tasks and print their tables."""
+"""`fastmem eval`: run tasks and print their tables."""
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -15,9 +14,7 @@ from fastmem.cli.output import Status, emit, say
 from fastmem.errors import InputError, one_of
 
 if TYPE_CHECKING:
-    from fastmem.lab.report.results import Results
     from fastmem.lab.run.runner import Progress
-    from fastmem.lab.scores.own_metric import OwnMetric
     from fastmem.lab.scores.summary import Scorers
     from fastmem.lab.tasks import Data
 
@@ -195,79 +192,6 @@ def evaluate(
         emit(summaries if len(tasks) > 1 else next(iter(summaries.values())))
     else:
         print(tables([load_results(folder) for folder in folders.values()]), end="")
-
-
-@with_flags
-def report(
-    output: OutputFlags,
-    folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="DIR...", help="Folders written by eval or search, or a folder that contains them."),
-    ],
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="The HTML page; default: report.html in the first folder."),
-    ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="Also the scores of a Python file, computed from the rows; repeatable."),
-    ] = None,
-) -> None:
-    """Regrade finished results, print tables and write an HTML page. Needs no model.
-
-    \b
-    Examples:
-      fastmem report runs/nq_swap
-      fastmem report runs/nq runs/nq_swap --html report.html
-      fastmem report runs/nq_swap --metric my_metric.py
-    """
-    from fastmem.lab.scores.own_metric import own_metric
-
-    metrics = tuple(map(own_metric, metric or []))
-    found = [inner for folder in folders for inner in _with_results(folder)]
-    target = html or folders[0] / "report.html"
-    results = publish(found, target, output, metrics)
-    if output.json:
-        means = {r.name: {m: {s: r.mean(m, s).value for s in r.columns} for m in r.rows} for r in results}
-        runs = {
-            r.name: {"examples": len(r.examples), "complete": r.complete, "rows": {m: len(r.rows[m]) for m in r.rows}}
-            for r in results
-        }
-        emit({"html": str(target), "means": means, "runs": runs})
-
-
-def publish(
-    folders: Sequence[Path], target: Path, output: OutputFlags, metrics: "Sequence[OwnMetric]" = ()
-) -> "list[Results]":
-    """Write the page of these runs and searches and, without --json, print their tables. Returns the runs.
-
-    metrics: scores of one's own, computed from the rows.
-    """
-    from fastmem.lab.report import load_results, page, tables
-    from fastmem.lab.report.search_landscape import landscape, search_table
-    from fastmem.lab.run import run_files
-
-    searches = [folder for folder in folders if (folder / run_files.SEARCH).exists()]
-    runs = [folder for folder in folders if folder not in searches]
-    names = Counter(folder.name for folder in runs)
-    results = [
-        replace(load_results(folder, metrics), name=folder.name if names[folder.name] == 1 else str(folder))
-        for folder in runs
-    ]
-    run_files.write_text(target, page(results, [landscape(folder) for folder in searches]))
-    if not output.json:
-        print((tables(results) if results else "") + "".join(search_table(folder) for folder in searches), end="")
-        say(f"page: {target}")
-    return results
-
-
-def _with_results(folder: Path) -> list[Path]:
-    """The folder itself, or its subfolders with results, as `paper` and `eval` with several tasks write them."""
-    from fastmem.lab.run.run_files import RUN, SEARCH
-
-    if any((folder / name).exists() for name in (RUN, SEARCH)):
-        return [folder]
-    return sorted(path.parent for name in (RUN, SEARCH) for path in folder.glob(f"*/{name}")) or [folder]
 
 
 def names(given: str) -> tuple[str, ...]:

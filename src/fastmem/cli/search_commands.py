@@ -12,7 +12,6 @@ from fastmem.cli.eval_commands import (
     ProgressReporter,
     ScorerFlags,
     duration,
-    publish,
     resumable,
 )
 from fastmem.cli.flags import (
@@ -26,6 +25,7 @@ from fastmem.cli.flags import (
     with_flags,
 )
 from fastmem.cli.output import Status, emit, say
+from fastmem.cli.report_command import publish
 from fastmem.errors import InputError, TaskError, one_of
 
 if TYPE_CHECKING:

@@ -70,10 +70,14 @@ def brackets(model: str) -> str:
     return f"in brackets what {SOURCE} publishes for {name}" if name else ""
 
 
+def shown_scores(r: Results) -> list[str]:
+    """The scores that some method has, in the order of tables."""
+    return [name for name in r.columns if any(r.mean(m, name).value is not None for m in r.rows)]
+
+
 def score_table(r: Results) -> tuple[list[str], list[list[str]]]:
     """(header, one line per method): the number of rows and errors, and every score that has a value."""
-    titles = r.columns
-    shown = [name for name in titles if any(r.mean(method, name).value is not None for method in r.rows)]
+    titles, shown = r.columns, shown_scores(r)
     lines = [
         [label(r, m), str(len(r.rows[m])), str(len(r.errors(m))), *(figure(r, m, name) for name in shown)]
         for m in r.methods
