@@ -32,6 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "system_turn": {"prompts"},
     "answer": {"answer", "memory", "split", "prompts", "ranges", "device_memory", "torch_modes", "extras"},
     "loading": {"split"},
+    "documents": {"documents", "extras"},
     "tiny": {"tiny"},
     "model": CORE | {"loading", "tiny"},
     "surprisal_report": LIBRARY,
@@ -40,7 +41,8 @@ ARROWS: dict[str, set[str]] = {
     "lab": LIBRARY | {"lab", "tiny", "environment", "atomic_write", "extras"},
     "serve": LIBRARY | {"serve", "tiny", "surprisal_report", "atomic_write"},
     "cli": LIBRARY
-    | {"cli", "lab", "serve", "tiny", "loading", "cost", "export", "environment", "surprisal_report", "extras"},
+    | {"cli", "lab", "serve", "tiny", "loading", "cost", "export", "environment", "surprisal_report", "extras"}
+    | {"documents"},
 }
 # outside library -> files and folders in which it may be imported.
 PLACES = {
@@ -60,6 +62,9 @@ PLACES = {
     "fastapi": ("serve/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
+    "lxml": ("documents/html_text.py",),
+    "mammoth": ("documents/docx_text.py",),
+    "pypdfium2": ("documents/pdf_text.py",),
 }
 
 
