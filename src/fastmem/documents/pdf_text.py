@@ -1,8 +1,8 @@
 """The text of a PDF file, with pdfium.
 
-It resolves ligatures, reads files encrypted without a password, and took less than a tenth of pypdf's time for the same
-31 files. Pages are joined by a line break, and lines stay as they are printed, since nothing in the file tells a paragraph
-from a table. Not in the text: the values of form fields. Arabic and Hebrew may come out of order.
+It resolves ligatures, reads files encrypted without a password, and took less than a tenth of pypdf's time for the
+same 31 files. Pages are joined by a line break, and lines stay as they are printed, since nothing in the file tells a
+paragraph from a table. Not in the text: the values of form fields. Arabic and Hebrew may come out of order.
 """
 
 import re

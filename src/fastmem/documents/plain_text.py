@@ -26,7 +26,9 @@ def plain_text(data: bytes) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         name = encoding.removesuffix("-sig").upper()
-        raise ValueError(f"byte 0x{data[error.start]:02x} at position {error.start} is not {name}") from error
+        raise ValueError(
+            f"byte 0x{data[error.start]:02x} at position {error.start} is not {name}: save it as UTF-8"
+        ) from error
     if "\0" in text:
         raise ValueError("it contains zero bytes")
     return text
