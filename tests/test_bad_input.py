@@ -77,11 +77,12 @@ def test_two_documents(fastmem: Runner, llama: Path) -> None:
 
 def test_absent_document(fastmem: Runner, llama: Path) -> None:
     line = refusal(fastmem("ask", QUESTION, "--context", "nowhere.txt", "--model", llama))
-    assert line == "context file 'nowhere.txt' does not exist: give a text file, or - for standard input."
+    assert line == "context file 'nowhere.txt' does not exist: give a file, or - for standard input."
 
 
 def test_a_folder_is_no_document(fastmem: Runner, llama: Path, tmp_path: Path) -> None:
-    assert "is a folder: give one text file." in refusal(fastmem("ask", QUESTION, "-c", tmp_path, "-m", llama))
+    line = refusal(fastmem("ask", QUESTION, "-c", tmp_path, "-m", llama))
+    assert line.endswith("is a folder: give one file. Options that help: --documents.")
 
 
 @pytest.mark.parametrize("content", ["", " \n\t "])
@@ -101,14 +102,18 @@ def test_empty_standard_input(fastmem: Runner, llama: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"%PDF-1.7\n\xe2\x28\xa1", "byte 0xe2 at position 9 is not UTF-8"), (b"a\0b", "it contains zero bytes")],
+    [
+        (b"%PDF-1.7\n\xe2\x28\xa1", "it is a PDF file: give it a name that ends in .pdf"),
+        (b"caf\xe9", "byte 0xe9 at position 3 is not UTF-8: save it as UTF-8"),
+        (b"a\0b", "it contains zero bytes"),
+    ],
 )
 def test_a_file_that_is_not_text(fastmem: Runner, llama: Path, tmp_path: Path, content: bytes, reason: str) -> None:
-    path = tmp_path / "scan.pdf"
+    path = tmp_path / "scan.dat"
     path.write_bytes(content)
     line = refusal(fastmem("ask", QUESTION, "--context", path, "--model", llama))
-    remedy = "give plain text in UTF-8; convert PDF, Word or other encodings first."
-    assert line == f"context file '{path}' is not text ({reason}): {remedy}"
+    read = "Read are text in UTF-8, and files whose names end in .html, .pdf or .docx."
+    assert line == f"context file '{path}' is not text ({reason}). {read}"
 
 
 def test_empty_question(fastmem: Runner, llama: Path) -> None:

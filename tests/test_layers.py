@@ -32,17 +32,18 @@ ARROWS: dict[str, set[str]] = {
     "system_turn": {"prompts"},
     "answer": {"answer", "memory", "split", "prompts", "ranges", "device_memory", "torch_modes", "extras"},
     "loading": {"split"},
+    "documents": {"documents", "extras"},
     "tiny": {"tiny"},
     "model": CORE | {"loading", "tiny"},
     "surprisal_report": LIBRARY,
     "export": LIBRARY,
     "cost": LIBRARY,
     "calibrate": LIBRARY,
-    "lab": LIBRARY | {"lab", "tiny", "environment", "atomic_write", "extras"},
+    "lab": LIBRARY | {"lab", "tiny", "environment", "atomic_write", "extras", "documents"},
     "serve": LIBRARY | {"serve", "tiny", "surprisal_report", "atomic_write"},
     "cli": LIBRARY
     | {"cli", "lab", "serve", "tiny", "loading", "cost", "calibrate", "export", "environment", "surprisal_report"}
-    | {"extras", "atomic_write"},
+    | {"extras", "atomic_write", "documents"},
 }
 # outside library -> files and folders in which it may be imported.
 PLACES = {
@@ -62,6 +63,9 @@ PLACES = {
     "fastapi": ("serve/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
+    "lxml": ("documents/html_text.py",),
+    "mammoth": ("documents/docx_text.py",),
+    "pypdfium2": ("documents/pdf_text.py",),
 }
 
 

@@ -27,6 +27,14 @@ class InputError(FastMemError, ValueError):
     """An argument, prompt, recipe or option that cannot be used as given."""
 
 
+class DocumentError(InputError):
+    """A file whose text cannot be read. reason: why, without the file's name."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name} cannot be read: {reason}.")
+        self.reason = reason
+
+
 class UnsupportedModelError(FastMemError, ValueError):
     """A model that cannot be split at its last feed-forward network, or a folder without a causal language model."""
 

@@ -25,7 +25,7 @@ from fastmem.errors import FastMemError, one_of
 COMMANDS: dict[str, str] = {
     "demo": "fastmem.cli.demo_command:demo",
     "ask": "fastmem.cli.ask_command:ask",
-    "memorize": "fastmem.cli.memory_commands:memorize",
+    "memorize": "fastmem.cli.memorize_command:memorize",
     "memories": "fastmem.cli.memory_commands:memories",
     "export": "fastmem.cli.memory_commands:export",
     "serve": "fastmem.cli.serve_command:serve",

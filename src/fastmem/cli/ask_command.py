@@ -1,12 +1,15 @@
 """`fastmem ask`: answers a question about a document, with one method or with all methods for comparison."""
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastmem.cli import memorization_view
+from fastmem.cli.choose_document import Choice, fitting_document, named_document, say_choice
 from fastmem.cli.flags import DecodingFlags, ModelFlags, OutputFlags, RecipeFlags, with_flags
+from fastmem.cli.memory_listing import memory_path
 from fastmem.cli.output import Status, console, emit, say
 from fastmem.cli.read_document import read_document
 from fastmem.errors import InputError
@@ -30,6 +33,13 @@ def ask(
         str | None, typer.Option("--context", "-c", metavar="FILE", help="The document; - reads standard input.")
     ] = None,
     text: Annotated[str | None, typer.Option("--text", metavar="TEXT", help="The document as an argument.")] = None,
+    documents: Annotated[
+        Path | None,
+        typer.Option("--documents", metavar="DIR", help="A folder; the document whose words fit best is taken."),
+    ] = None,
+    document_name: Annotated[
+        str | None, typer.Option("--document", metavar="NAME", help="The document of --documents with this name.")
+    ] = None,
     method: Annotated[str, typer.Option(metavar="NAME", help="How to answer: base, fastmem, cad, ...")] = "fastmem",
     compare: Annotated[bool, typer.Option("--compare", help="Answer with all methods and print a table.")] = False,
     show_memorization: Annotated[
@@ -37,7 +47,10 @@ def ask(
         typer.Option("--show-memorization", help="Print the losses of each step and the surprisal of each token."),
     ] = False,
     memory: Annotated[
-        str | None, typer.Option("--memory", metavar="FILE", help="A memory of this document from a file.")
+        str | None,
+        typer.Option(
+            "--memory", metavar="FILE", help="A memory of this document; with --documents also a folder of memories."
+        ),
     ] = None,
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut a document that is too long for the model, never the question.")
@@ -45,29 +58,44 @@ def ask(
 ) -> None:
     """Answer a question from a document.
 
-    The document is memorized first (a few seconds), then the answer is printed while it is generated.
+    The document is memorized first (a few seconds), then the answer is printed while it is generated. Text, Markdown,
+    HTML, PDF and Word files are read.
+
+    With --documents, the answer comes from one document of the folder: the one that shares most with the question in
+    words (BM25). It is named, and so are the next ones.
 
     \b
     Examples:
       fastmem ask "Who is the mayor?" --context report.txt --model Qwen/Qwen3-0.6B
       cat report.txt | fastmem ask "Who is the mayor?" --context - --compare
+      fastmem ask "How many days of leave do I have?" --documents policies --model Qwen/Qwen3-0.6B
       fastmem ask "Who is the mayor?" -c report.txt --show-memorization --steps 20
     """
-    document = read_document(context, text)
+    if documents is None and document_name is not None:
+        raise InputError("--document names a document of --documents: give that folder too, or --context FILE.")
+    if documents is not None and (context is not None or text is not None):
+        raise InputError("documents are given twice: give one of --documents DIR, --context FILE, --text TEXT.")
     from fastmem.answer.contrast import METHODS, method_named
     from fastmem.memory.memory import Memory
 
     if not method_named(method).memorized and show_memorization and not compare:
         raise InputError(f"--show-memorization: method {method!r} does not memorize; use --method fastmem.")
     options = decoding.options()
+    choice: Choice | None = None
     with Status(quiet=output.quiet) as status:
+        if documents is None:
+            document = read_document(context, text)
+        else:
+            choice = _chosen(documents, document_name, question, status, output.quiet)
+            document = choice.document.text
+        file = _memory_file(memory, documents, choice, output.quiet)
         llm = model.load(status)
-        loaded = Memory.load(memory, model=llm) if memory else None
+        loaded = Memory.load(file, model=llm) if file else None
     if model.model is None and not output.quiet:
         say(
             "note: the embedded model covers only an invented world (fastmem demo); use --model ID for real documents."
         )
-    query = _Query(llm, question, document, recipe.make(llm.recipe), loaded, truncate, options, output.quiet)
+    query = _Query(llm, question, document, recipe.make(llm.recipe), loaded, truncate, options, output.quiet, choice)
     if compare:
         _compare(query, tuple(METHODS), output.json, show_memorization)
     else:
@@ -76,7 +104,7 @@ def ask(
 
 @dataclass(frozen=True)
 class _Query:
-    """A question about a document. memory: from a file, or None."""
+    """A question about a document. memory: from a file, or None. choice: how the document was found in a folder."""
 
     llm: "FastMem"
     question: str
@@ -86,6 +114,7 @@ class _Query:
     truncate: bool
     options: dict[str, Any]
     quiet: bool
+    choice: Choice | None = None
 
     def ask(self, method: str, memory: "Memory | None", status: Status) -> "Stream":
         """Memorizes if the method needs it and no memory is given; decodes while it is iterated."""
@@ -127,13 +156,33 @@ class _Query:
     def emit(self, answers: dict[str, Any], shown: "Memory | None") -> None:
         """Print the answers as JSON. shown: the memory whose surprisals are added."""
         tokens = {"tokens": [asdict(token) for token in self.surprisals(shown)]} if shown else {}
-        emit({"model": self.llm.name, "question": self.question} | answers | tokens)
+        found = self.choice.record() if self.choice else {}
+        emit({"model": self.llm.name, "question": self.question} | found | answers | tokens)
 
     def show(self, memory: "Memory") -> None:
         page = console()
         memorization_view.print_steps(page, memory)
         memorization_view.print_tokens(page, self.surprisals(memory))
         page.print()
+
+
+def _chosen(folder: Path, name: str | None, question: str, status: Status, quiet: bool) -> Choice:
+    choice = fitting_document(folder, question, status) if name is None else named_document(folder, name)
+    if not quiet:
+        say_choice(choice)
+    return choice
+
+
+def _memory_file(memory: str | None, folder: Path | None, choice: Choice | None, quiet: bool) -> str | None:
+    """The file of the memory. In a folder of memories it is that of the chosen document; None if there is none."""
+    if memory is None or choice is None or folder is None or not Path(memory).is_dir():
+        return memory
+    file = memory_path(Path(memory), folder, choice.document.path)
+    if file.exists():
+        return str(file)
+    if not quiet:
+        say(f"note: {memory} has no memory of {choice.document.name}: it is memorized now.")
+    return None
 
 
 def _answer(query: _Query, method: str, as_json: bool, show_memorization: bool) -> None:

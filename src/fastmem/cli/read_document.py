@@ -1,13 +1,25 @@
 """Reading the document: from a file, standard input, or the command line."""
 
+import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from fastmem.documents import Document, DocumentFile, Skipped, document_files
+from fastmem.documents.plain_text import plain_text
+from fastmem.documents.text_process import TextProcess
 from fastmem.errors import InputError
+
+log = logging.getLogger(__name__)
+
+READ = "Read are text in UTF-8, and files whose names end in .html, .pdf or .docx"
 
 
 def read_document(context: str | None, text: str | None = None) -> str:
-    """The text of `--context FILE`, `--context -` or `--text TEXT`. Errors: `InputError`."""
+    """The text of `--context FILE`, `--context -` or `--text TEXT`. Errors: `InputError`, `MissingPackageError`.
+
+    A file whose ending says HTML, PDF or Word is read as that, any other as plain text.
+    """
     if (context is None) == (text is None):
         given = "no document is" if context is None else "two documents are"
         raise InputError(f"{given} given: give one of --context FILE, --context - (standard input), --text TEXT.")
@@ -18,30 +30,51 @@ def read_document(context: str | None, text: str | None = None) -> str:
         document = _decoded(sys.stdin.buffer.read(), source)
     else:
         source = f"context file {context!r}"
-        document = _decoded(_bytes(Path(str(context)).expanduser(), source), source)
+        document = _file(Path(str(context)).expanduser(), source)
     if not document.strip():
         raise InputError(f"the context is empty: {source} contains no text; give the document to answer from.")
     return document
 
 
-def _bytes(path: Path, source: str) -> bytes:
+def _file(path: Path, source: str) -> str:
     if path.is_dir():
-        raise InputError(f"{source} is a folder: give one text file.")
+        raise InputError(f"{source} is a folder: give one file.", options=["documents"])
     try:
-        return path.read_bytes()
+        if document_files.is_plain(path):
+            return _decoded(path.read_bytes(), source)
+        path.stat()
     except FileNotFoundError as error:
-        raise InputError(f"{source} does not exist: give a text file, or - for standard input.") from error
+        raise InputError(f"{source} does not exist: give a file, or - for standard input.") from error
     except OSError as error:
-        raise InputError(f"{source} cannot be read ({error.strerror}): give a readable text file.") from error
+        raise InputError(f"{source} cannot be read ({error.strerror}): give a readable file.") from error
+    with TextProcess() as process:
+        return read_from_folder(DocumentFile(source, path), process)
+
+
+def read_from_folder(file: DocumentFile, process: TextProcess) -> str:
+    """The text of a file; what of it is not in the text is logged. Errors: `DocumentError`."""
+    document = document_files.read_document(file.path, name=file.name, process=process)
+    log_notes(document)
+    return document.text
+
+
+def log_notes(document: Document) -> None:
+    """Log what of a document is not in its text."""
+    for note in document.notes:
+        log.warning("%s: %s.", document.name, note)
+
+
+def no_documents(folder: Path, skipped: Sequence[Skipped]) -> InputError:
+    """The error for a folder in which nothing can be read. skipped: its files."""
+    text = f"{str(folder)!r} contains no document; read are files that end in {', '.join(document_files.FORMATS)}."
+    if skipped:
+        named = "; ".join(f"{one.name}: {one.reason}" for one in skipped[:5])
+        text += f" Skipped: {named}" + (f"; and {len(skipped) - 5} more." if len(skipped) > 5 else ".")
+    return InputError(text, field="documents")
 
 
 def _decoded(data: bytes, source: str) -> str:
-    remedy = "give plain text in UTF-8; convert PDF, Word or other encodings first"
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        reason = f"byte 0x{data[error.start]:02x} at position {error.start} is not UTF-8"
-        raise InputError(f"{source} is not text ({reason}): {remedy}.") from error
-    if "\0" in text:
-        raise InputError(f"{source} is not text (it contains zero bytes): {remedy}.")
-    return text
+        return plain_text(data)
+    except ValueError as error:
+        raise InputError(f"{source} is not text ({error}). {READ}.") from error

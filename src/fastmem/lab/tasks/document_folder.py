@@ -6,7 +6,8 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
-from fastmem.errors import TaskError
+from fastmem.documents.document_files import is_plain, read_document
+from fastmem.errors import DocumentError, TaskError
 
 MOST_CHARACTERS = (
     5_000_000  # of a document, and so of any text: over a million tokens, more than models have positions
@@ -15,7 +16,15 @@ _LISTED = 5  # names in an error message
 
 
 def document_text(path: Path) -> str:
-    """The text of a document. Errors: `TaskError` if it is not plain text in UTF-8, or cannot be read."""
+    """The text of a document: HTML, PDF and Word files by their ending, others as plain text in UTF-8.
+
+    Errors: `TaskError` if it cannot be read, `MissingPackageError`.
+    """
+    if not is_plain(path):
+        try:
+            return read_document(path).text
+        except DocumentError as error:
+            raise TaskError(f"the document {path} cannot be read: {error.reason}.") from error
     remedy = "give plain text in UTF-8; convert other formats first"
     try:
         if path.stat().st_size > 4 * MOST_CHARACTERS:  # UTF-8 has at most four bytes per character

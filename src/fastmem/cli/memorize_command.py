@@ -1,0 +1,210 @@
+"""`fastmem memorize`: memory files of documents, given one by one or as a folder."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastmem.cli import error_text
+from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
+from fastmem.cli.memory_listing import SUFFIX, memory_line, memory_name, memory_path, memory_record
+from fastmem.cli.output import Status, emit, say
+from fastmem.cli.read_document import no_documents, read_document, read_from_folder
+from fastmem.documents import find_documents
+from fastmem.documents.document_files import require_readers
+from fastmem.documents.text_process import TextProcess
+from fastmem.errors import DocumentError, FastMemError, InputError, MemoryFileError
+
+if TYPE_CHECKING:
+    from fastmem.memory.memory import Step
+    from fastmem.memory.recipe import Recipe
+    from fastmem.model import FastMem
+
+
+@with_flags
+def memorize(
+    output_folder: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the memories.")],
+    model: ModelFlags,
+    recipe: RecipeFlags,
+    output: OutputFlags,
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE...", help="Documents; one memory is made of each.")
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option("--documents", metavar="DIR", help="A folder of documents instead of FILE...")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", metavar="TYPE", help="float32, bfloat16 or int8; default: unrounded."),
+    ] = None,
+    keep_text: Annotated[bool, typer.Option("--keep-text", help="Store the document's text in the file.")] = False,
+    truncate: Annotated[
+        bool,
+        typer.Option("--truncate", help="Cut documents that are too long for the model instead of refusing them."),
+    ] = False,
+) -> None:
+    """Memorize documents into memory files, one for each.
+
+    FILE becomes DIR/FILE.safetensors. Text, Markdown, HTML, PDF and Word files are read.
+
+    With --documents, every document in a folder and its subfolders becomes a memory: hr/leave.pdf becomes
+    hr/leave.pdf.safetensors. Files that cannot be read and documents that are too long are skipped, and named at the
+    end.
+
+    An existing memory of the same text, recipe and base is kept, so an interrupted command can be run again. If a
+    document cannot be memorized, the others still are.
+
+    \b
+    Examples:
+      fastmem memorize policy.txt --output memories --model Qwen/Qwen3-0.6B
+      fastmem memorize --documents policies --output memories --model Qwen/Qwen3-0.6B
+      fastmem memorize docs/*.txt -o memories --parametrization lora --rank 8 --learning-rate 3e-3
+    """
+    if bool(files) == (documents is not None):
+        given = "documents are given twice" if files else "no document is given"
+        raise InputError(f"{given}: give FILE..., or a folder with --documents.")
+    with TextProcess() as process, Status(quiet=output.quiet) as status:
+        if documents is not None:
+            sources, skipped = _in_folder(documents, output_folder, process)
+        else:
+            sources, skipped = _given(files or [], output_folder), []
+        _make_folder(output_folder)
+        llm = model.load(status)
+        chosen = recipe.make(llm.recipe)
+        made: list[dict[str, Any]] = []
+        failed: list[dict[str, Any]] = []
+        for number, source in enumerate(sources, 1):
+            place = f"{source.name} ({number} of {len(sources)})"
+            try:
+                status(f"{place} ...")
+                record = _memorized(llm, source, chosen, store, keep_text, truncate, _Progress(status, place, chosen))
+            except FastMemError as error:
+                status("")
+                text = error_text(error, "memorize")
+                if documents is not None and isinstance(error, InputError):  # no memory of this document is possible
+                    skipped.append((source.name, error.reason if isinstance(error, DocumentError) else text))
+                    continue
+                say(f"error: {source.name}: {text}")
+                failed.append({"source": source.name, "error": str(error)})
+                continue
+            made.append(record)
+            if not output.json:
+                status("")
+                print(memory_line(record, memory_name(source.target, output_folder)), flush=True)
+    skipped.sort()
+    if documents is not None and not output.quiet:
+        _report(made, skipped, output_folder)
+    if output.json:
+        rest = [{"source": name, "reason": reason} for name, reason in skipped]
+        emit({"memories": made, "failed": failed} | ({"skipped": rest} if documents is not None else {}))
+    if failed:
+        raise InputError(f"{len(failed)} of {len(sources)} documents were not memorized: see above.")
+    if not made:
+        raise InputError(f"no document in {str(documents)!r} was memorized.", field="documents")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A document. read: returns its text. target: the file of its memory."""
+
+    name: str
+    target: Path
+    read: Callable[[], str]
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """Shows each step of a document. place: its name and number."""
+
+    status: Status
+    place: str
+    recipe: "Recipe"
+
+    def __call__(self, step: "Step") -> None:
+        self.status(f"{self.place}: step {step.index + 1} of {self.recipe.steps}, loss {step.loss:.3f}")
+
+
+def _given(files: Sequence[str], folder: Path) -> list[_Source]:
+    """The documents that were named. Errors: `InputError` if two of them have the same memory file."""
+    require_readers(Path(file) for file in files)
+    sources: dict[Path, _Source] = {}
+    for file in files:
+        target = folder / (("stdin" if file == "-" else Path(file).stem) + SUFFIX)
+        if target in sources:
+            raise InputError(f"two documents are named {target.stem!r}: memorize one of them into another --output.")
+        sources[target] = _Source(file, target, partial(read_document, file))
+    return list(sources.values())
+
+
+def _in_folder(
+    documents: Path, output_folder: Path, process: TextProcess
+) -> tuple[list[_Source], list[tuple[str, str]]]:
+    """The documents of a folder, and name and reason of files that are none. Errors: `InputError` if it has none."""
+    found, others = find_documents(documents, exclude=output_folder)
+    if output_folder.resolve() == documents.expanduser().resolve():  # its memories lie beside the documents
+        others = [other for other in others if other.path.suffix != SUFFIX]
+    if not found:
+        raise no_documents(documents, others)
+    require_readers(file.path for file in found)
+    sources = [
+        _Source(file.name, memory_path(output_folder, documents, file.path), partial(read_from_folder, file, process))
+        for file in found
+    ]
+    return sources, [(other.name, other.reason) for other in others]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {str(folder)!r} is not a folder ({error.strerror}): give a folder.") from error
+
+
+def _report(made: list[dict[str, Any]], skipped: list[tuple[str, str]], folder: Path) -> None:
+    """Name each skipped file, and say how many memories there are."""
+    for name, reason in skipped:
+        say(f"skipped: {name}: {reason.rstrip('.')}.")
+    kept = sum(record["kept"] for record in made)
+    say(f"{len(made)} memories in {folder}: {len(made) - kept} made, {kept} kept; {len(skipped)} files skipped.")
+
+
+def _memorized(
+    llm: "FastMem",
+    source: _Source,
+    recipe: "Recipe",
+    store: str | None,
+    keep_text: bool,
+    truncate: bool,
+    progress: _Progress,
+) -> dict[str, Any]:
+    """Make and write a memory if it does not exist yet. Returns its record."""
+    from fastmem.memory.memory import Memory
+    from fastmem.prompts import document_identity
+
+    text, target = source.read(), source.target
+    started = time.perf_counter()
+    try:
+        existing = Memory.load(target)
+    except MemoryFileError:
+        existing = None
+    if existing is not None:
+        tokens = llm.memory_tokens(text, recipe, truncate)
+        made_of = (existing.details.get("text_sha256"), existing.details.get("tokens_sha256"))
+        now = document_identity(tokens, text)
+        same = made_of == (now["text_sha256"], now["tokens_sha256"])
+        stored = existing.details.get("stored", {}).get("dtype")
+        if (
+            same
+            and stored == store
+            and (existing.recipe, existing.base.digest) == (recipe, llm.base(recipe.layers).digest)
+        ):
+            return memory_record(target, existing) | {"source": source.name, "kept": True}
+    memory = llm.memorize(text, recipe, truncate=truncate, on_step=progress if progress.status.shown else None)
+    _make_folder(target.parent)
+    memory.save(target, dtype=store, text=keep_text)
+    seconds = time.perf_counter() - started
+    return memory_record(target, memory) | {"source": source.name, "kept": False, "seconds": seconds}

@@ -1,0 +1,63 @@
+"""Memory files in a folder: where they lie, their records for `--json`, and their lines."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmem.errors import InputError
+
+if TYPE_CHECKING:
+    from fastmem.memory.memory import Memory
+
+SUFFIX = ".safetensors"
+
+
+def memory_path(memories: Path, documents: Path, document: Path) -> Path:
+    """Where the memory of a document in a folder lies: `hr/leave.pdf` -> `MEMORIES/hr/leave.pdf.safetensors`."""
+    inside = document.relative_to(documents.expanduser().resolve())
+    return memories / inside.parent / (inside.name + SUFFIX)
+
+
+def memory_files(path: Path) -> list[Path]:
+    """The memory files in a folder and its subfolders, or the one file. Errors: `InputError`."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"{str(path)!r} does not exist: give a folder of memories, or one file.")
+    files = (file for file in path.rglob(f"*{SUFFIX}") if file.is_file())
+    found = sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts))
+    if not found:
+        raise InputError(f"{str(path)!r} contains no memory ({SUFFIX} file): make one with fastmem memorize.")
+    return found
+
+
+def memory_name(file: Path, path: Path) -> str:
+    """A file's name as it is listed. path: what `memory_files` was asked for."""
+    return file.name if file == path else file.relative_to(path).as_posix()
+
+
+def memory_record(file: Path, memory: "Memory") -> dict[str, Any]:
+    """What `--json` says about a memory."""
+    recipe = memory.recipe
+    return {
+        "file": str(file),
+        "bytes": file.stat().st_size,
+        "base": memory.base.name,
+        "tokens": memory.details.get("tokens"),
+        "parametrization": recipe.parametrization + (f" {recipe.rank}" if recipe.parametrization == "lora" else ""),
+        "steps": len(memory.trace),
+        "first_loss": memory.trace[0].loss if memory.trace else None,
+        "last_loss": memory.trace[-1].loss if memory.trace else None,
+        "stopped": memory.stopped,
+    }
+
+
+def memory_line(record: dict[str, Any], name: str) -> str:
+    """A record on one line."""
+    if "error" in record:
+        return f"{name}  {record['error']}"
+    losses = f"loss {record['first_loss']:.3f} to {record['last_loss']:.3f}" if record["steps"] else "no step"
+    seconds = f", {record['seconds']:.1f} s" if "seconds" in record else ", kept" if record.get("kept") else ""
+    return (
+        f"{name}  {record['tokens']} tokens, {record['parametrization']}, {record['steps']} steps, {losses}, "
+        f"{record['bytes']:,} bytes, base {record['base']}{seconds}"
+    )
