@@ -129,8 +129,8 @@ def needed_questions(difference: statistics.Comparison, low: float, high: float)
     """
     n, value = max(difference.n, 1), abs(difference.difference.value or 0.0)
     ways = []
-    if not difference.only_first and not difference.only_second:  # the exact interval, which shrinks with the number
-        ways.append(n * high / MARGIN)
+    if not difference.only_first and not difference.only_second:  # where the exact interval comes to lie within it
+        ways.append(math.log((1 - statistics.CONFIDENCE) / 2) / math.log(1 - MARGIN))
     elif value < MARGIN:
         ways.append(n * ((high - low) / 2 / (MARGIN - value)) ** 2)
     lost, won = difference.only_first, difference.only_second
