@@ -1,8 +1,9 @@
 """A task of one's own, in one file:
 
-    fastmem eval --task examples/my_task.py --methods base,fastmem --output runs/mine
+    fastmem eval --task examples/my_task.py --model Qwen/Qwen3-0.6B --methods base,fastmem --output runs/mine
 
-`examples` is all that a task needs. The rest of this file is optional.
+Without --model it runs too, but the embedded model answers questions about its own world only. `examples` is all that
+a task needs; the rest of this file is optional.
 """
 
 from collections.abc import Iterator

@@ -10,6 +10,8 @@ from command_line import Runner, refusal, save
 from conftest import ROOT
 from families import build
 from fastmem import FastMem, Recipe
+from fastmem.answer.contrast import Combination
+from fastmem.answer.request import Request
 from fastmem.errors import InputError
 from fastmem.lab.run.own_method import own_method
 from fastmem.lab.run.run_files import read_examples, read_rows
@@ -231,3 +233,12 @@ def test_a_scaled_head_and_a_mixture_of_experts_have_it_too(tokenizer, tmp_path)
         (tmp_path / family).mkdir()
         expected, found = both(FastMem(build(family), tokenizer), tmp_path / family, "fastmem+cd")
         assert [row["token_ids"] for row in found] == [row["token_ids"] for row in expected]
+
+
+def test_weights_that_are_not_memorized_are_not_computed_twice():
+    def contrast(*needs):
+        return Request(torch.tensor([1]), contrast=Combination(frozenset(needs), lambda logits: logits["original"]))
+
+    assert contrast("memorized", "original").compares_tails
+    assert not contrast("original", "without_document").compares_tails
+    assert not contrast("memorized", "without_document").compares_tails

@@ -152,3 +152,14 @@ def test_summaries_have_it_too(fastmem, command, tmp_path):
     assert done.code == 0, done.err
     assert table(done.out)[0][-1] == "m"
     assert table(done.out)[2][-1] == "22.000"
+
+
+def test_rows_that_ended_in_an_error_keep_their_score(fastmem, command, tmp_path, monkeypatch):
+    from fastmem import FastMem
+
+    own = metric(tmp_path / "m.py", "def score(text, example): return len(text) + 0.5\n")
+    monkeypatch.setattr(FastMem, "prepare", lambda *args, **options: 1 / 0)
+    done = fastmem(*command, "--metric", own)
+    assert done.code == 0, done.err
+    assert table(done.out)[2][2:4] == ["6", "0.000 [0.000, 0.459]"], "wrong by our scores"
+    assert table(done.out)[2][-1] == "0.500", "and by one's own an empty answer"
