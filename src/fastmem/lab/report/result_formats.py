@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 
 from fastmem.lab.report.content import label, mean_text, shown_scores
 from fastmem.lab.report.results import Results
-from fastmem.lab.scores import grading, statistics
+from fastmem.lab.scores import statistics
 
 FORMATS = ("markdown", "csv", "latex", "json")
 
@@ -95,7 +95,7 @@ def _latex(results: Sequence[Results]) -> str:
 
 
 def _latex_lines(r: Results) -> str:
-    titles = grading.columns(r.kind)
+    titles = r.columns
     lines = []
     for row in score_rows(r):
         texts = [row.run, row.task, label(r, row.method), titles[row.score]]
