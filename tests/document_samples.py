@@ -22,7 +22,10 @@ class Picture:
 
 
 def pdf(pages: Sequence[str | Picture], *, password: bytes | None = None) -> bytes:
-    """A PDF file; each line of a page is printed on a line. password: encrypts it (RC4, 40 bits); b"" opens by itself."""
+    """A PDF file; each line of a page is printed on a line.
+
+    password: encrypts the file (RC4, 40 bits); with an empty one it opens by itself.
+    """
     count = len(pages)
     kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(count))
     objects = {
