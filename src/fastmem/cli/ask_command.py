@@ -88,7 +88,7 @@ def ask(
         else:
             choice = _chosen(documents, document_name, question, status, output.quiet)
             document = choice.document.text
-        file = _memory_file(memory, documents, choice, output.quiet)
+        file = _memory_file(memory, choice, output.quiet)
         llm = model.load(status)
         loaded = Memory.load(file, model=llm) if file else None
     if model.model is None and not output.quiet:
@@ -173,11 +173,11 @@ def _chosen(folder: Path, name: str | None, question: str, status: Status, quiet
     return choice
 
 
-def _memory_file(memory: str | None, folder: Path | None, choice: Choice | None, quiet: bool) -> str | None:
+def _memory_file(memory: str | None, choice: Choice | None, quiet: bool) -> str | None:
     """The file of the memory. In a folder of memories it is that of the chosen document; None if there is none."""
-    if memory is None or choice is None or folder is None or not Path(memory).is_dir():
+    if memory is None or choice is None or not Path(memory).is_dir():
         return memory
-    file = memory_path(Path(memory), folder, choice.document.path)
+    file = memory_path(Path(memory), choice.document.name)
     if file.exists():
         return str(file)
     if not quiet:

@@ -21,7 +21,7 @@ from fastmem.documents import (
 from fastmem.documents.document_files import FORMATS
 from fastmem.errors import InputError
 
-SHOWN = 3  # documents that are named after the chosen one
+NEXT_SHOWN, UNREAD_SHOWN = 3, 10  # names in a notice
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,14 @@ def fitting_document(folder: Path, question: str, status: Status) -> Choice:
 
 def say_choice(choice: Choice) -> None:
     """Say which document was taken, which came next, and what could not be read."""
-    unread = [one for one in choice.skipped if one.path.suffix.lower() in FORMATS]
-    for one in unread:
-        say(f"note: not read: {one.name}: {one.reason}.")
-    if rest := len(choice.skipped) - len(unread):
-        say(f"note: {rest} other {'file is' if rest == 1 else 'files are'} no document; --json lists all.")
-    if choice.score is None:
-        return say(f"note: answering from {choice.document.name}.")
-    text = f"note: answering from {choice.document.name} (its words score {choice.score:.1f})"
+    if unread := [one.name for one in choice.skipped if one.path.suffix.lower() in FORMATS]:
+        say(f"note: {len(unread)} not read: {_listed(unread, UNREAD_SHOWN)}; --json says why.")
+    text = f"note: answering from {choice.document.name}"
+    if choice.score:
+        text += f", whose words fit best (score {choice.score:.1f})"
     if choice.others:
-        text += ", before " + ", ".join(f"{name} ({score:.1f})" for name, score in choice.others[:SHOWN])
-        text += f" and {len(choice.others) - SHOWN} more" if len(choice.others) > SHOWN else ""
-        text += "; --document NAME takes another"
+        next_best = [f"{name} ({score:.1f})" for name, score in choice.others]
+        text += f"; next: {_listed(next_best, NEXT_SHOWN)}. --document NAME takes another"
     say(f"{text}.")
 
 
@@ -125,9 +121,13 @@ def _unknown(folder: Path, name: str, files: Sequence[DocumentFile], skipped: Se
     if not files:
         return no_documents(folder, skipped)
     near = get_close_matches(name, [file.name for file in files], n=3, cutoff=0.4)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join(file.name for file in files[:10])}"
-    hint += f" and {len(files) - 10} more." if not near and len(files) > 10 else "" if near else "."
+    others = _listed([file.name for file in files], UNREAD_SHOWN)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"It has {others}."
     return InputError(f"no document in {str(folder)!r} is named {name!r}. {hint}", field="document")
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _folded(name: str) -> str:

@@ -1,6 +1,7 @@
 """`fastmem memorize`: memory files of documents, given one by one or as a folder."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -151,9 +152,12 @@ def _in_folder(
         raise no_documents(documents, others)
     require_readers(file.path for file in found)
     sources = [
-        _Source(file.name, memory_path(output_folder, documents, file.path), partial(read_from_folder, file, process))
+        _Source(file.name, memory_path(output_folder, file.name), partial(read_from_folder, file, process))
         for file in found
     ]
+    if twice := [name for name, count in Counter(file.name for file in found).items() if count > 1]:
+        text = f"two documents are named {twice[0]!r} once their names are printable: rename one."
+        raise InputError(text, field="documents")
     return sources, [(other.name, other.reason) for other in others]
 
 
@@ -169,7 +173,7 @@ def _report(made: list[dict[str, Any]], skipped: list[tuple[str, str]], folder: 
     for name, reason in skipped:
         say(f"skipped: {name}: {reason.rstrip('.')}.")
     kept = sum(record["kept"] for record in made)
-    say(f"{len(made)} memories in {folder}: {len(made) - kept} made, {kept} kept; {len(skipped)} files skipped.")
+    say(f"{len(made)} memories in {folder}: {len(made) - kept} made, {kept} kept; {len(skipped)} skipped.")
 
 
 def _memorized(

@@ -11,10 +11,9 @@ if TYPE_CHECKING:
 SUFFIX = ".safetensors"
 
 
-def memory_path(memories: Path, documents: Path, document: Path) -> Path:
+def memory_path(memories: Path, name: str) -> Path:
     """Where the memory of a document in a folder lies: `hr/leave.pdf` -> `MEMORIES/hr/leave.pdf.safetensors`."""
-    inside = document.relative_to(documents.expanduser().resolve())
-    return memories / inside.parent / (inside.name + SUFFIX)
+    return memories / f"{name}{SUFFIX}"
 
 
 def memory_files(path: Path) -> list[Path]:

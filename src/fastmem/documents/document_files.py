@@ -102,7 +102,7 @@ def find_documents(folder: Path, exclude: Path | None = None) -> tuple[list[Docu
     """The files of a folder and its subfolders that may be documents, and those that are not; sorted by name.
 
     Left out without a word: files and folders whose name begins with a dot, and "~$..." and the like, which Office and
-    Windows hide. Links that leave the folder and links to folders are not followed. exclude: a folder inside that is
+    Windows hide. Of links only those to hidden files inside the folder are followed. exclude: a folder inside that is
     left out. Nothing is read. Errors: `InputError` for no folder, or one of more than `MAX_FILES` files.
     """
     root, left_out = folder.expanduser().resolve(), exclude.expanduser().resolve() if exclude else None
@@ -211,6 +211,8 @@ def _unfit(path: Path, root: Path) -> str | None:
                 return "it is a link that leaves the folder"
             if target.is_dir():
                 return "it is a link to a folder"
+            if not any(_is_hidden(part) for part in target.relative_to(root).parts):
+                return f"it is a link to {_name(target, root)}"
     except (OSError, RuntimeError):  # Python 3.11 and 3.12 raise RuntimeError for a link to itself
         return "it is a link that cannot be followed"
     return None if path.suffix.lower() in FORMATS else _unknown_ending(path)

@@ -41,9 +41,9 @@ def reply(path: Path) -> dict[str, Any]:
         return {"reason": NEEDS_MEMORY}
     except RecursionError:
         return {"reason": "its parts are nested too deeply"}
-    except OSError as error:
-        return {"reason": error.strerror or type(error).__name__}
     except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            return {"reason": error.strerror}
         said = " ".join(str(error).split())[:200]
         return {"reason": said if type(error) is ValueError else f"it is damaged ({type(error).__name__}: {said})"}
 

@@ -126,7 +126,7 @@ def _decoded(data: bytes) -> str:
 def _browser_encoding(name: str) -> str | None:
     """Python's name of a charset; None for one that does not exist. Browsers read Latin-1 as its superset cp1252."""
     try:
-        b"".decode(name)  # fails for what is no encoding of text, such as hex
+        b" ".decode(name)  # fails for what is no encoding of text, such as hex
     except (LookupError, UnicodeError):
         return None
     encoding = codecs.lookup(name).name
