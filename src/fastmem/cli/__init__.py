@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "serve": "fastmem.cli.serve_command:serve",
     "eval": "fastmem.cli.eval_commands:evaluate",
     "report": "fastmem.cli.report_command:report",
+    "compare": "fastmem.cli.compare_command:compare",
     "search": "fastmem.cli.search_commands:search",
     "paper": "fastmem.cli.search_commands:paper",
     "lm-eval": "fastmem.cli.search_commands:lm_eval",

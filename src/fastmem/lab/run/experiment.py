@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fastmem.answer.contrast import METHODS, Contrast, Method
 from fastmem.answer.sampling import Sampling
@@ -130,7 +129,7 @@ def open_run_folder(folder: Path, identity: Record, llm: FastMem, examples: Sequ
     path = folder / run_files.RUN
     if path.exists():
         before = run_files.read_json(path).get("identity", {})
-        for name, was, now in _differences(before, identity):
+        for name, was, now in run_files.differences(before, identity):
             raise RunError(
                 f"{folder} holds another run: {name} was {was!r}, now {now!r}. Give another folder, or the old value.",
                 field="output",
@@ -167,15 +166,3 @@ def _digest(examples: Iterable[Example]) -> str:
     for example in examples:
         digest.update(json.dumps(asdict(example), ensure_ascii=False).encode())
     return digest.hexdigest()[:16]
-
-
-def _differences(was: Record, now: Record, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted name, value before, value now) of every value that differs."""
-    found: list[tuple[str, Any, Any]] = []
-    for name in {**was, **now}:
-        before, after = was.get(name), now.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += _differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            found.append((prefix + name, before, after))
-    return found
