@@ -33,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "report": "fastmem.cli.report_command:report",
     "check": "fastmem.cli.check_command:check",
     "calibrate": "fastmem.cli.calibrate_command:calibrate",
+    "compare": "fastmem.cli.compare_command:compare",
     "search": "fastmem.cli.search_commands:search",
     "paper": "fastmem.cli.search_commands:paper",
     "lm-eval": "fastmem.cli.search_commands:lm_eval",

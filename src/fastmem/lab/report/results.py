@@ -79,13 +79,7 @@ class Results:
         """The method minus the base on the rows both have; None for the base itself and for runs without it."""
         if method == BASE or BASE not in self.rows:
             return None
-        base = {row["id"]: row for row in self.rows[BASE]}
-        both = [row for row in self.rows[method] if row["id"] in base]
-        return statistics.compare(
-            grading.values([base[row["id"]] for row in both], score),
-            grading.values(both, score),
-            [row["group"] for row in both],
-        )
+        return compare_rows(paired(self.rows[BASE], self.rows[method]), score)
 
     @property
     def missing(self) -> dict[str, list[str]]:
@@ -140,6 +134,20 @@ def load_results(folder: Path, metrics: Sequence[OwnMetric] = ()) -> Results:
     summary = run_files.read_json(summary_path) if summary_path.exists() else {}
     task = about["identity"]["task"]
     return Results(folder.name, task, about["kind"], about["model"]["name"], examples, rows, about, summary, computed)
+
+
+def paired(first: Iterable[Record], second: Iterable[Record]) -> list[tuple[Record, Record]]:
+    """(row of `first`, row of `second`) of every example that both have, in the order of `second`."""
+    by_id = {row["id"]: row for row in first}
+    return [(by_id[row["id"]], row) for row in second if row["id"] in by_id]
+
+
+def compare_rows(pairs: Sequence[tuple[Record, Record]], score: str) -> statistics.Comparison:
+    """The second of each pair minus the first."""
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    return statistics.compare(
+        grading.values(first, score), grading.values(second, score), [row["group"] for row in second]
+    )
 
 
 def ordered(methods: Iterable[str]) -> list[str]:

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fastmem.answer.contrast import METHODS, Contrast, Method
 from fastmem.answer.sampling import Sampling
@@ -174,7 +173,7 @@ def open_run_folder(
     path = folder / run_files.RUN
     if path.exists():
         before = run_files.read_json(path).get("identity", {})
-        for name, was, now in _differences(before, identity):
+        for name, was, now in run_files.differences(before, identity):
             raise RunError(
                 f"{folder} holds another run: {name} was {was!r}, now {now!r}. Give another folder, or the old value.",
                 field="output",
@@ -234,15 +233,3 @@ def _repeated(names: Iterable[str]) -> str | None:
     """The first name that occurs twice."""
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
-
-
-def _differences(was: Record, now: Record, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted name, value before, value now) of every value that differs."""
-    found: list[tuple[str, Any, Any]] = []
-    for name in {**was, **now}:
-        before, after = was.get(name), now.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += _differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            found.append((prefix + name, before, after))
-    return found

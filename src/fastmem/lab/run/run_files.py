@@ -125,6 +125,18 @@ def complete_rows(path: Path) -> tuple[int, list[Record]]:
     return end, rows
 
 
+def differences(was: Record, now: Record, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, value before, value now) of every value that differs; None stands for one that is absent."""
+    found: list[tuple[str, Any, Any]] = []
+    for name in {**was, **now}:
+        before, after = was.get(name), now.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append((prefix + name, before, after))
+    return found
+
+
 def _read_lines(folder: Path, name: str) -> list[Record]:
     if not (folder / name).is_file():
         raise RunError(f"{folder} holds no run: there is no {name}. Give a folder that `fastmem eval` wrote.")
