@@ -25,6 +25,8 @@ GIVEN = {
     "search": ["--task", "world_swap", "--sampler", "tpe", "--output", "out"],
     "paper": ["--output", "out"],
     "bench": [],
+    "check": ["--questions", "questions.csv"],
+    "calibrate": [],
 }
 NOT_WHOLE = ["", "x", "10.7", "-1", str(2**64)]
 NOT_A_NUMBER = ["", "x", "-1", "nan", "inf", "1e999"]
