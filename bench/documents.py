@@ -17,9 +17,6 @@ The last line is one JSON object.
 
 import argparse
 import json
-import math
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +24,7 @@ from pathlib import Path
 import torch
 
 from fastmem import FastMem, Memory
+from fastmem.documents import word_scores
 from fastmem.errors import InputError
 from fastmem.lab.tasks import Example
 from fastmem.learn.surprisal import token_surprisals
@@ -44,17 +42,9 @@ def combined(memories: Sequence[Memory], weight: float) -> Memory:
 
 
 def by_words(question: str, documents: Sequence[str]) -> int:
-    """BM25 with the usual k1 = 1.2, b = 0.75; idf over these documents."""
-    texts = [Counter(re.findall(r"\w+", text.lower())) for text in documents]
-    length = sum(sum(text.values()) for text in texts) / len(texts)
-    scores = [0.0] * len(texts)
-    for word in set(re.findall(r"\w+", question.lower())):
-        having = sum(word in text for text in texts)
-        idf = math.log(1 + (len(texts) - having + 0.5) / (having + 0.5))
-        for i, text in enumerate(texts):
-            shorter = 1.2 * (0.25 + 0.75 * sum(text.values()) / length)
-            scores[i] += idf * text[word] * 2.2 / (text[word] + shorter)
-    return max(range(len(texts)), key=scores.__getitem__)
+    """As `fastmem ask --documents` picks: BM25."""
+    scores = word_scores(question, documents)
+    return max(range(len(scores)), key=scores.__getitem__)
 
 
 def by_memory(llm: FastMem, question: str, memories: Sequence[Memory]) -> int:

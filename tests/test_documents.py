@@ -152,7 +152,7 @@ def test_a_folder_inside_can_be_left_out(tmp_path: Path) -> None:
 
 def test_deep_folders(tmp_path: Path) -> None:
     """Deeper than Python's recursion limit, and than the longest path that can be opened."""
-    deep, here = 3000, os.open(tmp_path, os.O_RDONLY)
+    deep, here = 2100, os.open(tmp_path, os.O_RDONLY)
     for _ in range(deep):
         os.mkdir("d", dir_fd=here)
         inside = os.open("d", os.O_RDONLY, dir_fd=here)
@@ -360,9 +360,9 @@ def test_a_zip_bomb_that_lies_about_its_size(tmp_path: Path) -> None:
     assert text_or_reason(path) in (LEAVE, "it is damaged (BadZipFile: Bad CRC-32 for file 'word/footnotes.xml')")
 
 
-def text_or_reason(path: Path) -> str:
+def text_or_reason(path: Path, process: TextProcess | None = None) -> str:
     try:
-        return read_document(path).text
+        return read_document(path, process=process).text
     except DocumentError as error:
         return error.reason
 
@@ -423,9 +423,10 @@ def test_damaged_pdf(tmp_path: Path) -> None:
     for data in (b"no PDF", b"%PDF-1.7\n", whole[:60]):
         (tmp_path / "a.pdf").write_bytes(data)
         assert refused(tmp_path / "a.pdf") == "it is damaged or no PDF file"
-    for at in range(0, len(whole), 7):  # read or refused, but never a crash
-        (tmp_path / "a.pdf").write_bytes(whole[:at] + b"\xff\x00" + whole[at + 2 :])
-        assert text_or_reason(tmp_path / "a.pdf") != "reading it crashes"
+    with TextProcess() as process:
+        for at in range(len(whole)):  # read or refused, but never a crash
+            (tmp_path / "a.pdf").write_bytes(whole[:at] + b"\xff\x00" + whole[at + 2 :])
+            assert text_or_reason(tmp_path / "a.pdf", process) != "reading it crashes"
 
 
 def test_pdf_page_trees_without_end(tmp_path: Path) -> None:
@@ -443,7 +444,17 @@ def test_pdf_page_trees_without_end(tmp_path: Path) -> None:
     assert all("pages; up to 10,000 are read" in r or "damaged" in r or "no text" in r for r in reasons), reasons
 
 
-def test_pdf_content_that_draws_itself(tmp_path: Path) -> None:
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read with at most 300 MB."""
+    if sys.platform != "linux":
+        pytest.skip("other systems do not limit the address space")
+    less = "import fastmem.documents.extract_text as e\ne.MAX_MEMORY_BYTES = 300 * 2**20\nmain()"
+    monkeypatch.setattr(text_process, "CODE", text_process.CODE.replace("\nmain()", f"\n{less}"))
+
+
+def test_pdf_content_that_draws_itself(tmp_path: Path, little_memory: None) -> None:
+    """pdfium 5.15.2 draws it until the memory ends."""
     form = b"<< /Type /XObject /Subtype /Form /BBox [0 0 9 9] /Resources << /XObject << /X 4 0 R >> >> /Length 12 >>"
     objects = {
         1: b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -453,7 +464,7 @@ def test_pdf_content_that_draws_itself(tmp_path: Path) -> None:
         5: b"<< /Length 5 >>\nstream\n/X Do\nendstream",
     }
     (tmp_path / "a.pdf").write_bytes(pdf_of(objects))
-    assert refused(tmp_path / "a.pdf") in ("it contains no text", "reading it crashes")  # pdfium draws it for ever
+    assert refused(tmp_path / "a.pdf") in ("it contains no text", "reading it crashes")
 
 
 # The process that reads them.
@@ -482,12 +493,7 @@ def test_a_file_that_crashes_the_library(page: Path, monkeypatch: pytest.MonkeyP
         assert read_document(page, process=process).text == LEAVE
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the address space")
-def test_a_file_that_takes_too_much_memory(tmp_path: Path, page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    less = text_process.CODE.replace(
-        "\nmain()", "\nimport fastmem.documents.extract_text as e\ne.MAX_MEMORY_BYTES = 300 * 2**20\nmain()"
-    )
-    monkeypatch.setattr(text_process, "CODE", less)
+def test_a_file_that_takes_too_much_memory(tmp_path: Path, page: Path, little_memory: None) -> None:
     (tmp_path / "large.html").write_text("<p>x" * 3_000_000)
     with TextProcess() as process:
         with pytest.raises(DocumentError, match=r"reading it (takes more than .* of memory|crashes)|it is damaged"):
