@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from command_line import Runner
 from tiny_tokenizer import build_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the shared data in {SHARED.name}/ beside the checkout, which is absent")
     return SHARED
+
+
+@pytest.fixture
+def fastmem(capsys: pytest.CaptureFixture[str]) -> Runner:
+    """The command line: `fastmem("ask", "Who?", "--text", "...")`."""
+    return Runner(capsys)
 
 
 @pytest.fixture

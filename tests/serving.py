@@ -14,8 +14,10 @@ from families import build
 from fastmem import FastMem, Recipe
 from fastmem.answer.running_batch import Piece
 from fastmem.serve.app import create_app
+from fastmem.serve.engine import Engine, EngineLimits
 from fastmem.serve.jobs import ActionFinished, AnswerFinished, Job, JobFailed
 from fastmem.serve.memory_source import MemorySource
+from fastmem.serve.store import Store
 from fastmem.serve.uvicorn_server import GracefulServer
 from tiny_tokenizer import build_tokenizer
 
@@ -103,6 +105,22 @@ def closing_apps(llm):
     finally:
         for one in apps:
             one.state.service.engine.close(timeout_seconds=60)
+
+
+@contextmanager
+def closing_engines(llm):
+    """make(budget, folder, model, **limits): an engine; all that were made are closed at the end."""
+    engines = []
+
+    def make(budget=None, folder=None, model=llm, **limits):
+        engines.append(Engine(model, Store(model, budget, folder), EngineLimits(**limits)))
+        return engines[-1]
+
+    try:
+        yield make
+    finally:
+        for one in engines:
+            one.close(timeout_seconds=60)
 
 
 @contextmanager

@@ -21,11 +21,6 @@ from fastmem.prompts import Tokens
 from fastmem.split.split_model import SplitModel
 
 
-@pytest.fixture
-def fastmem(capsys: pytest.CaptureFixture[str]) -> Runner:
-    return Runner(capsys)
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(build("llama"), tmp_path_factory.mktemp("llama"))

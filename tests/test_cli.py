@@ -33,11 +33,6 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "numpy", "rich", "safetensors", "datasets", "optuna", "fastapi")
 
 
-@pytest.fixture
-def fastmem(capsys: pytest.CaptureFixture[str]) -> Runner:
-    return Runner(capsys)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(build("llama"), tmp_path_factory.mktemp("llama"))

@@ -15,11 +15,6 @@ TRAVEL = "A hotel costs at most 140 euros. The mayor is Bo Lind."
 RECIPE = ("--learning-rate", "1e-3", "--steps", 3)
 
 
-@pytest.fixture
-def fastmem(capsys: pytest.CaptureFixture[str]) -> Runner:
-    return Runner(capsys)
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     llama = build("llama")

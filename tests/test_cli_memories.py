@@ -14,11 +14,6 @@ from fastmem.memory import memory_file
 QUERY = torch.arange(5, 17) * 13 % 261
 
 
-@pytest.fixture
-def fastmem(capsys: pytest.CaptureFixture[str]) -> Runner:
-    return Runner(capsys)
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(build("llama"), tmp_path_factory.mktemp("llama"))

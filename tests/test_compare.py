@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from command_line import Runner, refusal
+from command_line import refusal
 from fastmem import FastMem
 from fastmem.lab.report import load_results
 from fastmem.lab.report.run_comparison import match_runs
@@ -78,11 +78,6 @@ def make(original, tmp_path) -> Make:
         return folder
 
     return copy
-
-
-@pytest.fixture
-def fastmem(capsys) -> Runner:
-    return Runner(capsys)
 
 
 def write_lines(path: Path, records: Sequence[dict]) -> None:

@@ -5,10 +5,9 @@ import threading
 import pytest
 
 from fastmem.memory.recipe import Recipe
-from fastmem.serve.engine import Engine, EngineLimits
 from fastmem.serve.jobs import AnswerFinished, JobFailed, OverloadedError
-from fastmem.serve.store import Budget, Store
-from serving import RECIPE, Asked, eventually, make_llm, source
+from fastmem.serve.store import Budget
+from serving import RECIPE, Asked, closing_engines, eventually, make_llm, source
 
 METHODS = ("base", "fastmem", "cad", "dola", "fastmem+cd", "fastmem+cad", "fastmem+dola")
 
@@ -21,15 +20,8 @@ def llm():
 @pytest.fixture
 def started(llm):
     """engine(budget, folder, **limits): closed when the test ends."""
-    engines = []
-
-    def engine(budget=None, folder=None, model=llm, **limits):
-        engines.append(Engine(model, Store(model, budget, folder), EngineLimits(**limits)))
-        return engines[-1]
-
-    yield engine
-    for one in engines:
-        one.close(timeout_seconds=60)
+    with closing_engines(llm) as engine:
+        yield engine
 
 
 def offline(llm, prompt, text, method, **options):

@@ -10,10 +10,8 @@ import fastmem.model
 from fastmem.errors import InputError, MemoryFileError, ResourceError, StorageError
 from fastmem.memory.recipe import Recipe
 from fastmem.prompts import Tokens
-from fastmem.serve.engine import Engine, EngineLimits
 from fastmem.serve.jobs import ActionFinished, AnswerFinished, DrainingError, JobFailed
-from fastmem.serve.store import Store
-from serving import RECIPE, Asked, make_llm, source
+from serving import RECIPE, Asked, closing_engines, make_llm, source
 
 POISON = (250, 251)  # two tokens that make the forward pass that reads them fail, where a test wants it to
 
@@ -26,15 +24,8 @@ def llm():
 @pytest.fixture
 def started(llm):
     """engine(budget, folder, **limits): closed when the test ends."""
-    engines = []
-
-    def engine(budget=None, folder=None, model=llm, **limits):
-        engines.append(Engine(model, Store(model, budget, folder), EngineLimits(**limits)))
-        return engines[-1]
-
-    yield engine
-    for one in engines:
-        one.close(timeout_seconds=60)
+    with closing_engines(llm) as engine:
+        yield engine
 
 
 def offline(llm, prompt, text, method, **options):

@@ -30,11 +30,6 @@ OPTIONAL += ["pyarrow", "accelerate"]
 
 
 @pytest.fixture
-def fastmem(capsys: pytest.CaptureFixture[str]) -> Runner:
-    return Runner(capsys)
-
-
-@pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch):
     """`without("optuna")`: as if it were not installed."""
 

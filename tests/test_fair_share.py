@@ -1,13 +1,15 @@
 """Who has used less of the worker's time goes first, and nobody's answer changes by it."""
 
+from dataclasses import replace
+
 import pytest
 
 from fastmem.memory.recipe import Recipe
-from fastmem.serve.engine import Engine, EngineLimits
 from fastmem.serve.fair_share import HALF_LIFE_SECONDS, FairShare
 from fastmem.serve.isolated_batch import IsolatedBatch
-from fastmem.serve.store import Store
-from serving import RECIPE, Asked, eventually, make_llm, source
+from fastmem.serve.memorize_queue import MOST_BEGUN, MemorizeQueue
+from fastmem.serve.memory_budget import Entry
+from serving import RECIPE, Asked, closing_engines, eventually, make_llm, source
 
 
 @pytest.fixture(scope="module")
@@ -18,16 +20,14 @@ def llm():
 @pytest.fixture
 def started(llm):
     """engine(**limits): closed when the test ends. Its worker remembers that `heavy` has used five minutes."""
-    engines = []
+    with closing_engines(llm) as make:
 
-    def engine(**limits):
-        engines.append(Engine(llm, Store(llm), EngineLimits(**limits)))
-        engines[-1]._share.add("heavy", 300.0)
-        return engines[-1]
+        def engine(**limits):
+            made = make(**limits)
+            made._share.add("heavy", 300.0)
+            return made
 
-    yield engine
-    for one in engines:
-        one.close(timeout_seconds=60)
+        yield engine
 
 
 def test_use_is_forgotten():
@@ -100,8 +100,7 @@ def test_the_memory_of_a_lighter_account_is_made_first(llm, started):
     long = Recipe(learning_rate=1e-3, steps=100)
     asked = []
     for account, recipe in (("heavy", long), ("light", RECIPE)):
-        want = source(llm, f"document of {account}", account, recipe)
-        want = type(want)(**{**want.__dict__, "account": account})
+        want = replace(source(llm, f"document of {account}", account, recipe), account=account)
         asked.append(Asked(llm, "q", want, "fastmem", account=account).to(engine))
     expected = [
         llm.generate("q", llm.memorize(f"document of {account}", recipe), "fastmem", max_new_tokens=8).text
@@ -142,3 +141,40 @@ def test_a_fault_while_answers_pause_costs_none_of_them(llm, started, monkeypatc
     assert light.text() == llm.generate("short", max_new_tokens=40).text
     assert heavy.text() == llm.generate("long", max_new_tokens=60).text
     assert not faults
+
+
+@pytest.mark.parametrize("happens", ["drain", "no more waiting"])
+def test_an_answer_that_left_its_row_is_finished_whatever_happens_to_the_queue(llm, started, happens):
+    engine = started(rows=1)
+    heavy = Asked(llm, "long", max_new_tokens=200, account="heavy").to(engine)
+    eventually(lambda: len(engine.batch) == 1)
+    waiting = []
+
+    def on_piece(_):  # in the worker's thread, while the long answer waits for the row that it had
+        if not waiting:
+            waiting.extend(engine._waiting)
+            if happens == "drain":
+                engine.drain()
+            else:
+                engine.limits = replace(engine.limits, wait_seconds=0.0)
+
+    light = Asked(llm, "short", max_new_tokens=20, account="light", on_piece=on_piece).to(engine)
+    assert light.text() == llm.generate("short", max_new_tokens=20).text
+    assert heavy.text() == llm.generate("long", max_new_tokens=200).text
+    assert waiting == [heavy.job]
+
+
+def test_only_so_many_memories_are_begun(llm):
+    """Each account is lighter than the one before; a fifth memory waits for one of those that have begun."""
+    queue, level = MemorizeQueue(llm), {}
+    for number in range(MOST_BEGUN + 1):
+        account = f"account {number}"
+        level[account] = -number
+        want = replace(source(llm, account, recipe=Recipe(learning_rate=1e-3, steps=5)), account=account)
+        queue.add(Entry(want, 0, 0, holders=1), want)
+        making = queue.next_up(level.__getitem__)
+        assert making.entry.source.account == f"account {min(number, MOST_BEGUN - 1)}"
+        queue.step(making)
+    while making.memory is None:
+        queue.step(making)
+    assert queue.next_up(level.__getitem__).entry.source.account == f"account {MOST_BEGUN}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from command_line import Runner, refusal, save
+from command_line import refusal, save
 from conftest import ROOT
 from families import build
 from fastmem import FastMem, Recipe
@@ -131,11 +131,6 @@ def test_a_failure_on_a_row_is_a_counted_error(llm, tmp_path):
 
 
 # The command
-
-
-@pytest.fixture
-def fastmem(capsys) -> Runner:
-    return Runner(capsys)
 
 
 @pytest.fixture

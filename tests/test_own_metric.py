@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import Runner, refusal, save
+from command_line import refusal, save
 from conftest import ROOT
 from fastmem.lab.run.run_files import read_examples, read_rows
 from fastmem.lab.scores import statistics
@@ -17,11 +17,6 @@ EXAMPLE = ROOT / "examples" / "my_metric.py"
 def metric(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
-
-
-@pytest.fixture
-def fastmem(capsys) -> Runner:
-    return Runner(capsys)
 
 
 @pytest.fixture

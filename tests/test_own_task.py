@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import Runner, refusal, save
+from command_line import refusal, save
 from conftest import ROOT
 from fastmem.errors import InputError
 from fastmem.lab.run.run_files import read_examples, read_rows
@@ -37,11 +37,6 @@ def refused(path: Path) -> str:
         load(str(path))
     assert caught.value.field == "task"
     return caught.value.text
-
-
-@pytest.fixture
-def fastmem(capsys) -> Runner:
-    return Runner(capsys)
 
 
 @pytest.fixture

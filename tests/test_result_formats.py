@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from command_line import Runner, refusal
+from command_line import refusal
 from fastmem import FastMem
 from fastmem.lab.report import load_results
 from fastmem.lab.report.result_formats import FORMATS, escaped, formatted
@@ -35,11 +35,6 @@ def folder(tokenizer, tmp_path_factory) -> Path:
     rows = base + [row | {"text": "no"} for row in rows if row["method"] == "fastmem"][:-1]
     (place / "run" / run_files.ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return place / "run"
-
-
-@pytest.fixture
-def fastmem(capsys) -> Runner:
-    return Runner(capsys)
 
 
 def test_every_score_is_a_row_of_csv_with_its_interval(folder, fastmem):
