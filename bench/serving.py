@@ -21,7 +21,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import httpx2
@@ -83,11 +82,11 @@ def expected(llm: FastMem, questions: list[Question], kept: Path | None) -> dict
     return right
 
 
-def server_of(model: str | None, folder: Path, memory_bytes: int, rows: int, further: Sequence[str] = ()) -> Server:
-    """A server with room for 5 memories. further: options of the command line."""
+def server_of(model: str | None, folder: Path, memory_bytes: int, rows: int) -> Server:
+    """A server with room for 5 memories."""
     options = ["--ram-bytes", str(5 * memory_bytes), "--device-bytes", str(5 * memory_bytes), "--rows", str(rows)]
     options += ["--template", "question", "--name", "bench", "--prefix-bytes", str(64 * 2**20)]
-    return Server([*options, *further, *(["--model", model] if model else [])], folder)
+    return Server([*options, *(["--model", model] if model else [])], folder)
 
 
 async def watch(server: Server, tally: Tally, started: float, until: float) -> None:

@@ -43,7 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "serve": LIBRARY | {"serve", "tiny", "surprisal_report", "atomic_write"},
     "cli": LIBRARY
     | {"cli", "lab", "serve", "tiny", "loading", "cost", "calibrate", "export", "environment", "surprisal_report"}
-    | {"extras", "atomic_write", "documents"},
+    | {"extras", "documents"},
 }
 # outside library -> files and folders in which it may be imported.
 PLACES = {

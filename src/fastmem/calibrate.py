@@ -3,8 +3,7 @@
 A memory should change what a model says about its document and nothing else. The *drift* measures the second: the mean
 of KL(untouched || memorized) over the tokens of the untouched model's own answers to questions that have nothing to do
 with the document. It grows with the rate (about with its square), so the rate at which it reaches a limit is found by
-bisection, with a handful of documents. docs/log.md (2026-11-26) has what is known of
-the rates that come of it.
+bisection, with a handful of documents. docs/log.md (2026-11-26) has what is known of the rates that come of it.
 """
 
 import json
@@ -14,17 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fastmem.errors import InputError
 from fastmem.learn.budget import CHUNK_POSITIONS
 from fastmem.learn.memorize import drain
-from fastmem.learn.optimize import Reading
-from fastmem.memory.memory import Memory
+from fastmem.learn.objective import Chunk
 from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
 from fastmem.prompts import Tokens
-from fastmem.split.hooks import FFN
+from fastmem.split.hooks import FFN, Activations
 from fastmem.torch_modes import in_own_modes
 
 NEUTRAL_FILE = Path(__file__).parent / "neutral.jsonl"
@@ -97,27 +94,28 @@ class UnrelatedAnswers:
     @in_own_modes
     @torch.no_grad()
     def __init__(self, llm: FastMem, questions: Sequence[str], layers: Sequence[int] = (-1,)):
-        self.llm = llm
-        self._readings: list[tuple[Reading, Tensor]] = []  # with the last hidden states [N, D] of the untouched model
+        self.split_model = llm.split_model
+        self._answers: list[tuple[Activations, list[Chunk]]] = []
         answers = llm.generate(list(questions), max_new_tokens=ANSWER_TOKENS)
         for question, answer in zip(questions, answers, strict=True):
-            prompt = llm.ids(question)
-            ids = torch.cat([prompt.cpu(), torch.tensor(answer.token_ids, dtype=torch.int64)])
+            prompt = llm.ids(question).cpu()
+            ids = torch.cat([prompt, torch.tensor(answer.token_ids, dtype=torch.int64)])
             reading = llm.read(Tokens(ids, torch.arange(len(ids)) >= len(prompt)), layers)
-            self._readings.append((reading, llm.split_model.tail(reading.activations)))
+            untouched = self.split_model.tail(reading.activations).split(CHUNK_POSITIONS)
+            targets = reading.targets.split(CHUNK_POSITIONS)
+            chunks = [Chunk(self.split_model.head, *each) for each in zip(targets, untouched, strict=True)]
+            self._answers.append((reading.activations, chunks))
 
     @in_own_modes
     @torch.no_grad()
     def drift(self, ffn: FFN) -> float:
         """Mean KL(untouched || with `ffn`), in nats per token; inf if it is not finite."""
-        total, count = 0.0, 0
-        for reading, untouched in self._readings:
-            now = self.llm.split_model.tail(reading.activations, ffn)
-            for before, after in zip(untouched.split(CHUNK_POSITIONS), now.split(CHUNK_POSITIONS), strict=True):
-                p, q = (self.llm.split_model.head(each).float().log_softmax(-1) for each in (before, after))
-                total += torch.where(p.isfinite(), p.exp() * (p - q), 0.0).sum().item()
-                count += len(before)
-        return total / count if math.isfinite(total) else math.inf
+        found = []
+        for activations, chunks in self._answers:
+            parts = self.split_model.tail(activations, ffn).split(CHUNK_POSITIONS)
+            found += [chunk.losses(part)[:, 1] for chunk, part in zip(chunks, parts, strict=True)]
+        mean = torch.cat(found).mean().item()
+        return mean if math.isfinite(mean) else math.inf
 
 
 def calibrate(
@@ -159,7 +157,8 @@ def calibrate(
 
 def tried(llm: FastMem, documents: Sequence[Tokens], unrelated: UnrelatedAnswers, recipe: Recipe) -> Point:
     """What memorizing these documents does with a recipe."""
-    memories = [_memory(llm, document, recipe) for document in documents]
+    # Not `memorize`: that a high rate diverges is no reason for a warning here.
+    memories = [drain(llm.memorizing(document, recipe, watch=False))[0] for document in documents]
     drifts = []
     for memory in memories:
         drifts.append(math.inf if memory.stopped else unrelated.drift(llm.ffn(memory) or {}))
@@ -175,9 +174,3 @@ def crossing(below: Point, above: Point, most_drift: float) -> float:
         return below.learning_rate
     power = math.log(above.drift / below.drift) / math.log(above.learning_rate / below.learning_rate)
     return below.learning_rate * (most_drift / below.drift) ** (1 / power)
-
-
-def _memory(llm: FastMem, document: Tokens, recipe: Recipe) -> Memory:
-    """A memory; a run that diverges is no reason for a warning here."""
-    (memory,) = drain(llm.memorizing(document, recipe, watch=False))
-    return memory

@@ -67,10 +67,9 @@ class Batch:
     def pause(self, rows: Sequence[Row]) -> None:
         """Leave these rows as they are, with their keys and values, until `go_on`: no step extends them."""
         chosen = set(map(id, rows))
-        paused = keeping(self._groups, lambda sequence: id(sequence.row) in chosen)
         self.rows = [row for row in self.rows if id(row) not in chosen]
+        self._paused += keeping(self._groups, lambda sequence: id(sequence.row) in chosen)
         self._groups = keeping(self._groups, lambda sequence: id(sequence.row) not in chosen)
-        self._paused += paused
 
     def go_on(self, rows: Sequence[Row]) -> None:
         """Let paused rows take part in the next step."""

@@ -1,6 +1,5 @@
 """`fastmem calibrate`: a recipe for a model, without labels."""
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,8 +38,8 @@ def calibrate(
       fastmem calibrate --model my-model --neutral german.jsonl --output recipe.json
     """
     from fastmem import calibrate as rates
-    from fastmem.atomic_write import replacing
-    from fastmem.memory.recipe import Recipe
+    from fastmem.lab.run.experiment import recipe_values
+    from fastmem.lab.run.run_files import write_json
 
     if recipe.learning_rate is not None:
         raise InputError("the learning rate is what is to be found: leave it out.", field="learning_rate")
@@ -48,7 +47,7 @@ def calibrate(
     texts = rates.read_neutral(neutral) if neutral else rates.read_neutral()
     with Status(quiet=output.quiet) as status:
         llm = model.load(status)
-        wanted = recipe.make(replace(llm.recipe if model.model is None else Recipe(), steps=rates.STEPS))
+        wanted = recipe.make(replace(llm.recipe, steps=rates.STEPS))
         status("answering the unrelated questions ...")
         tried = 0
 
@@ -58,13 +57,9 @@ def calibrate(
             status(f"rate {tried} of at most 5: {point.learning_rate:.2g} drifts {point.drift:.2g} ...")
 
         found = rates.calibrate(llm, texts, wanted, on_point=show)
-    values = asdict(found.recipe) | {"layers": list(found.recipe.layers)}
+    values = recipe_values(found.recipe)
     if file is not None:
-        try:
-            with replacing(file) as written:
-                written.write((json.dumps(values, indent=1) + "\n").encode())
-        except OSError as error:
-            raise InputError(f"{str(file)!r} cannot be written ({error.strerror}).", field="output") from error
+        write_json(file, values)
     if output.json:
         emit({"recipe": values, "bounded": found.bounded, "points": [asdict(point) for point in found.points]})
         return

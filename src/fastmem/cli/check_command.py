@@ -56,6 +56,7 @@ def check(
     """
     from fastmem.lab.report import load_results
     from fastmem.lab.report.check_page import changes, check_page
+    from fastmem.lab.report.content import mean_text
     from fastmem.lab.report.verdict import judged, seconds_of
     from fastmem.lab.run import run_files
     from fastmem.lab.run.experiment import Experiment, recipe_values
@@ -89,15 +90,14 @@ def check(
     verdict = judged(results)
     method = verdict.method if verdict is not None else chosen_from[0]
     notes, command = _notes(results, method, verdict), _command(model, target, method, verdict, questions)
-    page = target / "check.html"
-    run_files.write_text(page, check_page(results, verdict, method, notes, command))
-    changed = changes(results, method)
+    page, changed = target / "check.html", changes(results, method)
+    run_files.write_text(page, check_page(results, verdict, method, changed, notes, command))
     if output.json:
         emit(_document(results, verdict, method) | {"recipe": recipe_values(experiment.recipe), "page": str(page)})
         return
     if verdict is not None:
         for name in results.methods:
-            right, exact = (_cell(verdict.means[name][score]) for score in ("paper_correct", "exact_match"))
+            right, exact = (mean_text(verdict.means[name][score]) for score in ("paper_correct", "exact_match"))
             print(f"{name:14} contains the answer {right}   equals it {exact}   {seconds_of(results, name):.2f} s")
         print(f"\n{verdict.sentence}")
     for outcome, listed in changed.items():
@@ -113,6 +113,7 @@ def check(
 
 def _notes(results: "Results", method: str, verdict: "Verdict | None") -> list[str]:
     """What a person should know besides."""
+    from fastmem.lab.report.content import mean_text
     from fastmem.lab.report.verdict import hardly_memorized
 
     notes = []
@@ -128,9 +129,7 @@ def _notes(results: "Results", method: str, verdict: "Verdict | None") -> list[s
     if verdict is not None and unanswered:
         notes.append(f"{unanswered} questions have no answer in the file and are not judged.")
     if verdict is not None and verdict.exact.difference.value is not None:
-        mean = verdict.exact.difference
-        bounds = "" if mean.low is None or mean.high is None else f" [{mean.low:+.3f}, {mean.high:+.3f}]"
-        notes.append(f"by exact match: {mean.value:+.3f}{bounds}.")
+        notes.append(f"by exact match: {mean_text(verdict.exact.difference, '+')}.")
     return notes
 
 
@@ -171,9 +170,3 @@ def _document(results: "Results", verdict: "Verdict | None", method: str) -> dic
 
 def _interval(mean: "Mean") -> dict[str, float | None]:
     return {"value": mean.value, "low": mean.low, "high": mean.high}
-
-
-def _cell(mean: "Mean") -> str:
-    if mean.value is None:
-        return "–"
-    return f"{mean.value:.3f}" + ("" if mean.low is None else f" [{mean.low:.3f}, {mean.high:.3f}]")

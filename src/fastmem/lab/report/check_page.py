@@ -1,7 +1,9 @@
 """The page of `fastmem check`: the verdict, and every changed answer beside its document."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fastmem.lab.report.content import mean_text
 from fastmem.lab.report.disagreements import marked
 from fastmem.lab.report.results import BASE, Results
 from fastmem.lab.report.templates import render
@@ -35,12 +37,20 @@ def changes(r: Results, method: str) -> dict[str, list[Change]]:
     return {outcome: listed for outcome, listed in found.items() if listed}
 
 
-def check_page(r: Results, verdict: Verdict | None, method: str, notes: list[str], command: str) -> str:
-    """The page as HTML, which loads nothing from elsewhere. command: what to go on with."""
+def check_page(
+    r: Results,
+    verdict: Verdict | None,
+    method: str,
+    changed: Mapping[str, Sequence[Change]],
+    notes: Sequence[str],
+    command: str,
+) -> str:
+    """The page as HTML, which loads nothing from elsewhere. changed: from `changes`. command: what to go on with."""
     lines = []
-    for name in r.methods if verdict is not None else ():
-        means = [verdict.means[name][score] for score in SCORES] if verdict is not None else []
-        lines.append((name, means, seconds_of(r, name)))
+    if verdict is not None:
+        for name in r.methods:
+            means = [mean_text(verdict.means[name][score]) for score in SCORES]
+            lines.append((name, means, seconds_of(r, name)))
     return render(
         "check.html.jinja",
         title=f"FastMem: does it help {r.model}?",
@@ -48,7 +58,7 @@ def check_page(r: Results, verdict: Verdict | None, method: str, notes: list[str
         verdict=verdict,
         method=method,
         lines=lines,
-        changes=changes(r, method),
+        changes=changed,
         questions=len(r.examples),
         notes=notes,
         command=command,

@@ -1,10 +1,11 @@
 """Does memorizing help on these questions? One half of them chooses the method, the other half judges it."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from fastmem.lab.report.content import interval_text
 from fastmem.lab.report.results import BASE, Results
 from fastmem.lab.scores import grading, statistics
 from fastmem.lab.scores.grading import Record
@@ -47,7 +48,7 @@ class Verdict:
     def sentence(self) -> str:
         """The verdict for people."""
         value = self.difference.difference.value or 0.0
-        figures = f"{value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        figures = interval_text(value, self.low, self.high, "+")
         seconds = f"{abs(self.seconds):.2g} s {'more' if self.seconds >= 0 else 'less'} per question"
         if self.word in ("helps", "harms"):
             change = "more" if self.gained > 0 else "fewer"
@@ -71,22 +72,20 @@ def judged(r: Results) -> Verdict | None:
     with_answers = {example.id for example in r.examples if example.answers}
     if not with_answers:
         return None
-    rows = {method: [row for row in of if row["id"] in with_answers] for method, of in r.rows.items()}
-    choosing, judging = (
-        {method: [row for row in of if is_searched(row["group"]) is searched] for method, of in rows.items()}
-        for searched in (True, False)
-    )
-    method = max((name for name in r.methods if name != BASE), key=lambda name: _right(choosing[name]))
-    difference, exact = (_compared(judging[BASE], judging[method], score) for score in SCORES)
+    choosing, judging = (_part(r, with_answers, searched) for searched in (True, False))
+    method = max((name for name in r.methods if name != BASE), key=lambda name: _right(choosing.rows[name]))
+    difference, exact = (judging.against_base(method, score) for score in SCORES)
+    assert difference is not None
+    assert exact is not None
     low, high = interval(difference)
     word = word_for(difference, low, high)
     needed = needed_questions(difference, low, high) if word == "too few questions" else None
-    means = {name: {score: grading.mean(judging[name], score) for score in SCORES} for name in r.methods}
+    means = {name: {score: judging.mean(name, score) for score in SCORES} for name in r.methods}
     return Verdict(
         word=word,
         method=method,
-        questions=len(judging[BASE]),
-        choosing=len(choosing[BASE]),
+        questions=len(judging.rows[BASE]),
+        choosing=len(choosing.rows[BASE]),
         difference=difference,
         low=low,
         high=high,
@@ -154,11 +153,15 @@ def hardly_memorized(r: Results, method: str) -> tuple[float, float] | None:
     return (before, after) if after > 0.95 * before else None
 
 
+def _part(r: Results, ids: Collection[str], searched: bool) -> Results:
+    """The rows of these examples that are in the half that search uses, or in the other half."""
+    rows = {
+        method: [row for row in of_method if row["id"] in ids and is_searched(row["group"]) is searched]
+        for method, of_method in r.rows.items()
+    }
+    return replace(r, rows=rows, _means={})
+
+
 def _right(rows: Sequence[Record]) -> float:
-    """The share of right answers, as a mean of both rules."""
+    """How many answers are right, by both rules together."""
     return sum(float(row["scores"][score]) for row in rows for score in SCORES)
-
-
-def _compared(base: Sequence[Record], other: Sequence[Record], score: str) -> statistics.Comparison:
-    groups = [row["group"] for row in base]
-    return statistics.compare(grading.values(base, score), grading.values(other, score), groups)
