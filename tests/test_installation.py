@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
+from document_samples import docx, paragraph, pdf
 from lab_runs import write_questions
 from serving import eventually
 from test_extras import EXTRAS, OPTIONAL
@@ -191,10 +192,12 @@ def test_the_wheel_alone(built: Built, tmp_path: Path) -> None:
         ("eval --task xsum --data xsum.json", "eval"),
         ("search --task world_swap --sampler tpe", "search"),
         ("serve", "serve"),
+        ("ask Who? --context policy.pdf", "documents"),
         ("lm-eval ls tasks", "lm-eval"),
     ],
 )
 def test_the_wheel_alone_names_the_extra(built: Built, tmp_path: Path, command: str, extra: str) -> None:
+    (tmp_path / "policy.pdf").write_bytes(b"%PDF-1.4")
     output = ["--output", "out"] if command.startswith(("eval", "search")) else []
     said = Environment(built.core, tmp_path).fastmem(*command.split(), *output, code=2)
     assert said.count("\n") == 1
@@ -264,6 +267,20 @@ def test_peft_alone(with_extra) -> None:
     assert "down_proj" in made.run(made.python, "-c", ADAPTER, "adapter")
 
 
+def test_documents_alone(with_extra, tmp_path: Path) -> None:
+    made = with_extra("documents")
+    text = "The office of Tarn closes at noon."
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "a.pdf").write_bytes(pdf([text]))
+    (tmp_path / "policies" / "b.docx").write_bytes(docx(paragraph(text)))
+    (tmp_path / "policies" / "c.html").write_text(f"<p>{text}")
+    said = made.fastmem("memorize", "--documents", "policies", "--output", "memories", "--json")
+    found = json.loads(said.splitlines()[-1])
+    assert [row["source"] for row in found["memories"]] == ["a.pdf", "b.docx", "c.html"]
+    assert len({row["tokens"] for row in found["memories"]}) == 1
+    assert found["skipped"] == []
+
+
 def test_lm_eval_alone(with_extra, tmp_path: Path) -> None:
     made = with_extra("lm-eval")
     (tmp_path / "rows.jsonl").write_text(
@@ -279,4 +296,4 @@ def test_all_extras_fit_together(with_extra) -> None:
     made = with_extra("all")
     assert made.run(made.python, "-c", SPECS, *OPTIONAL).strip() == str(OPTIONAL)
     assert made.run(made.python, "-m", "pip", "check").strip() == "No broken requirements found."
-    assert set(EXTRAS) == {"eval", "search", "serve", "json-schema", "peft", "lm-eval"}  # each has its test above
+    assert set(EXTRAS) == {"eval", "search", "serve", "json-schema", "peft", "documents", "lm-eval"}
