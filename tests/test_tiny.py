@@ -310,7 +310,8 @@ def test_folder_loads_and_renders_an_assistant_turn_alone(loaded):
 @pytest.mark.slow  # three trainings, a minute each where the processor has no bfloat16
 def test_equal_seeds_train_equal_weights(loaded):
     import torch
-    from tools.train_embedded_model import STAGES, new_model, options, train
+    from tools.model_shapes import new_model
+    from tools.train_embedded_model import STAGES, options, train
 
     states = []
     for seed in "778":

@@ -1,195 +1,73 @@
 """Train the embedded model from scratch: `python -m tools.train_embedded_model --output DIR`, in the repository root.
 
 A tokenizer (byte-level BPE) and a Llama of 5.2 million weights, trained on 16.6 million tokens in stages. This takes
-53 minutes at 5,200 tokens per second on two idle CPU cores; the shipped run shared them and took 89 minutes. The seed
-determines the weights: two runs on the same machine with the same number of threads are equal. The output is an
+53 minutes at 5,200 tokens per second on two idle CPU cores with bfloat16 units; the shipped run shared them and took
+89 minutes. Without such units, `--precision float32` is twice as fast (2,300 tokens per second against 1,050).
+
+The seed determines the weights: two runs on the same machine with the same number of threads are equal, also if one of
+them was interrupted: the run goes on from its last checkpoint, which is kept in the output folder. The output is an
 ordinary transformers folder with weights in bfloat16. Its `trained.json` records the options, and the accuracy (exact
 match) of greedy decoding on the first development examples of each split.
+
+Other shapes, seeds and vocabularies give models to test a rule on that nothing was chosen for (docs/results/rate.md).
 """
 
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from fastmem.tiny.world import INSTRUCTION, SPLITS, Example, examples, normalize
-from tools.training_mixture import BOTH, FINISH, READ, REMEMBER, TRUST, TURNED, Document, Mixture, Shares
+from tools.model_shapes import EMBEDDED, FAMILIES, Shape, new_model, train_tokenizer
+from tools.training_batches import STAGES, Batch, Stage, batches, render
+from tools.training_mixture import Mixture
 
-VOCABULARY = 2048
-POSITIONS = 512
-SPECIAL = {
-    "pad_token": "<|pad|>",
-    "bos_token": "<|begin_of_text|>",
-    "eos_token": "<|eot_id|>",
-    "header_start": "<|start_header_id|>",
-    "header_end": "<|end_header_id|>",
-}
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim "
-    "+ '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
-)
-# Pre-tokenization as in Llama 3 (words with their space, runs of punctuation, line ends), but with single digits.
-PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_STEPS = 200
 
 
-class Stage(NamedTuple):
-    """A part of the training, with its own optimizers."""
+class Checkpoint(NamedTuple):
+    """Everything that the rest of a training depends on, after `steps` steps of the stage with this number."""
 
-    seed: int  # added to --seed
-    shares: Shares
-    tokens: int
-    rates: tuple[float, float]  # multiples of --learning-rate at the start and the end, linear in between
-    statement_weight: float = 0.5  # loss weight of plain statements; that of answers is 1
-    user_weight: float = 0.25  # loss weight of instructions, contexts and questions
-    answer_first: float = 0.0  # share of the statements that must name the answer before the subject
+    stage: int
+    steps: int
+    tokens: int  # of the stages before
+    running: float  # the running mean of the loss, for the progress line
+    model: dict[str, torch.Tensor]
+    optimizers: list[dict[str, Any]]
 
+    @classmethod
+    def read(cls, folder: Path) -> "Checkpoint | None":
+        """The checkpoint in a folder; None if there is none."""
+        path = folder / CHECKPOINT
+        return cls(*torch.load(path, weights_only=True)) if path.exists() else None
 
-# Facts come first: two million tokens teach four fifths of them. The model learned to find the answer of the right
-# subject among others of its kind only in stage 2, with several questions about one context and a small weight on the
-# context itself. Before stage 4 the model believed a contradicting context in 0.23 of the cases, after it in 0.67.
-# Stages 5 and 6 add more reading; the answer-first statements of stage 6 reduced wrong spans under FastMem from 14 to
-# 7 of 200.
-STAGES = (
-    Stage(0, REMEMBER, 1_815_552, (1.0, 1.0)),
-    Stage(1, READ, 3_217_440, (1.0, 1.0)),
-    Stage(2, BOTH, 1_998_592, (0.7, 0.7), 0.25, 0.05),
-    Stage(3, BOTH, 1_500_000, (0.7, 0.0), 0.25, 0.05),
-    Stage(4, TRUST, 1_200_000, (0.35, 0.0), 0.25, 0.05),
-    Stage(5, FINISH, 4_500_000, (0.6, 0.0), 0.25, 0.05),
-    Stage(6, TURNED, 2_400_000, (0.5, 0.0), 0.25, 0.05, 0.5),
-)
+    def write(self, folder: Path) -> None:
+        """Write it in place of an earlier one; an interruption leaves one of both."""
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(tuple(self), folder / f"{CHECKPOINT}.new")
+        (folder / f"{CHECKPOINT}.new").replace(folder / CHECKPOINT)
 
 
-class Batch(NamedTuple):
-    """ids: [B, S], padded on the right. weights: [B, S], the loss weight of each token as a target, 0 for none."""
-
-    ids: torch.Tensor
-    weights: torch.Tensor
-
-
-def render(document: Document) -> str:
-    """The text of the chat template for a document; without a user turn, only the assistant turn."""
-    turns = [("user", document.user)] if document.user is not None else []
-    turns.append(("assistant", document.assistant))
-    for question, answer in document.more:
-        turns += [("user", question), ("assistant", answer)]
-    body = "".join(f"<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>" for role, text in turns)
-    return SPECIAL["bos_token"] + body
-
-
-def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on the mixture: names of the world have one to four tokens, new ones three to eight."""
-    tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL.values()),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    texts = (render(document) for document in islice(Mixture(seed), 8000))
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=POSITIONS,
-        padding_side="left",
-        additional_special_tokens=[SPECIAL["header_start"], SPECIAL["header_end"]],
-        **{name: text for name, text in SPECIAL.items() if name.endswith("_token")},
-    )
-
-
-def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A random Llama, float32, 5,246,208 weights: 256 wide, 6 layers, FFN 768, tied head."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=POSITIONS,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM._from_config(config, attn_implementation="eager")  # 1.2 times as fast as sdpa on a CPU
-
-
-def rounded(length: int) -> int:
-    """`length` rounded up to a multiple of 16: with few shapes, the CPU's kernels are reused."""
-    return -(-length // 16) * 16
-
-
-def batches(tokenizer: PreTrainedTokenizerFast, stage: Stage, args: argparse.Namespace) -> Iterator[Batch]:
-    """Batches of about `args.batch_tokens` tokens, of documents of similar length."""
-    header_start, header_end, assistant = tokenizer.convert_tokens_to_ids(
-        [SPECIAL["header_start"], SPECIAL["header_end"], "assistant"]
-    )
-
-    def weigh(tokens: list[int], answer_weight: float) -> list[float]:
-        """The loss weight of each token: `answer_weight` in assistant turns after the header and its line end."""
-        weights, weight = [0.0], stage.user_weight
-        for index in range(1, len(tokens)):
-            if tokens[index] == header_start:
-                weight = stage.user_weight
-            elif index > 2 and tokens[index - 2] == header_end and tokens[index - 3] == assistant:
-                weight = answer_weight
-            weights.append(weight)
-        return weights
-
-    stream = iter(Mixture(args.seed + stage.seed, stage.shares, stage.answer_first))
-    shuffle = torch.Generator().manual_seed(args.seed + stage.seed)
-    while True:
-        documents = list(islice(stream, 2048))
-        encoded = tokenizer([render(document) for document in documents], add_special_tokens=False)["input_ids"]
-        rows = sorted(zip(encoded, documents, strict=True), key=lambda row: len(row[0]))
-        groups: list[list[tuple[list[int], Document]]] = []
-        group: list[tuple[list[int], Document]] = []
-        for row in rows:
-            if group and (len(group) + 1) * rounded(len(row[0])) > args.batch_tokens:
-                groups.append(group)
-                group = []
-            group.append(row)
-        for index in torch.randperm(len(groups), generator=shuffle).tolist():
-            longest = rounded(len(groups[index][-1][0]))
-            ids = torch.full((len(groups[index]), longest), tokenizer.pad_token_id)
-            weights = torch.zeros(ids.shape)
-            for position, (tokens, document) in enumerate(groups[index]):
-                answer_weight = 1.0 if document.user is not None else stage.statement_weight
-                ids[position, : len(tokens)] = torch.tensor(tokens)
-                weights[position, : len(tokens)] = torch.tensor(weigh(tokens, answer_weight))
-            yield Batch(ids, weights)
-
-
-def loss_of(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
+def loss_of(model: PreTrainedModel, batch: Batch, precision: str) -> torch.Tensor:
     """Weighted mean cross entropy of the tokens with a weight; the head is computed at their positions only."""
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
+    with torch.autocast("cpu", torch.bfloat16) if precision == "bfloat16" else nullcontext():
+        hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
         learned = batch.weights[:, 1:] > 0
-        logits = model.lm_head(hidden[learned])
+        logits = model.get_output_embeddings()(hidden[learned])
     losses = F.cross_entropy(logits.float(), batch.ids[:, 1:][learned], reduction="none")
     weights = batch.weights[:, 1:][learned]
     return (losses * weights).sum() / weights.sum()
 
 
-def optimizers_of(model: LlamaForCausalLM) -> tuple[torch.optim.Optimizer, ...]:
+def optimizers_of(model: PreTrainedModel) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the inner matrices (it needs about half as many tokens as AdamW), AdamW for embeddings and norms."""
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     outer = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
@@ -199,30 +77,51 @@ def optimizers_of(model: LlamaForCausalLM) -> tuple[torch.optim.Optimizer, ...]:
     )
 
 
-def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, stage: Stage, args: argparse.Namespace) -> int:
-    """Train the model in place for one stage. Returns the number of tokens. args: the parsed options."""
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    stage: Stage,
+    args: argparse.Namespace,
+    tokens: int = 0,
+    checkpoint: Checkpoint | None = None,
+) -> int:
+    """Train the model in place for one stage. Returns the number of its tokens.
+
+    args: the parsed options. tokens: of the stages before. checkpoint: one of this stage, to go on from; the batches
+    before it are made again and skipped.
+    """
     optimizers = optimizers_of(model)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    stream = batches(tokenizer, stage, args)
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint.model)
+        for optimizer, state in zip(optimizers, checkpoint.optimizers, strict=True):
+            optimizer.load_state_dict(state)
     seen, started, running = 0, time.monotonic(), 0.0
-    for step, batch in enumerate(stream):
+    for step, batch in enumerate(batches(tokenizer, stage, args.seed, args.batch_tokens)):
         done = seen / (stage.tokens * args.scale)
         if done >= 1.0:
             break
+        seen += batch.ids.numel()
+        if checkpoint is not None and step < checkpoint.steps:
+            running = checkpoint.running
+            continue
         warm = min(1.0, (step + 1) / 60)
         for group in groups:
             group["lr"] = args.learning_rate * warm * ((1 - done) * stage.rates[0] + done * stage.rates[1])
-        loss = loss_of(model, batch)
+        loss = loss_of(model, batch, args.precision)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        seen += batch.ids.numel()
         running = 0.98 * running + 0.02 * loss.item()
         if step % 25 == 24:
             mean, seconds = running / (1 - 0.98 ** (step + 1)), time.monotonic() - started
             print(f"stage {stage.seed}  {done:6.1%}  {seen:,} tokens  loss {mean:.3f}  {seconds:.0f} s", flush=True)
+        if step % CHECKPOINT_STEPS == CHECKPOINT_STEPS - 1:
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            number = STAGES.index(stage)
+            Checkpoint(number, step + 1, tokens, running, model.state_dict(), states).write(args.output)
     return seen
 
 
@@ -234,7 +133,7 @@ def prompt_of(example: Example) -> str:
 
 
 @torch.no_grad()
-def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, measured: tuple[Example, ...]) -> float:
+def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, measured: tuple[Example, ...]) -> float:
     """Share of examples whose greedy answer is exactly `The answer is: ` and the expected words."""
     right = 0
     for start in range(0, len(measured), 50):
@@ -257,6 +156,10 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
     parser.add_argument("--scale", type=float, default=1.0, help="train on this share of each stage's tokens")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--family", choices=sorted(FAMILIES), default=EMBEDDED.family)
+    for name in ("vocabulary", "hidden_size", "intermediate_size", "layers", "heads"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(EMBEDDED, name))
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16", help="of the products")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument(
@@ -269,9 +172,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, measure and write the model folder."""
     args = options(arguments)
     started = time.monotonic()
-    tokenizer = train_tokenizer(args.seed)
-    model = new_model(tokenizer, args.seed)
-    seen = sum(train(model, tokenizer, stage, args) for stage in STAGES)
+    shape = Shape(*(getattr(args, name) for name in Shape._fields))
+    tokenizer = train_tokenizer((render(each) for each in islice(Mixture(args.seed), 8000)), shape.vocabulary)
+    model = new_model(tokenizer, args.seed, shape)
+    checkpoint = Checkpoint.read(args.output)
+    seen, first = (checkpoint.tokens, checkpoint.stage) if checkpoint else (0, 0)
+    for number, stage in enumerate(STAGES[first:], first):
+        seen += train(model, tokenizer, stage, args, seen, checkpoint if number == first else None)
     model.eval().to(torch.bfloat16)
     model.generation_config = GenerationConfig(
         do_sample=False,
@@ -294,6 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
         "accuracy_dev": {split: accuracy(model, tokenizer, examples(split, "dev", args.rows)) for split in SPLITS},
     }
     (args.output / "trained.json").write_text(json.dumps(report, indent=2) + "\n")
+    (args.output / CHECKPOINT).unlink(missing_ok=True)
     print(json.dumps(report))
 
 

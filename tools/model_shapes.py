@@ -1,0 +1,95 @@
+"""The tokenizer and the random model that training starts from, in the shapes of four families."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+POSITIONS = 512
+SPECIAL = {
+    "pad_token": "<|pad|>",
+    "bos_token": "<|begin_of_text|>",
+    "eos_token": "<|eot_id|>",
+    "header_start": "<|start_header_id|>",
+    "header_end": "<|end_header_id|>",
+}
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim "
+    "+ '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+# Pre-tokenization as in Llama 3 (words with their space, runs of punctuation, line ends), but with single digits.
+PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+class Shape(NamedTuple):
+    """The size of a model; the widths of an attention head follow from it."""
+
+    family: str  # a key of FAMILIES
+    vocabulary: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+
+
+EMBEDDED = Shape("llama", 2048, 256, 768, 6, 4)
+"""The model that comes with FastMem: 5,246,208 weights."""
+
+# What a family's configuration needs besides the size. All tie the head to the embeddings, but GPT-NeoX.
+FAMILIES: dict[str, dict[str, object]] = {
+    "llama": {"tie_word_embeddings": True},
+    "qwen3": {"tie_word_embeddings": True},
+    "gpt_neox": {"tie_word_embeddings": False, "rotary_pct": 0.25},
+    "gemma3_text": {"tie_word_embeddings": True, "sliding_window": 128},
+}
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE. At 2,048 tokens, names of the world have one to four tokens, new ones three to eight."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=POSITIONS,
+        padding_side="left",
+        additional_special_tokens=[SPECIAL["header_start"], SPECIAL["header_end"]],
+        **{name: text for name, text in SPECIAL.items() if name.endswith("_token")},
+    )
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int, shape: Shape = EMBEDDED) -> PreTrainedModel:
+    """A random model in float32."""
+    torch.manual_seed(seed)
+    sizes: dict[str, object] = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "max_position_embeddings": POSITIONS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if shape.family != "gpt_neox":
+        sizes["num_key_value_heads"] = shape.heads // 2
+    if shape.family in ("qwen3", "gemma3_text"):
+        sizes["head_dim"] = shape.hidden_size // shape.heads
+    config = AutoConfig.for_model(shape.family, **sizes | FAMILIES[shape.family])
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager")  # 1.2 times as fast as sdpa on a CPU
