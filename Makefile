@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CODE := src tests bench examples tools
+CODE := src tests bench studies examples tools
 # Without an NVIDIA driver, the version of torch that was tested (README, "Install", says how to get its CPU build); with
 # one, the installed torch or pip's default.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo -c constraints/cpu.txt)

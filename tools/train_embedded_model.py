@@ -91,11 +91,12 @@ def train(
     before it are made again and skipped.
     """
     optimizers = optimizers_of(model)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     if checkpoint is not None:
         model.load_state_dict(checkpoint.model)
         for optimizer, state in zip(optimizers, checkpoint.optimizers, strict=True):
             optimizer.load_state_dict(state)
+    # Only now, since loading replaces the groups.
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     seen, started, running = 0, time.monotonic(), 0.0
     for step, batch in enumerate(batches(tokenizer, stage, args.seed, args.batch_tokens)):
         done = seen / (stage.tokens * args.scale)

@@ -1,0 +1,264 @@
+"""Which rate suits a model that nobody has searched? A rule without labels, against a search with labels.
+
+    python -m studies.rate_without_labels MODEL --output DIR [--data nq_swap_dev.json]
+
+Question. FastMem needs a learning rate, and the right one differs a hundredfold between models. Is there a quantity
+that can be measured without labelled questions, and whose value at the best rate is the same for all models?
+
+Design. For every model:
+1. `signals.json`: what every way to memorize (`memory_variants.py`) does at every rate to texts without labels, as
+   means over 16 documents that no measured row uses: the *drift*, which is KL(untouched || memorized) per token of the
+   model's own answers to 20 unrelated questions; the same for answers about another text in the prompt; KL on the
+   document, after the first step and at the end; the fall of its loss; the relative change of the last hidden states.
+2. `dev.jsonl`: answers to development rows at all these points: documents that contradict what the model knows (100
+   rows), that agree (70), that are irrelevant while the model knows the answer (70; not for NQ, which no model here
+   knows).
+3. `test.jsonl`: 500 test rows of each kind (NQ: all that are left), with the base, with ten steps at the rate that was
+   best on `dev` with labels, and with three steps at the rate of the rule; both in turn, with their seconds.
+
+Decision. The signal and its limit are chosen on three models (the embedded one, nq-mini, a GPT-NeoX). On the others
+(Gemma, Qwen3, Llama: other seeds, other vocabularies) the rule counts as confirmed if three steps at its rate are, on
+test rows, within 0.02 of the searched ten on contradicting documents, lose at most 0.01 against the base on agreeing
+and on irrelevant ones, and take at most 0.4 of the time. `rate_table.py` prints that table.
+
+Every file is written as it goes; a second call continues.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from fastmem import FastMem, Recipe
+from fastmem.answer.running_batch import answers
+from fastmem.calibrate import UnrelatedAnswers
+from fastmem.lab.run.run_files import write_json
+from fastmem.lab.search.search import is_searched, score_of
+from fastmem.lab.tasks import Example
+from fastmem.learn.memorize import drain
+from fastmem.memory.memory import Memory
+from fastmem.prompts import question_prompt
+from fastmem.tiny import world
+from studies.memory_variants import Effect, Variant, effect, memories
+
+RATES = tuple(6.25e-5 * 2**i for i in range(10))  # to 0.032
+RIDGE_RATES = tuple(64.0 * 2**i for i in range(6))  # to 2048
+RIDGE_START = 256.0
+WANTED = {
+    "adamw 1": RATES[4:9],
+    "adamw 3": RATES,
+    "adamw 10": RATES,
+    "ridge": RIDGE_RATES,
+    "ridge+adamw": RATES[3:8],
+}
+DEV_ROWS = {"contradicts": 100, "agrees": 70, "irrelevant": 70}
+TEST_ROWS = 500
+NEUTRAL_DOCUMENTS, NEUTRAL_QUESTIONS = 16, 20
+SIGNALS = ("drift", "drift_reading", "first_kl", "kl", "loss_fall", "change")
+# Chosen on the first three models, see docs/results/rate.md.
+SIGNAL, LIMIT, STEPS, SEARCHED_STEPS = "drift", 0.002, 3, 10
+
+
+@dataclass(frozen=True)
+class Material:
+    """Rows by kind for one part, and texts without labels."""
+
+    rows: Mapping[str, Sequence[Example]]
+    documents: Sequence[str]
+    questions: Sequence[str]
+
+
+def world_material(part: world.Part) -> Material:
+    """Rows of the embedded world; the texts without labels are about subjects that no training text mentions."""
+
+    def rows(split: str) -> list[Example]:
+        found = world.examples(split, part)
+        return [Example(r.id, "question", r.context, r.question, r.answers, r.original_answers) for r in found]
+
+    agrees, new = rows("world"), rows("world_new")
+    irrelevant = []
+    for row in agrees:
+        random, subject = Random(row.id), row.id.split("/")[-1].replace("-", " ")
+        while True:
+            other = random.choice(agrees).context
+            if not world.mentions(other, subject) and not world.mentions(other, row.answers[0]):
+                irrelevant.append(replace(row, context=other))
+                break
+    documents = [row.context for row in new if len(row.context.split()) > 20][:NEUTRAL_DOCUMENTS]
+    open_rows = world.examples("world_open", "dev")
+    questions = [f"Question: {row.question}" for row in open_rows[-NEUTRAL_QUESTIONS:]]
+    return Material(
+        {"contradicts": rows("world_swap"), "agrees": agrees, "irrelevant": irrelevant}, documents, questions
+    )
+
+
+def nq_material(path: Path, part: world.Part) -> Material:
+    """Rows of NQ-SWAP and NQ from one file with the paper's columns; the parts are the halves that `search` makes."""
+    from fastmem.lab.tasks import load
+
+    rows = {}
+    for kind, task in (("contradicts", "nq_swap"), ("agrees", "nq")):
+        found = load(task, data=path).examples
+        rows[kind] = [e for e in found if is_searched(e.group) == (part == "dev")]
+    searched = [e for e in load("nq_swap", data=path).examples if is_searched(e.group)]
+    documents = [e.context for e in searched[-NEUTRAL_DOCUMENTS:]]
+    questions = [f"Question: {e.question}" for e in searched[-NEUTRAL_DOCUMENTS - NEUTRAL_QUESTIONS :]]
+    if part == "dev":  # no measured row may use the texts without labels
+        rows = {kind: examples[: -NEUTRAL_DOCUMENTS - NEUTRAL_QUESTIONS] for kind, examples in rows.items()}
+    return Material(rows, documents, questions[:NEUTRAL_QUESTIONS])
+
+
+def measure_signals(llm: FastMem, material: Material) -> list[dict[str, Any]]:
+    """One object per variant and rate: the mean of every signal over the documents without labels."""
+    unrelated = UnrelatedAnswers(llm, material.questions)
+    about = [question_prompt(d, q) for d, q in zip(material.documents, reversed(material.questions), strict=False)]
+    reading_answers = UnrelatedAnswers(llm, about)
+    found: dict[Variant, list[dict[str, float]]] = {}
+    for number, text in enumerate(material.documents):
+        reading = llm.read(llm.memory_tokens(text))
+        untouched, first = effect(llm, reading, None), dict[float, Effect]()
+        for variant, memory in memories(llm, reading, WANTED, RIDGE_START):
+            now = effect(llm, reading, memory)
+            if variant.name == "adamw 1":
+                first[variant.rate] = now
+            found.setdefault(variant, []).append(
+                {
+                    "drift": unrelated.drift(llm.ffn(memory) or {}),
+                    # The first documents are those that the questions are about, so each is left out once.
+                    "drift_reading": reading_answers.drift(llm.ffn(memory) or {}),
+                    "first_kl": first[variant.rate].kl if variant.rate in first else now.kl,
+                    "kl": now.kl,
+                    "loss_fall": 1 - now.cross_entropy / untouched.cross_entropy,
+                    "change": now.change,
+                }
+            )
+            llm.release(memory)
+        print(f"signals: document {number + 1} of {len(material.documents)}", flush=True)
+    means = []
+    for variant, rows in found.items():
+        mean = {name: sum(row[name] for row in rows) / len(rows) for name in SIGNALS}
+        means.append({"variant": variant.name, "rate": variant.rate, **mean})
+    return means
+
+
+def rate_at(signals: Sequence[Mapping[str, Any]], variant: str, signal: str, limit: float) -> float:
+    """The largest rate at which the signal is at most `limit`, between two tried ones by a power of the rate."""
+    points = sorted((p["rate"], p[signal]) for p in signals if p["variant"] == variant)
+    below = [i for i, (_, value) in enumerate(points) if value <= limit]
+    if not below:
+        return points[0][0]
+    low = below[-1]
+    if low == len(points) - 1:
+        return points[-1][0]
+    (rate, value), (next_rate, next_value) = points[low], points[low + 1]
+    if not 0 < value < next_value or not math.isfinite(next_value):
+        return rate
+    power = math.log(next_value / value) / math.log(next_rate / rate)
+    return float(f"{rate * (limit / value) ** (1 / power):.2g}")
+
+
+def answered(llm: FastMem, example: Example, made: Sequence[tuple[str, Memory | None]]) -> dict[str, float]:
+    """The score of the answer with every memory; None is the base."""
+    requests = []
+    for _, memory in made:
+        request = llm.prepare(example.prompt, "fastmem" if memory else "base", max_new_tokens=32)
+        requests.append(llm.with_memory(request, memory) if memory else request)
+    texts = [answer.text for answer in answers(llm.batch(), requests, 64)]
+    return {name: score_of(text, example) for (name, _), text in zip(made, texts, strict=True)}
+
+
+def dev_row(llm: FastMem, example: Example) -> dict[str, Any]:
+    """Scores of the base and of every point for one row, and the point's loss and KL on its own document."""
+    reading = llm.read(llm.memory_tokens(example.context))
+    points: list[tuple[str, Memory | None]] = [("base", None)]
+    document = {}
+    for variant, memory in memories(llm, reading, WANTED, RIDGE_START):
+        name = f"{variant.name} {variant.rate:.3g}"
+        points.append((name, memory))
+        now = effect(llm, reading, memory)
+        document[name] = [round(now.cross_entropy, 4), round(now.kl, 4)]
+    scores = answered(llm, example, points)
+    return {"scores": scores, "document": document, "loss_before": effect(llm, reading, None).cross_entropy}
+
+
+def test_row(llm: FastMem, example: Example, recipes: Mapping[str, Recipe], turn: int) -> dict[str, Any]:
+    """Scores of the base and of every recipe, and the seconds of memorizing, in an order that changes by the row."""
+    document, seconds, made = llm.memory_tokens(example.context), {}, dict[str, Memory | None]()
+    for name in sorted(recipes, reverse=bool(turn % 2)):
+        start = time.perf_counter()
+        made[name] = drain(llm.memorizing(document, recipes[name], watch=False))[0]
+        seconds[name] = round(time.perf_counter() - start, 6)
+    return {"scores": answered(llm, example, [("base", None), *sorted(made.items())]), "seconds": seconds}
+
+
+def searched_rate(rows: Sequence[Mapping[str, Any]], variant: str) -> float:
+    """The best rate by labels: most right on contradicting rows, among those that lose at most 0.01 on agreeing ones;
+    of equals the middle one."""
+
+    def share(kind: str, name: str) -> float:
+        scores = [row["scores"][name] for row in rows if row["kind"] == kind]
+        return sum(scores) / len(scores)
+
+    names = {rate: f"{variant} {rate:.3g}" for rate in WANTED[variant]}
+    harmless = [r for r, name in names.items() if share("agrees", name) >= share("agrees", "base") - 0.01]
+    best = max(share("contradicts", names[rate]) for rate in harmless or names)
+    equal = [rate for rate in harmless or names if share("contradicts", names[rate]) == best]
+    return equal[len(equal) // 2]
+
+
+def appended(path: Path, wanted: Sequence[tuple[str, Example]]) -> Iterator[tuple[int, str, Example]]:
+    """The rows that the file does not have yet, with their numbers."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    done = {(row["kind"], row["id"]) for row in map(json.loads, lines)}
+    for number, (kind, example) in enumerate(wanted):
+        if (kind, example.id) not in done:
+            print(f"{path.name}: row {number + 1} of {len(wanted)}", end="\r", flush=True)
+            yield number, kind, example
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure one model."""
+    parser = argparse.ArgumentParser(prog="python -m studies.rate_without_labels", description=__doc__.split("\n")[0])
+    parser.add_argument("model", help="folder or hub id")
+    parser.add_argument("--output", type=Path, required=True, help="folder of this model's results")
+    parser.add_argument("--data", type=Path, help="NQ-SWAP rows with the paper's columns; default: the embedded world")
+    parser.add_argument("--part", choices=("dev", "test"), default="dev", help="test needs the files of dev")
+    args = parser.parse_args(arguments)
+    args.output.mkdir(parents=True, exist_ok=True)
+    llm = FastMem.from_pretrained(args.model, dtype=torch.float32)
+    material = nq_material(args.data, args.part) if args.data else world_material(args.part)
+    signals_path, dev_path = args.output / "signals.json", args.output / "dev.jsonl"
+    if args.part == "dev":
+        if not signals_path.exists():
+            write_json(signals_path, {"points": measure_signals(llm, material)})
+        wanted = [(kind, e) for kind, rows in material.rows.items() for e in rows[: DEV_ROWS[kind]]]
+        for _, kind, example in appended(dev_path, wanted):
+            row = {"kind": kind, "id": example.id, **dev_row(llm, example)}
+            with dev_path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        return
+    dev_rows = [json.loads(line) for line in dev_path.read_text().splitlines()]
+    rule = rate_at(json.loads(signals_path.read_text())["points"], f"adamw {STEPS}", SIGNAL, LIMIT)
+    searched = searched_rate(dev_rows, f"adamw {SEARCHED_STEPS}")
+    recipes = {
+        "rule": replace(llm.recipe, learning_rate=rule, steps=STEPS),
+        "searched": replace(llm.recipe, learning_rate=searched, steps=SEARCHED_STEPS),
+    }
+    print(f"rule: {rule:.2g}, {STEPS} steps; searched: {searched:.2g}, {SEARCHED_STEPS} steps", flush=True)
+    path = args.output / "test.jsonl"
+    wanted = [(kind, e) for kind, rows in material.rows.items() for e in rows[:TEST_ROWS]]
+    for number, kind, example in appended(path, wanted):
+        row = {"kind": kind, "id": example.id, "rates": {"rule": rule, "searched": searched}}
+        with path.open("a") as file:
+            file.write(json.dumps(row | test_row(llm, example, recipes, number)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The tools that train models: the optimizer against torch's own, and a training that was interrupted."""
+
+import pytest
+import torch
+from tools.batched_muon import BatchedMuon, orthogonal
+from tools.model_shapes import FAMILIES, Shape, new_model, train_tokenizer
+
+TEXTS = ["The ship of Oakmere carries wool and salt.", "Who sails it? Clara does, and she sails alone."] * 20
+
+
+def matrices(seed: int) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(*shape, generator=generator)) for shape in ((8, 20), (20, 8), (8, 20))]
+
+
+def test_batched_muon_updates_as_torchs_own_but_for_its_rounding():
+    ours, theirs = matrices(0), matrices(0)
+    one = BatchedMuon(ours, lr=0.02, weight_decay=0.02)
+    other = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+    for step in range(3):
+        for a, b, gradient in zip(ours, theirs, matrices(step + 1), strict=True):
+            a.grad, b.grad = gradient.detach().clone(), gradient.detach().clone()
+        one.step()
+        other.step()
+    for start, a, b in zip(matrices(0), ours, theirs, strict=True):
+        moved = (b - start).norm()
+        assert (a - b).norm() < 0.02 * moved  # torch's iteration runs in bfloat16, which has 8 bits
+        assert moved > 0.1
+
+
+def test_orthogonal_brings_every_singular_value_near_one():
+    values = torch.linalg.svdvals(orthogonal(torch.randn(3, 12, 30, generator=torch.Generator().manual_seed(0))))
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_shape_gives_a_model_of_its_family(family):
+    tokenizer = train_tokenizer(TEXTS, 300)
+    model = new_model(tokenizer, 0, Shape(family, 300, 32, 48, 2, 4))
+    assert model.config.model_type == family
+    ids = tokenizer(TEXTS[0], return_tensors="pt").input_ids
+    assert model(ids).logits.shape == (1, ids.shape[1], 300)
+    assert torch.equal(model(ids).logits, new_model(tokenizer, 0, Shape(family, 300, 32, 48, 2, 4))(ids).logits)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    from tools import train_embedded_model as tool
+
+    stages = (tool.STAGES[0]._replace(tokens=6000), tool.STAGES[1]._replace(tokens=6000))
+    monkeypatch.setattr(tool, "STAGES", stages)
+    monkeypatch.setattr(tool, "CHECKPOINT_STEPS", 2)
+    small = (
+        "--vocabulary 400 --hidden-size 32 --intermediate-size 48 --layers 1 --heads 2 --batch-tokens 1024 --rows 1"
+    )
+    options = [*small.split(), "--precision", "float32"]
+    tool.main(["--output", str(tmp_path / "whole"), *options])
+    write, written = tool.Checkpoint.write, []
+
+    def interrupted(checkpoint, folder):
+        write(checkpoint, folder)
+        written.append(checkpoint)
+        if len(written) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool.Checkpoint, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tool.main(["--output", str(tmp_path / "cut"), *options])
+    assert written[-1].stage == 1  # in the second stage
+    tool.main(["--output", str(tmp_path / "cut"), *options])
+    whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
+    assert not (tmp_path / "cut" / tool.CHECKPOINT).exists()
