@@ -1,7 +1,7 @@
 """The ways to memorize that `rate_without_labels.py` compares, each at many rates for one trunk pass.
 
     adamw N       N steps of AdamW, the product's own loop; N is 1, 3 or 10.
-    ridge         one ridge step on the last matrix of the FFN, in closed form.
+    ridge         one ridge step on the last matrix of the FFN, in closed form, as long as a KL on the document allows.
     ridge+adamw   the ridge step, then two steps of AdamW at the given rate.
 
 The ridge step is the least-squares change that moves the matrix's outputs against the gradient. With inputs X [N, F],
@@ -28,16 +28,16 @@ DAMPING = 0.1  # of the mean of K's diagonal
 
 @dataclass(frozen=True)
 class Variant:
-    """How a memory was made: `name` as above, at `rate`, which is `c` for the ridge step."""
+    """How a memory was made: `name` as above, at `rate`, which is the KL in nats per token for the ridge step."""
 
     name: str
     rate: float
 
 
 def memories(
-    llm: FastMem, reading: Reading, wanted: Mapping[str, tuple[float, ...]], ridge_rate: float
+    llm: FastMem, reading: Reading, wanted: Mapping[str, tuple[float, ...]], start_kl: float
 ) -> Iterator[tuple[Variant, Memory]]:
-    """A memory for every wanted variant and rate. ridge_rate: of the ridge step that `ridge+adamw` starts with."""
+    """A memory for every wanted variant and rate. start_kl: of the ridge step that `ridge+adamw` starts with."""
     steps = [int(name.removeprefix("adamw ")) for name in wanted if name.startswith("adamw ")]
     for rate in sorted({rate for name in wanted if name.startswith("adamw ") for rate in wanted[name]}):
         at = tuple(n for n in steps if rate in wanted[f"adamw {n}"])
@@ -46,12 +46,25 @@ def memories(
         yield from ((Variant(f"adamw {n}", rate), memory) for n, memory in zip(at, made, strict=True))
     if wanted.keys() & {"ridge", "ridge+adamw"}:
         step = ridge_step(llm, reading)
-        for rate in wanted.get("ridge", ()):
-            yield Variant("ridge", rate), _memory(llm, {name: rate * tensor for name, tensor in step.items()})
-        start = {name: ridge_rate * tensor for name, tensor in step.items()}
+        for kl in wanted.get("ridge", ()):
+            yield Variant("ridge", kl), _memory(llm, as_long_as(llm, reading, step, kl))
+        start = as_long_as(llm, reading, step, start_kl)
         for rate in wanted.get("ridge+adamw", ()):
             recipe = replace(llm.recipe, learning_rate=rate, steps=2)
             yield Variant("ridge+adamw", rate), _memory(llm, started(llm, reading, recipe, start))
+
+
+def as_long_as(llm: FastMem, reading: Reading, step: Mapping[str, Tensor], kl: float) -> dict[str, Tensor]:
+    """The step, scaled so that it costs about this KL on the document (within a tenth, or after eight tries)."""
+    scale = 1.0
+    for _ in range(8):
+        scaled = {name: scale * tensor for name, tensor in step.items()}
+        found = effect(llm, reading, _memory(llm, scaled)).kl
+        if abs(found - kl) < 0.1 * kl:
+            break
+        # KL grows about with the square of a short step, and slower later on.
+        scale *= min(max((kl / max(found, 1e-12)) ** 0.5, 0.1), 1000)
+    return scaled
 
 
 def _memory(llm: FastMem, tensors: Mapping[str, Tensor]) -> Memory:

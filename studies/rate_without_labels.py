@@ -49,13 +49,13 @@ from fastmem.tiny import world
 from studies.memory_variants import Effect, Variant, effect, memories
 
 RATES = tuple(6.25e-5 * 2**i for i in range(10))  # to 0.032
-RIDGE_RATES = tuple(64.0 * 2**i for i in range(6))  # to 2048
-RIDGE_START = 256.0
+RIDGE_KLS = (0.15, 0.3, 0.6, 1.2, 2.4)  # nats per token of the document
+RIDGE_START = 0.3
 WANTED = {
     "adamw 1": RATES[4:9],
     "adamw 3": RATES,
     "adamw 10": RATES,
-    "ridge": RIDGE_RATES,
+    "ridge": RIDGE_KLS,
     "ridge+adamw": RATES[3:8],
 }
 DEV_ROWS = {"contradicts": 100, "agrees": 70, "irrelevant": 70}
