@@ -12,7 +12,7 @@ from fastmem import FastMem, Memory, Recipe
 
 LEAVE = "Everyone has 27 days of annual leave."
 TRAVEL = "A hotel costs at most 140 euros. The mayor is Bo Lind."
-RECIPE = ("--learning-rate", "1e-3", "--steps", 3)
+RECIPE = ("--learning-rate", "1e-2", "--steps", 3)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_memory_of_every_document(fastmem: Runner, base: Path, policies: Path,
         f"3 memories in {memories}: 3 made, 0 kept; 2 skipped.",
     ]
     llm = FastMem.from_pretrained(base)
-    expected = llm.memorize(LEAVE, Recipe(learning_rate=1e-3, steps=3))
+    expected = llm.memorize(LEAVE, Recipe(learning_rate=1e-2, steps=3))
     found = Memory.load(memories / "hr" / "leave.pdf.safetensors", llm)
     assert found.details["text_sha256"] == expected.details["text_sha256"]
     assert [step.loss for step in found.trace] == [step.loss for step in expected.trace]
