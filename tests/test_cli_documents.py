@@ -209,7 +209,7 @@ def test_the_document_with_the_words_of_the_question(fastmem: Runner, base: Path
     said = ask(fastmem, base, question, "--documents", policies)
     assert said.code == 0
     first, second = said.err.splitlines()[:2]
-    assert first == "note: 1 not read: scan.pdf; --json says why."
+    assert first == "note: 1 file not read: scan.pdf; --json says why."
     assert second.startswith("note: answering from hr/leave.pdf, whose words fit best (score ")
     found = ask(fastmem, base, question, "--documents", policies, "--json").json
     assert found["document"]["name"] == "hr/leave.pdf"

@@ -164,8 +164,8 @@ def read_document(path: Path | str, *, name: str | None = None, process: TextPro
         form = FORMATS.get(path.suffix.lower())
         if form is None:
             raise ValueError(_unknown_ending(path))
-        _check_file(path, form)
         require_readers([path])
+        _check_file(path, form)
         if not form.packages:
             text, notes = plain_text(path.read_bytes()), tuple[str, ...]()
         elif process is not None:
