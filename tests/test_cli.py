@@ -105,13 +105,14 @@ def test_a_closed_pipe_is_no_error(folder: Path) -> None:
 
 
 def test_ask_prints_the_answer_and_its_cost(fastmem: Runner, folder: Path, llm: FastMem) -> None:
-    said = ask(fastmem, folder, "--steps", 3)
+    given, recipe = ("--steps", 3, "--learning-rate", 0.01), Recipe(steps=3, learning_rate=0.01)
+    said = ask(fastmem, folder, *given)
     assert said.code == 0
-    assert said.out == llm.answer(QUESTION, DOCUMENT, recipe=Recipe(steps=3), max_new_tokens=6).text + "\n"
+    assert said.out == llm.answer(QUESTION, DOCUMENT, recipe=recipe, max_new_tokens=6).text + "\n"
     assert said.err.startswith("fastmem: 3 steps in ")
     assert said.err.endswith("; cut off at --max-new-tokens\n")
     assert re.search(r"; prompt in \d+\.\d+ s; 6 tokens, 0\.\d{4} s for each after the first; cut off", said.err)
-    assert ask(fastmem, folder, "--steps", 3, "--quiet").err == ""
+    assert ask(fastmem, folder, *given, "--quiet").err == ""
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,7 +12,7 @@ from fastmem import FastMem, Memory, Recipe
 
 LEAVE = "Everyone has 27 days of annual leave."
 TRAVEL = "A hotel costs at most 140 euros. The mayor is Bo Lind."
-RECIPE = ("--learning-rate", "1e-3", "--steps", 3)
+RECIPE = ("--learning-rate", "1e-2", "--steps", 3)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_memory_of_every_document(fastmem: Runner, base: Path, policies: Path,
         f"3 memories in {memories}: 3 made, 0 kept; 2 skipped.",
     ]
     llm = FastMem.from_pretrained(base)
-    expected = llm.memorize(LEAVE, Recipe(learning_rate=1e-3, steps=3))
+    expected = llm.memorize(LEAVE, Recipe(learning_rate=1e-2, steps=3))
     found = Memory.load(memories / "hr" / "leave.pdf.safetensors", llm)
     assert found.details["text_sha256"] == expected.details["text_sha256"]
     assert [step.loss for step in found.trace] == [step.loss for step in expected.trace]
@@ -209,7 +209,7 @@ def test_the_document_with_the_words_of_the_question(fastmem: Runner, base: Path
     said = ask(fastmem, base, question, "--documents", policies)
     assert said.code == 0
     first, second = said.err.splitlines()[:2]
-    assert first == "note: 1 not read: scan.pdf; --json says why."
+    assert first == "note: 1 file not read: scan.pdf; --json says why."
     assert second.startswith("note: answering from hr/leave.pdf, whose words fit best (score ")
     found = ask(fastmem, base, question, "--documents", policies, "--json").json
     assert found["document"]["name"] == "hr/leave.pdf"

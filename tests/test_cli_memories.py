@@ -30,7 +30,7 @@ def documents(tmp_path: Path) -> Path:
 
 def memorize(fastmem: Runner, base: Path, documents: Path, *more: object):
     sources = sorted(documents.glob("*.txt"))
-    return fastmem("memorize", *sources, "-o", documents / "memories", "-m", base, "--learning-rate", "1e-3", *more)
+    return fastmem("memorize", *sources, "-o", documents / "memories", "-m", base, "--learning-rate", "1e-2", *more)
 
 
 def test_memorize_list_show_verify_ask(fastmem: Runner, base: Path, documents: Path) -> None:
@@ -41,7 +41,7 @@ def test_memorize_list_show_verify_ask(fastmem: Runner, base: Path, documents: P
     assert sorted(p.name for p in folder.iterdir()) == ["harbour.safetensors", "tarn.safetensors"]
 
     llm = FastMem.from_pretrained(base)
-    expected = llm.memorize(DOCUMENT, Recipe(learning_rate=1e-3))
+    expected = llm.memorize(DOCUMENT, Recipe(learning_rate=1e-2))
     assert torch.equal(
         llm.logits(QUERY, Memory.load(folder / "harbour.safetensors", llm)), llm.logits(QUERY, expected)
     )
@@ -54,7 +54,7 @@ def test_memorize_list_show_verify_ask(fastmem: Runner, base: Path, documents: P
     assert found[0]["first_loss"] == expected.trace[0].loss
 
     shown = fastmem("memories", "show", folder / "tarn.safetensors").out
-    for part in ("learning_rate    0.001", "family           llama", "up_proj.weight [80, 48]", "step   loss"):
+    for part in ("learning_rate    0.01", "family           llama", "up_proj.weight [80, 48]", "step   loss"):
         assert part in shown
     record = fastmem("memories", "show", folder / "harbour.safetensors", "--json").json
     assert len(record["trace"]) == 10

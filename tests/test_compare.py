@@ -327,11 +327,48 @@ def test_summaries_are_compared_by_their_means(make, fastmem):
     assert rouge["a"]["value"] == pytest.approx((2 * 3 / 9 + 0 + 2 * 2 / 8) / 3, abs=1e-4)
     assert rouge["b"]["value"] == pytest.approx((2 * 4 / 10 + 2 * 2 / 8 + 2 * 2 / 8) / 3, abs=1e-4)
     out = fastmem("compare", *folders, "--list").out
-    assert [line.split("|")[1].strip() for line in out.splitlines() if "| n " in line] == [
-        "FactKB", "ROUGE-L", "ROUGE-1", "ROUGE-2"
-    ]  # fmt: skip
+    assert tables(out) == ["FactKB", "ROUGE-L", "ROUGE-1", "ROUGE-2"]
     assert "2 of 3 rows differ" in out
     assert "FactKB 0.550 in A, 0.700 in B" in out
+
+
+def test_scores_of_ones_own(make, fastmem, tmp_path):
+    a, b = make("a", FIRST), make("b", SECOND)
+    (tmp_path / "length.py").write_text(
+        "def score(text, example): return {'words': len(text.split()), 'odd': len(text) % 2 == 1}"
+    )
+    texts = [[row["text"] for row in run_files.read_rows(r) if row["method"] == "fastmem"] for r in (a, b)]
+    words = [np.array([len(text.split()) for text in side]) for side in texts]
+    odd = [np.array([len(text) % 2 == 1 for text in side]) for side in texts]
+    given = ["--metric", tmp_path / "length.py", "--methods", "fastmem"]
+    (found,) = fastmem("compare", a, b, *given, "--json").json["comparisons"]
+    scores = found["methods"][0]["scores"]
+    assert scores["words"]["difference"]["value"] == pytest.approx((words[1] - words[0]).mean())
+    assert (scores["odd"]["higher"], scores["odd"]["lower"]) == ((odd[1] & ~odd[0]).sum(), (odd[0] & ~odd[1]).sum())
+    assert list(scores)[:2] == ["paper_correct", "exact_match"]
+    out = fastmem("compare", a, b, *given, "--list").out
+    assert tables(out) == ["accuracy (paper)", "exact match (strict)", "words", "odd"]
+    assert "8.000 in A, 5.000 in B" in out
+
+
+def test_a_task_with_a_score_of_its_own(make, fastmem):
+    folders = [make(name, {"base": "rrr"}, {"headline": "tone"}, lambda whole: whole[:3]) for name in ("a", "b")]
+    for folder, values in zip(folders, ([0.5, 0.5, 1.0], [1.0, 0.5, 0.5]), strict=True):
+        rows = run_files.read_rows(folder)
+        write_lines(
+            folder / run_files.ROWS,
+            [row | {"scores": {"tone": value}} for row, value in zip(rows, values, strict=True)],
+        )
+    out = fastmem("compare", *folders, "--list").out
+    assert tables(out) == ["tone"]
+    assert "tone 0.500 in A, 1.000 in B" in out
+    c = make("c", {"base": "rrr"}, examples=lambda whole: whole[:3])
+    assert ", none in common: give two runs with the same scores" in refusal(fastmem("compare", folders[0], c))
+
+
+def tables(out: str) -> list[str]:
+    """The titles of the tables."""
+    return [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|") and "| n " in line]
 
 
 def test_folders_of_several_tasks(make, fastmem, tmp_path):

@@ -175,7 +175,7 @@ def test_bounds_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(InputError, match="holds more than 40 characters: give a smaller folder"):
         read_documents(tmp_path)
     (tmp_path / "photo.png").touch()
-    with pytest.raises(InputError, match="holds more than 4 files: give a smaller folder"):
+    with pytest.raises(InputError, match="holds more than 4 files and folders: give a smaller folder"):
         read_documents(tmp_path)
 
 

@@ -55,6 +55,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_questions(folder / "rows.json")
     (folder / "xsum.json").write_text(json.dumps([{"article": "Rain fell on the town.", "summary": "Rain."}]))
     (folder / "rows.parquet").write_bytes(b"PAR1")
+    (folder / "policy.pdf").touch()
+    (folder / "policy.docx").touch()
     return folder
 
 
@@ -130,6 +132,26 @@ def test_the_core_install_evaluates_reports_and_searches(fastmem: Runner, withou
             ["lm_eval", "accelerate"],
             "lm-evaluation-harness needs lm_eval, accelerate: pip install 'fastmem[lm-eval]'.",
         ),
+        (
+            "ask Who? --context policy.pdf",
+            ["pypdfium2"],
+            "reading .pdf files needs pypdfium2: pip install 'fastmem[documents]'.",
+        ),
+        (
+            "ask Who? --documents .",
+            ["pypdfium2", "mammoth"],
+            "reading .pdf, .docx files needs pypdfium2, mammoth: pip install 'fastmem[documents]'.",
+        ),
+        (
+            "memorize rows.json policy.docx --output out",
+            ["mammoth", "lxml"],
+            "reading .docx files needs mammoth, lxml: pip install 'fastmem[documents]'.",
+        ),
+        (
+            "memorize --documents . --output out",
+            ["lxml"],
+            "reading .pdf, .docx files needs lxml: pip install 'fastmem[documents]'.",
+        ),
     ],
 )
 def test_an_extra_is_named_before_work_starts(
@@ -142,6 +164,7 @@ def test_an_extra_is_named_before_work_starts(
         given += ["--output", str(tmp_path / "out")]
     assert refusal(fastmem(*given)) == line
     assert not (tmp_path / "out").exists()
+    assert not (place / "out").exists()
 
 
 def test_a_report_on_summaries_names_the_extra_and_writes_nothing(fastmem: Runner, without, place: Path, tmp_path):

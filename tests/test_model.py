@@ -68,7 +68,7 @@ def test_a_memory_of_another_document_is_noted(llm: FastMem, caplog: pytest.LogC
     memory = llm.memorize(CONTEXT)
     llm.answer(QUESTION, f"  {CONTEXT}\n", memory=memory, max_new_tokens=1)
     llm.answer(QUESTION, "Another text.", memory=llm.memorize(Tokens([5, 6, 7])), max_new_tokens=1)  # of no known text
-    assert caplog.text == ""
+    assert "another text" not in caplog.text
     llm.answer(QUESTION, "Another text.", memory=memory, max_new_tokens=1)
     assert "the memory was made from another text than this context" in caplog.text
 

@@ -134,6 +134,14 @@ def test_documents_by_file_name(folder, tmp_path):
     assert contexts[4:] == ["Line 1\nLine 2", ("x " * 200).strip()]
 
 
+def test_a_document_in_utf_16_and_one_of_another_ending(folder, tmp_path):
+    (folder / "notepad.txt").write_text("Der Leuchtturm gehört Ada.", encoding="utf-16")
+    (folder / "notes.rst").write_text("The light is kept by Dee.")
+    rows = [ROW | {"document": name} for name in ("notepad.txt", "notes.rst")]
+    contexts = [example.context for example in read(tmp_path / "a.csv", rows, documents=folder)]
+    assert contexts == ["Der Leuchtturm gehört Ada.", "The light is kept by Dee."]
+
+
 def test_the_only_document(folder, tmp_path):
     rows = [{"question": "Who?", "answer": "Cy"}]
     for only in (folder / "old", folder / "old/a.txt"):
@@ -232,8 +240,8 @@ def test_no_document(folder, tmp_path):
         ("a\0b", "is not text (it contains zero bytes)"),
         ("x" * 255, "no document 'xxx"),
         ("empty.txt", "the document 'empty.txt' contains no text"),
-        ("latin.txt", "is not UTF-8 text (byte 1): give plain text in UTF-8"),
-        ("zero.txt", "is not text (it contains zero bytes)"),
+        ("latin.txt", "latin.txt cannot be read: byte 0xfc at position 1 is not UTF-8: save it as UTF-8"),
+        ("zero.txt", "zero.txt cannot be read: it contains zero bytes. Give a text, HTML, PDF or Word file."),
     ],
 )
 def test_bad_documents(name, said, folder, tmp_path):

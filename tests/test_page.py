@@ -224,3 +224,16 @@ def test_an_example_of_the_embedded_model_shows_the_effect(browser):
         browser.until("!document.getElementById('results').hidden || document.getElementById('problem').textContent")
         assert text_of(browser, "answer-base") != text_of(browser, "answer-memory")
         assert browser.evaluate("document.querySelectorAll('#document-view .source').length > 0")
+
+
+def test_a_document_that_was_hardly_memorized_is_named_beside_the_answer(url, browser):
+    browser.open(f"{url}/")
+    browser.type("#document", DOCUMENT)
+    browser.type("#question", "When does the ferry leave?")
+    for rate, text in ((1e-7, "the document was hardly memorized (cross entropy "), (1e-2, "")):
+        browser.evaluate(f"document.getElementById('rate').value = '{rate}'")
+        browser.click("#ask")
+        browser.until("!document.getElementById('ask').disabled && !document.getElementById('results').hidden")
+        assert text_of(browser, "notice-memory").startswith(text)
+        assert text_of(browser, "notice-memory").endswith("Learning rate." if text else "")
+    assert text_of(browser, "notice-memory") == ""

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,7 +86,37 @@ def test_rows_of_one_document_share_its_memory(llm, tmp_path, monkeypatch):
 
     monkeypatch.setattr(llm, "memorizing", counting)
     run(llm, experiment(), questions(tmp_path), tmp_path / "run")
-    assert len(made) == 3  # six questions of three passages, two methods that memorize
+    assert len(made) == 3 + 2  # six questions of three passages; both methods that memorize were warmed up
+
+
+def test_what_a_first_run_costs_once_is_counted_for_no_row(llm, tmp_path, monkeypatch):
+    """On a clock that moves by 100 s when a method first answers, and when memorizing is first done; else by 1 s."""
+    clock, known = [0.0], set()
+
+    def costly(name, work):
+        def done(*args):
+            what = name or args[1][0].method
+            clock[0] += 1 if what in known else 100
+            known.add(what)
+            return work(*args)
+
+        return done
+
+    @contextmanager
+    def timed(device):
+        seconds, started = [], clock[0]
+        yield seconds
+        seconds.append(clock[0] - started)
+
+    monkeypatch.setattr(evaluate_batch, "timed", timed)
+    monkeypatch.setattr(evaluate_batch, "answers", costly(None, evaluate_batch.answers))
+    monkeypatch.setattr(evaluate_batch, "drain", costly("drain", evaluate_batch.drain))
+    one_by_one = replace(experiment(), batch_size=1)
+    run(llm, one_by_one, questions(tmp_path), tmp_path / "run")
+    rows = read_rows(tmp_path / "run")
+    assert {row["seconds"]["decode"] for row in rows} == {1.0}
+    assert {row["seconds"]["steps"] for row in rows if row["method"].startswith("fastmem")} == {1.0}
+    assert known == {*METHODS, "drain"}
 
 
 def test_killed_again_and_again_it_ends_with_the_same_rows(llama, tokenizer, tmp_path):

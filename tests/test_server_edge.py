@@ -508,7 +508,22 @@ def test_the_interface_is_described_as_openapi(serve):
     described = http.get("/openapi.json").json()
     assert {"/v1/chat/completions", "/v1/memories/{reference}"} <= described["paths"].keys()
     assert "min_tokens" in described["components"]["schemas"]["ChatRequest"]["properties"]
-    assert "openapi.json" in http.get("/docs").text
+
+
+def test_the_list_of_routes_is_whole_and_loads_nothing_from_elsewhere(serve):
+    http = web(serve(api_keys=["k"]))
+    answer = http.get("/docs")
+    assert answer.status_code == http.head("/docs").status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    described = http.get("/openapi.json").json()
+    listed = re.findall(r"<h2><code>(\w+ [^<]+)</code>", answer.text)
+    assert sorted(listed) == sorted(f"{m.upper()} {path}" for path, of in described["paths"].items() for m in of)
+    assert "<p>Body: documents, [name], [fastmem], [cache_salt], [model], [stream].</p>" in answer.text
+    assert "<p>Query: cache_salt, limit, after.</p>" in answer.text
+    assert re.findall(r"""(?:src|href)=["']([^"']*)""", answer.text) == ["page.css", "openapi.json"]
+    assert "://" not in answer.text
+    assert http.get("/docs/oauth2-redirect").status_code == http.get("/redoc").status_code == 404
 
 
 def test_fields_that_ask_for_something_else_are_refused(serve):

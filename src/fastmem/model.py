@@ -11,7 +11,6 @@ adapters switched, the next call raises an `InputError`: construct `FastMem` aga
 """
 
 import functools
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,6 +34,7 @@ from fastmem.learn.memorize import Run, drain, memorizing, read
 from fastmem.learn.optimize import Reading
 from fastmem.loading import load
 from fastmem.memory.compatibility import require_same
+from fastmem.memory.effect import warn_of_effects
 from fastmem.memory.memory import Base, Memory, Step
 from fastmem.memory.memory_modules import MemoryModules
 from fastmem.memory.recipe import Recipe, changed_recipe
@@ -43,8 +43,6 @@ from fastmem.ranges import Number, checked
 from fastmem.split.hooks import FFN
 from fastmem.split.split_model import SplitModel
 from fastmem.torch_modes import in_own_modes
-
-log = logging.getLogger("fastmem")
 
 OnStep = Callable[[Step], None] | None
 
@@ -127,16 +125,14 @@ class FastMem:
             self._memorized(document, recipe, on_step, one if isinstance(one, str) else None)
             for document, one in zip(documents, contexts, strict=True)
         ]
+        warn_of_effects(memories)
         return memories if isinstance(context, list) else memories[0]
 
     def _memorized(
         self, document: Tokens, recipe: Recipe, on_step: OnStep, text: str | None, cache: Any = None
     ) -> Memory:
         run = self.memorizing(document, recipe, text=text, cache=cache, watch=on_step is not None)
-        (memory,) = drain(run, on_step)
-        if memory.stopped:
-            log.warning("memorizing stopped early: %s.", memory.stopped)
-        return memory
+        return drain(run, on_step)[0]
 
     @in_own_modes
     def memorizing(
@@ -308,6 +304,7 @@ class FastMem:
             started = time.perf_counter()
             cache = self.shareable_cache() if placement == "prompt" else None
             memory = self._memorized(asked.document, recipe, on_step, asked.context, cache)
+            warn_of_effects([memory])
             request = request if cache is None else replace(request, prefix=Prefix(request.prompt, cache))
             seconds = time.perf_counter() - started
         elif memorized and memory is not None:

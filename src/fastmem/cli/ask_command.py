@@ -10,7 +10,7 @@ from fastmem.cli import memorization_view
 from fastmem.cli.choose_document import Choice, fitting_document, named_document, say_choice
 from fastmem.cli.flags import DecodingFlags, ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.memory_listing import memory_path
-from fastmem.cli.output import Status, console, emit, say
+from fastmem.cli.output import Status, console, emit, notice_text, say
 from fastmem.cli.read_document import read_document
 from fastmem.errors import InputError
 
@@ -76,6 +76,7 @@ def ask(
     if documents is not None and (context is not None or text is not None):
         raise InputError("documents are given twice: give one of --documents DIR, --context FILE, --text TEXT.")
     from fastmem.answer.contrast import METHODS, method_named
+    from fastmem.memory.effect import warn_of_effects
     from fastmem.memory.memory import Memory
 
     if not method_named(method).memorized and show_memorization and not compare:
@@ -91,6 +92,8 @@ def ask(
         file = _memory_file(memory, choice, output.quiet)
         llm = model.load(status)
         loaded = Memory.load(file, model=llm) if file else None
+        if loaded is not None:
+            warn_of_effects([loaded])
     if model.model is None and not output.quiet:
         say(
             "note: the embedded model covers only an invented world (fastmem demo); use --model ID for real documents."
@@ -260,7 +263,8 @@ def _record(answer: "Answer") -> dict[str, Any]:
     if memory is None:
         return record
     trace = [asdict(step) for step in memory.trace]
-    return record | {"recipe": asdict(memory.recipe), "stopped": memory.stopped, "trace": trace}
+    said = {"stopped": memory.stopped, "notice": notice_text(memory.notice)}
+    return record | {"recipe": asdict(memory.recipe), "trace": trace} | said
 
 
 def _summary(answer: "Answer", *, loaded: bool) -> str:

@@ -87,7 +87,8 @@ def fitting_document(folder: Path, question: str, status: Status) -> Choice:
 def say_choice(choice: Choice) -> None:
     """Say which document was taken, which came next, and what could not be read."""
     if unread := [one.name for one in choice.skipped if one.path.suffix.lower() in FORMATS]:
-        say(f"note: {len(unread)} not read: {_listed(unread, UNREAD_SHOWN)}; --json says why.")
+        files = "file" if len(unread) == 1 else "files"
+        say(f"note: {len(unread)} {files} not read: {_listed(unread, UNREAD_SHOWN)}; --json says why.")
     text = f"note: answering from {choice.document.name}"
     if choice.score:
         text += f", whose words fit best (score {choice.score:.1f})"

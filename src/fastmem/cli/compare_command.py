@@ -16,6 +16,7 @@ from fastmem.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from fastmem.lab.report.run_comparison import RunComparison
+    from fastmem.lab.scores.own_metric import OwnMetric
 
 log = logging.getLogger("fastmem")
 
@@ -36,6 +37,10 @@ def compare(
         str | None, typer.Option("--method-a", metavar="M", help="Compare this method of RUN_A with --method-b.")
     ] = None,
     method_b: Annotated[str | None, typer.Option("--method-b", metavar="M", help="The method of RUN_B.")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Also the scores of a Python file, computed from the rows; repeatable."),
+    ] = None,
     list_rows: Annotated[bool, typer.Option("--list", help="Also the rows on which they differ.")] = False,
 ) -> None:
     """Compare two finished runs on the examples that both have. Needs no model.
@@ -50,6 +55,7 @@ def compare(
     """
     from fastmem.lab.report.comparison_table import comparison_record, comparison_table
     from fastmem.lab.report.run_comparison import match_runs
+    from fastmem.lab.scores.own_metric import own_metric
 
     chosen = tuple(dict.fromkeys(names(methods or "")))
     if methods is not None and (not chosen or method_a or method_b):
@@ -63,6 +69,7 @@ def compare(
             f"{run_a} is compared with itself: give another run, or two methods of this one.",
             options=("method_a", "method_b"),
         )
+    metrics = tuple(map(own_metric, metric or []))
     pairs, alone = match_runs(_runs(run_a), _runs(run_b))
     for folder in alone:
         log.info("%s has no partner in the other folder and is left out.", folder)
@@ -71,7 +78,7 @@ def compare(
         def comparisons() -> "Iterator[RunComparison]":
             for a, b in pairs:
                 status(f"comparing {a} and {b} ...")
-                yield _comparison(a, b, chosen, method_a, method_b)
+                yield _comparison(a, b, metrics, (chosen, method_a, method_b))
 
         if output.json:
             records = [comparison_record(each, list_rows) for each in comparisons()]
@@ -102,11 +109,11 @@ def _runs(folder: Path) -> list[Path]:
 
 
 def _comparison(
-    a: Path, b: Path, methods: Sequence[str], method_a: str | None, method_b: str | None
+    a: Path, b: Path, metrics: "Sequence[OwnMetric]", methods: tuple[Sequence[str], str | None, str | None]
 ) -> "RunComparison":
     from fastmem.lab.report import load_results
     from fastmem.lab.report.run_comparison import compare_runs, method_pairs
 
-    first = replace(load_results(a), name=str(a))
-    second = first if a.resolve() == b.resolve() else replace(load_results(b), name=str(b))
-    return compare_runs(first, second, method_pairs(first, second, methods, method_a, method_b))
+    first = replace(load_results(a, metrics), name=str(a))
+    second = first if a.resolve() == b.resolve() else replace(load_results(b, metrics), name=str(b))
+    return compare_runs(first, second, method_pairs(first, second, *methods))

@@ -186,6 +186,7 @@ def _memorized(
     progress: _Progress,
 ) -> dict[str, Any]:
     """Make and write a memory if it does not exist yet. Returns its record."""
+    from fastmem.memory.effect import warn_of_effects
     from fastmem.memory.memory import Memory
     from fastmem.prompts import document_identity
 
@@ -206,6 +207,7 @@ def _memorized(
             and stored == store
             and (existing.recipe, existing.base.digest) == (recipe, llm.base(recipe.layers).digest)
         ):
+            warn_of_effects([existing])
             return memory_record(target, existing) | {"source": source.name, "kept": True}
     memory = llm.memorize(text, recipe, truncate=truncate, on_step=progress if progress.status.shown else None)
     _make_folder(target.parent)

@@ -68,6 +68,8 @@ def show(
         print(f"{step.index:4d}   {step.loss:.4f}  {step.cross_entropy:.4f}          {step.kl:.4f}")
     if memory.stopped:
         print(f"stopped: {memory.stopped}")
+    if record["notice"]:
+        print(f"notice: {record['notice']}")
 
 
 @memories.command("verify")

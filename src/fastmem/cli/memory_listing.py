@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmem.cli.output import notice_text
 from fastmem.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def memory_record(file: Path, memory: "Memory") -> dict[str, Any]:
         "first_loss": memory.trace[0].loss if memory.trace else None,
         "last_loss": memory.trace[-1].loss if memory.trace else None,
         "stopped": memory.stopped,
+        "notice": notice_text(memory.notice),
     }
 
 

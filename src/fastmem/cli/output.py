@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from fastmem.memory.effect import Notice
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -61,18 +63,28 @@ class Status:
         self("")
 
 
+def notice_text(notice: Notice | None) -> str | None:
+    """What memorizing did that was not wanted, and which options to give; None if there is nothing to say."""
+    if notice is None:
+        return None
+    return f"{notice.seen}: memorize again with --recipe auto, or with a --learning-rate {notice.better_rate}."
+
+
 class _SayHandler(logging.Handler):
-    """Says each message once: what holds for a document is logged again for every method."""
+    """Says each message once: what holds for a document is logged again for every method. Of several documents that
+    were hardly memorized only the first is said."""
 
     def __init__(self) -> None:
         super().__init__()
         self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = f"{'note' if record.levelno <= logging.WARNING else 'error'}: {record.getMessage()}"
-        if line not in self._said:
-            self._said.add(line)
-            say(line)
+        notice = record.msg if isinstance(record.msg, Notice) else None
+        text = notice_text(notice) or record.getMessage()
+        line = f"{'note' if record.levelno <= logging.WARNING else 'error'}: {text}"
+        if (same := line if notice is None else notice.direction) not in self._said:
+            self._said.add(same)
+            say(f"\r\x1b[K{line}" if sys.stderr.isatty() else line)  # a status line may stand there
 
 
 @contextmanager

@@ -7,8 +7,9 @@ characters of a document and of all together, and in `text_process` time and mem
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from fastmem.documents.pdf_text import MAX_CHARACTERS
@@ -111,26 +112,44 @@ def find_documents(folder: Path, exclude: Path | None = None) -> tuple[list[Docu
         raise InputError(f"{str(folder)!r} {missing}: give a folder of documents.", field="documents")
     files: list[DocumentFile] = []
     skipped: list[Skipped] = []
-    folders = [root]
+
+    def unreadable(inside: Path, error: OSError) -> None:
+        skipped.append(Skipped(_name(inside, root), inside, f"the folder cannot be read ({error.strerror})"))
+
+    for number, entry in enumerate(visible_entries(root, left_out, unreadable), 1):
+        if number > MAX_FILES:
+            text = f"{str(folder)!r} holds more than {MAX_FILES:,} files and folders: give a smaller folder."
+            raise InputError(text, field="documents")
+        path = Path(entry.path)
+        if entry.is_dir(follow_symlinks=False):
+            continue
+        if reason := _unfit(path, root):
+            skipped.append(Skipped(_name(path, root), path, reason))
+        else:
+            files.append(DocumentFile(_name(path, root), path))
+    return sorted(files, key=lambda file: file.name), sorted(skipped, key=lambda one: one.name)
+
+
+def visible_entries(
+    folder: Path, exclude: Path | None = None, on_error: Callable[[Path, OSError], None] = lambda folder, error: None
+) -> Iterator["os.DirEntry[str]"]:
+    """Files, links and folders in a folder, sorted by name, then those in its subfolders; without hidden ones.
+
+    Of one folder no more than `MAX_FILES` + 1 are listed. Links are not followed. exclude: an entry that is left out.
+    on_error: called with a folder that cannot be read.
+    """
+    folders = [folder]
     while folders:
         inside = folders.pop()
         try:
-            for entry in os.scandir(inside):
-                path = Path(entry.path)
-                if _is_hidden(path.name) or path == left_out:
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(path)
-                elif reason := _unfit(path, root):
-                    skipped.append(Skipped(_name(path, root), path, reason))
-                else:
-                    files.append(DocumentFile(_name(path, root), path))
-                if len(files) + len(skipped) + len(folders) > MAX_FILES:
-                    text = f"{str(folder)!r} holds more than {MAX_FILES:,} files: give a smaller folder."
-                    raise InputError(text, field="documents")
+            with os.scandir(inside) as found:
+                visible = (entry for entry in found if not _is_hidden(entry.name) and Path(entry.path) != exclude)
+                entries = sorted(islice(visible, MAX_FILES + 1), key=lambda entry: entry.name)
         except OSError as error:
-            skipped.append(Skipped(_name(inside, root), inside, f"the folder cannot be read ({error.strerror})"))
-    return sorted(files, key=lambda file: file.name), sorted(skipped, key=lambda one: one.name)
+            on_error(inside, error)
+            continue
+        yield from entries
+        folders += [Path(entry.path) for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
 
 
 def read_document(path: Path | str, *, name: str | None = None, process: TextProcess | None = None) -> Document:
@@ -145,8 +164,8 @@ def read_document(path: Path | str, *, name: str | None = None, process: TextPro
         form = FORMATS.get(path.suffix.lower())
         if form is None:
             raise ValueError(_unknown_ending(path))
-        _check_file(path, form)
         require_readers([path])
+        _check_file(path, form)
         if not form.packages:
             text, notes = plain_text(path.read_bytes()), tuple[str, ...]()
         elif process is not None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastmem.errors import InputError
 from fastmem.learn.optimize import Optimization, Reading, finite
 from fastmem.learn.surprisal import token_surprisals
+from fastmem.memory.effect import NOT_FINITE
 from fastmem.memory.memory import Base, Memory, Step
 from fastmem.memory.recipe import Recipe
 from fastmem.split.split_model import SplitModel
@@ -199,4 +200,4 @@ def _last_update(split_model: SplitModel, reading: Reading, recipe: Recipe, run:
 
 def _not_finite(what: str, updates: int) -> _Stop:
     keep = max(updates - 1, 0)
-    return _Stop(keep, f"{what} no longer finite after {updates} steps; kept step {keep}")
+    return _Stop(keep, f"{what} {NOT_FINITE} after {updates} steps; kept step {keep}")

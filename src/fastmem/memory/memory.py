@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastmem.errors import InputError, MemoryMismatchError, one_of
 from fastmem.memory import compression, low_rank
+from fastmem.memory.effect import Notice, notice_of
 from fastmem.memory.memory_file import MemoryFile, one_line, opened_memory_file, refused, write_memory_file
 from fastmem.memory.recipe import Recipe
 from fastmem.split.dequantize import is_quantized
@@ -62,6 +63,11 @@ class Memory:
     def size_bytes(self) -> int:
         """Bytes of the tensors in memory."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+    @property
+    def notice(self) -> Notice | None:
+        """What there is to say if memorizing hardly took, or went too far."""
+        return notice_of([step.cross_entropy for step in self.trace], self.stopped, self.recipe.learning_rate)
 
     def differences(self) -> Mapping[str, Tensor]:
         """Full parameter name -> w - w_0, in the shape of the parameter."""

@@ -17,6 +17,7 @@ from fastmem.model import FastMem
 from fastmem.serve import completion_routes, memory_routes, responses_route, tokenize_route
 from fastmem.serve.allowed_hosts import LOCAL_HOSTS, AllowedHosts
 from fastmem.serve.asgi import Scope
+from fastmem.serve.docs_page import docs_page
 from fastmem.serve.engine import Engine, EngineLimits
 from fastmem.serve.http_errors import install_error_handlers
 from fastmem.serve.limits import Limits
@@ -105,7 +106,7 @@ def create_app(
         engine.close(timeout_seconds=limits.shutdown_seconds)
         service.text.close()
 
-    app = FastAPI(title="FastMem", version=fastmem.__version__, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="FastMem", version=fastmem.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     guarded = [Depends(_authorized)]
     app.include_router(completion_routes.router, dependencies=guarded)
@@ -121,7 +122,7 @@ def create_app(
         "/metrics": _metrics,
         "/examples": _examples,
     }
-    for path, answer in (open_to_all | dict.fromkeys(PAGE_FILES, _page)).items():
+    for path, answer in (open_to_all | dict.fromkeys(PAGE_FILES, _page) | {"/docs": _docs}).items():
         app.add_api_route(path, answer, response_model=None, include_in_schema=path in open_to_all)
         app.add_api_route(path, answer, response_model=None, methods=["HEAD"], include_in_schema=False)
     install_error_handlers(app)
@@ -152,6 +153,7 @@ _ROUTES = {
     "/v1/completions",
     "/v1/responses",
     "/v1/memories",
+    "/docs",
     *PAGE_FILES,
 }
 
@@ -221,6 +223,11 @@ async def _examples(request: Request) -> Response:
     """Documents that contradict what the embedded model knows, for the page; none for other models."""
     rows = examples("world_swap", "test", 3) if service_of(request).llm.name == "fastmem-tiny" else ()
     return JSONResponse([{"document": row.context, "question": row.question} for row in rows])
+
+
+async def _docs(request: Request) -> Response:
+    """The routes, as /openapi.json describes them."""
+    return Response(docs_page(request.app.openapi()), media_type="text/html", headers=PAGE_HEADERS)
 
 
 async def _page(request: Request) -> Response:

@@ -51,6 +51,7 @@ async function answer(side, body, signal) {
   const read = end.usage.prompt_tokens - end.usage.prompt_tokens_details.cached_tokens;
   $("note-" + side).textContent = end.usage.completion_tokens + " tokens in " + seconds(end.total) + ", first after "
     + seconds(end.costs.first_token_seconds) + "; " + read + " of " + end.usage.prompt_tokens + " prompt tokens read";
+  if (side === "memory" && end.costs.notice) $("notice-memory").textContent = end.costs.notice + " Here: Options, Learning rate.";
   return end;
 }
 
@@ -171,7 +172,7 @@ async function ask(signal) {
   await fetchModel();
   const documents = text ? [{ text }] : [], messages = [{ role: "user", content: $("question").value.trim() }];
   const body = { model, documents, messages, max_tokens: 100 }, memorized = method.startsWith("fastmem");
-  for (const name of ["answer-base", "answer-memory", "note-base", "note-memory", "verdict"]) $(name).textContent = "";
+  for (const name of ["answer-base", "answer-memory", "note-base", "note-memory", "notice-memory", "verdict"]) $(name).textContent = "";
   $("title-memory").textContent = !memorized ? "With " + method : used ? "With the memory " + nameOf(used) : "With the document memorized";
   $("results").hidden = true;
   const base = answer("base", { ...body, fastmem: { method: "base" } }, signal);

@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from fastmem.answer.running_batch import Piece
+from fastmem.memory.effect import notice_of
 from fastmem.serve.jobs import AnswerFinished
 
 
@@ -72,13 +73,14 @@ def usage(common: CommonFields, ends: Sequence[AnswerFinished]) -> dict[str, Any
 
 
 def costs(common: CommonFields, ends: Sequence[AnswerFinished]) -> dict[str, Any]:
-    """The `fastmem` object: the method, the memory, whether it was made for these answers, and seconds."""
+    """The `fastmem` object: the method, the memory, whether it was made for these answers and took, and seconds."""
     memory = ends[0].memory
     return {
         "method": common.method,
         "memory": memory["id"] if memory else None,
         "memory_made": any(end.made for end in ends),
         "stopped": memory["stopped"] if memory else None,
+        "notice": notice_text(memory) if memory else None,
         "seconds": round(max(end.seconds for end in ends), 4),
         "first_token_seconds": round(min(end.first_seconds for end in ends), 4),
         "memory_seconds": round(max(end.memory_seconds for end in ends), 4),
@@ -100,7 +102,17 @@ def memory_object(record: Mapping[str, Any], model: str) -> dict[str, Any]:
         "recipe": record["recipe"],
         "trace": record["trace"],
         "stopped": record["stopped"],
+        "notice": notice_text(record),
     }
+
+
+def notice_text(record: Mapping[str, Any]) -> str | None:
+    """What memorizing did that was not wanted, and what to ask for instead; None if there is nothing to say."""
+    losses = [step["cross_entropy"] for step in record["trace"]]
+    notice = notice_of(losses, record["stopped"], record["recipe"]["learning_rate"])
+    if notice is None:
+        return None
+    return f"{notice.seen}: memorize again with a learning_rate {notice.better_rate} in fastmem.recipe."
 
 
 def model_object(name: str, created: int, parent: str | None = None, root: str | None = None) -> dict[str, Any]:

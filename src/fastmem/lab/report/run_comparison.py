@@ -15,7 +15,7 @@ from fastmem.lab.scores.grading import Record
 from fastmem.lab.scores.statistics import Comparison, Mean
 from fastmem.lab.tasks.example import Example
 
-_FORMS = ("paper_correct", "exact_match")  # both forms of accuracy
+FORMS = ("paper_correct", "exact_match")  # both forms of accuracy
 _FACTS = ("device", "torch", "fastmem", "commit")  # of `facts`
 _SURROUNDINGS = ("batch_size", "scorers", *_FACTS)  # from the summary, which a killed run may lack
 
@@ -65,17 +65,27 @@ class RunComparison:
     pairs: list[MethodPair]
 
     @property
+    def titles(self) -> dict[str, str]:
+        """The scores that both runs have: name -> title."""
+        return shared_titles(self.a, self.b)
+
+    @property
     def scores(self) -> list[str]:
-        """The scores to show: both forms of accuracy, or all that a summary has."""
-        if self.b.kind != "summary":
-            return list(_FORMS)
+        """The scores of the tables: both forms of accuracy and one's own; where no answer is right or wrong, all."""
+        shown = [s for s in self.titles if s in FORMS or s not in grading.STANDARD or not self.b.has_right_answers]
         rows = [row for pair in self.pairs for both in pair.rows for row in both]
-        return [s for s in grading.columns(self.b.kind) if any(v is not None for v in grading.values(rows, s))]
+        return [score for score in shown if any(value is not None for value in grading.values(rows, score))]
 
 
 def compare_runs(a: Results, b: Results, methods: Sequence[tuple[str, str]]) -> RunComparison:
     """Compare methods (of A, of B) on the rows that both have. Errors: `RunError` for runs of other data."""
     examples = shared_examples(a, b)
+    if not shared_titles(a, b):
+        raise RunError(
+            f"{a.name} has the scores {', '.join(a.columns)}, {b.name} has {', '.join(b.columns)}, none in "
+            "common: give two runs with the same scores, or a metric of your own.",
+            options=("metric",),
+        )
     pairs = [MethodPair(of_a, of_b, paired(a.rows[of_a], b.rows[of_b])) for of_a, of_b in methods]
     for pair in pairs:
         if not pair.rows:
@@ -107,6 +117,11 @@ def method_pairs(
             options=("method_a", "method_b"),
         )
     return [(method, method) for method in methods or ordered(a.rows.keys() & b.rows.keys())]
+
+
+def shared_titles(a: Results, b: Results) -> dict[str, str]:
+    """The scores that both runs have: name -> title."""
+    return {name: title for name, title in b.columns.items() if name in a.columns}
 
 
 def shared_examples(a: Results, b: Results) -> dict[str, Example]:

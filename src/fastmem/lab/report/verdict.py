@@ -10,6 +10,7 @@ from fastmem.lab.report.results import BASE, Results
 from fastmem.lab.scores import grading, statistics
 from fastmem.lab.scores.grading import Record
 from fastmem.lab.search.search import is_searched
+from fastmem.memory.effect import hardly
 
 Word = Literal["helps", "no difference", "harms", "too few questions"]
 # A difference of less than this, either way, counts as none.
@@ -145,12 +146,12 @@ def seconds_of(r: Results, method: str) -> float:
 
 
 def hardly_memorized(r: Results, method: str) -> tuple[float, float] | None:
-    """(mean loss before, after memorizing) if it fell by less than a twentieth; otherwise None."""
+    """(mean loss before, after memorizing) if it hardly fell; otherwise None."""
     traces = [row["trace"] for row in r.rows[method] if row.get("trace")]
     if not traces:
         return None
     before, after = (sum(trace[place][1] for trace in traces) / len(traces) for place in (0, -1))
-    return (before, after) if after > 0.95 * before else None
+    return (before, after) if hardly(before, after) else None
 
 
 def _part(r: Results, ids: Collection[str], searched: bool) -> Results:

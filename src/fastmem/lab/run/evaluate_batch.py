@@ -64,6 +64,17 @@ class BatchEvaluator:
         self._memories: dict[tuple[str, str], Memorized | Exception] = {}
         self._reported: set[str] = set()  # names of missing scores
 
+    def warm_up(self, example: Example, method: str) -> None:
+        """Memorize and answer an example in one step and two tokens, so that what a first run costs once (code that is
+        loaded, memory that is allocated) is counted for no row. What fails here fails again in its row."""
+        recipe = self.experiment.recipe
+        short = replace(self.experiment, recipe=replace(recipe, steps=min(recipe.steps, 1)), max_new_tokens=2)
+        evaluator = BatchEvaluator(self.llm, short)
+        try:
+            answers(self.llm.batch(), [evaluator._prepared(example, method).request], 1)
+        except Exception as error:
+            log.debug("the warm-up of %s failed (%s).", method, error)
+
     def rows(self, batch: Sequence[Example], method: str, base_texts: dict[str, str]) -> list[Record]:
         """One row per example. base_texts: the base's answers by id, to find out which answers the memory changed."""
         self.peak.reset()

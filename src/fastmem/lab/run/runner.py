@@ -99,6 +99,8 @@ class _Loop:
                     self._answer(batch, method)
 
     def _answer(self, batch: Sequence[Example], method: str) -> None:
+        if not self.measured[method]:
+            self.evaluator.warm_up(batch[0], method)
         started = time.perf_counter()
         rows = self.evaluator.rows(batch, method, self.base_texts)
         for row in rows:

@@ -1,12 +1,12 @@
 """The documents of a folder, by file name."""
 
-import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
-from fastmem.documents.document_files import is_plain, read_document
+from fastmem.documents.document_files import is_plain, read_document, visible_entries
+from fastmem.documents.plain_text import plain_text
 from fastmem.errors import DocumentError, TaskError
 
 MOST_CHARACTERS = (
@@ -16,27 +16,24 @@ _LISTED = 5  # names in an error message
 
 
 def document_text(path: Path) -> str:
-    """The text of a document: HTML, PDF and Word files by their ending, others as plain text in UTF-8.
+    """The text of a document: HTML, PDF and Word files by their ending, all others as plain text.
 
     Errors: `TaskError` if it cannot be read, `MissingPackageError`.
     """
-    if not is_plain(path):
-        try:
-            return read_document(path).text
-        except DocumentError as error:
-            raise TaskError(f"the document {path} cannot be read: {error.reason}.") from error
-    remedy = "give plain text in UTF-8; convert other formats first"
     try:
-        if path.stat().st_size > 4 * MOST_CHARACTERS:  # UTF-8 has at most four bytes per character
+        if not is_plain(path):
+            return read_document(path).text
+        if path.stat().st_size > 4 * MOST_CHARACTERS:  # at most four bytes per character, in UTF-8, -16 and -32
             raise TaskError(f"the document {path} has {path.stat().st_size:,} bytes: no model can read as many.")
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TaskError(f"the document {path} is not UTF-8 text (byte {error.start}): {remedy}.") from error
+        return plain_text(path.read_bytes())
+    except DocumentError as error:
+        raise TaskError(f"the document {path} cannot be read: {error.reason}.") from error
     except OSError as error:
         raise TaskError(f"the document {path} cannot be read: {error.strerror or error}.") from error
-    if "\0" in text:
-        raise TaskError(f"the document {path} is not text (it contains zero bytes): {remedy}.")
-    return text
+    except ValueError as error:
+        raise TaskError(
+            f"the document {path} cannot be read: {error}. Give a text, HTML, PDF or Word file."
+        ) from error
 
 
 class DocumentFolder:
@@ -85,11 +82,9 @@ class DocumentFolder:
         if self._only is not None:
             yield self._only
             return
-        for folder, folders, files in os.walk(self.path):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for file in sorted(files):
-                if not file.startswith("."):
-                    yield (Path(folder) / file).relative_to(self.path).as_posix()
+        for entry in visible_entries(self.path):
+            if entry.is_file():
+                yield Path(entry.path).relative_to(self.path).as_posix()
 
 
 def listed(names: list[str]) -> str:

@@ -1,0 +1,88 @@
+"""Whether memorizing took: what the cross entropies of its steps, measured before every update, say about the rate.
+
+*Hardly*: the cross entropy of the document fell by less than a twentieth. At the paper's rate of 1e-5, which is for 8
+billion parameters, it falls by 0.9 to 3.2 % on the embedded model and by 0.9 to 5.6 % on nq-mini (7.7 million), and
+hardly an answer changes; at 1e-4 by 9 % or more, and answers do (docs/log.md, 2026-11-26). A short document is no
+exception: one of a single token falls by 2 % and by 70 %.
+
+*Too far*: it rose on the way well above where it began. That is where the untouched model is lost: at such rates the
+answers to other questions all change, and then those about the document. The KL does not tell, for it also grows with
+what there was to learn (0.3 to 7 nats in runs that are as they should be), and where a run ends does not tell either,
+for a broken model can repeat the document.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from fastmem.memory.memory import Memory
+
+log = logging.getLogger("fastmem")
+
+HARDLY = 0.05  # the fall, as a share of the first cross entropy
+KNOWN = 0.1  # nats per token: the tokens have a probability of 0.9, and nothing is left to learn
+# A rise by less than both is rounding, or one step that was too long.
+RISEN, RISEN_NATS = 0.1, 0.1
+NOT_FINITE = "no longer finite"  # in what `Memory.stopped` says of a run that diverged
+
+
+@dataclass(frozen=True)
+class Notice:
+    """An effect that nobody wanted.
+
+    seen: what was seen, without a full stop. direction: where to look for a better learning rate than learning_rate.
+    """
+
+    seen: str
+    direction: Literal["above", "below"]
+    learning_rate: float
+
+    @property
+    def better_rate(self) -> str:
+        """Which rate to give: `above 1e-05`."""
+        return f"{self.direction} {self.learning_rate:g}"
+
+    def __str__(self) -> str:
+        """The notice for a Python caller."""
+        return (
+            f"{self.seen}: memorize again with a learning_rate {self.better_rate}, or with the recipe that "
+            "fastmem.calibrate.calibrate(llm) finds"
+        )
+
+
+def notice_of(cross_entropies: Sequence[float], stopped: str | None, learning_rate: float) -> Notice | None:
+    """What there is to say of a memory, or None. cross_entropies: in nats per token, before every update.
+
+    Nothing is said of fewer than two steps, since what one update did is not measured, and of a run that a rule of its
+    recipe has stopped while all was well.
+    """
+    if stopped is not None and NOT_FINITE in stopped:
+        return Notice(f"memorizing stopped early: {stopped}", "below", learning_rate)
+    if len(cross_entropies) < 2:
+        return None
+    first, highest, last = cross_entropies[0], max(cross_entropies), cross_entropies[-1]
+    if highest > first + max(RISEN * first, RISEN_NATS):
+        text = f"memorizing went too far (cross entropy {first:.2f}, then {highest:.2f} nats per token)"
+        return Notice(text, "below", learning_rate)
+    if hardly(first, last):
+        text = f"the document was hardly memorized (cross entropy {first:.2f} to {last:.2f} nats per token)"
+        return Notice(text, "above", learning_rate)
+    return None
+
+
+def hardly(first: float, last: float) -> bool:
+    """Whether a cross entropy that went from `first` to `last` has hardly fallen, although there was what to learn."""
+    return first > KNOWN and last > (1 - HARDLY) * first
+
+
+def warn_of_effects(memories: "Sequence[Memory]") -> None:
+    """Log a warning of memories that were just made: of the first that hardly took, and of the first that went too
+    far. A run that a rule of its recipe has stopped is always named."""
+    for memory in memories:
+        if memory.stopped is not None and NOT_FINITE not in memory.stopped:
+            log.warning("memorizing stopped early: %s.", memory.stopped)
+    notices = [memory.notice for memory in memories if memory.notice is not None]
+    for notice in {notice.direction: notice for notice in reversed(notices)}.values():
+        log.warning(notice)
