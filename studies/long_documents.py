@@ -4,19 +4,19 @@
     python -m studies.long_documents --task nq_swap --data FILE --model nq-mini --tokens 300 --output rows.jsonl
     python -m studies.long_documents --table --output rows.jsonl                # the table of all rows so far
 
-**Question.** A document of several hundred tokens answers one question with one of its sentences. Which memory makes the
-model read that sentence, and at what cost?
+**Question.** A document of several hundred tokens answers one question with one of its sentences. Which memory makes
+the model read that sentence, and at what cost?
 
-**Design.** The contexts of several examples are joined by empty lines, that of the question at a random place, until the
-document has about `--tokens` tokens. A context that names an answer of the question, swapped or remembered, or tells of
-its subject, is not among the others. Rows are those for development (`dev` of the embedded world). Every question is
-asked with every prompt and memory below, so all comparisons are paired:
+**Design.** The contexts of several examples are joined by empty lines, that of the question at a random place, until
+the document has about `--tokens` tokens. A context that names an answer of the question, swapped or remembered, or
+tells of its subject, is not among the others. Rows are those for development (`dev` of the embedded world). Every
+question is asked with every prompt and memory below, so all comparisons are paired:
 
-- prompt: the `whole` document (cut to the model's positions where it is longer), or `part N`: of its parts of at most N
-  tokens (`fastmem.documents.document_parts`) the one that shares most words with the question (BM25).
+- prompt: the `whole` document (cut to the model's positions where it is longer), or `part N`: of its parts of at most
+  N tokens (`fastmem.documents.document_parts`) the one that shares most words with the question (BM25).
 - memory: `none`; `whole`, the document at once; `part N`, that part alone; `surprising S`, a trunk pass over the whole
-  document, then steps on only the sentences with the highest mean surprisal, until they have the share S of its tokens;
-  `random S`, as many tokens in randomly chosen sentences, to see whether surprisal is what matters.
+  document, then steps on only the sentences with the highest mean surprisal, until they have the share S of its
+  tokens; `random S`, as many tokens in randomly chosen sentences, to see whether surprisal is what matters.
 
 Costs are scored tokens x passes over them (a step is one; choosing by surprisal takes one over all of them), for one
 question. All parts of a document together cost what the whole document costs.
@@ -50,7 +50,7 @@ from fastmem.lab.scores.statistics import Mean, compare, mean
 from fastmem.lab.search.search import is_searched
 from fastmem.lab.tasks import Example, embedded_world, load
 from fastmem.learn.surprisal import token_surprisals
-from fastmem.prompts import question_prompt
+from fastmem.prompts import question_prompt, token_count
 
 NEW_TOKENS = 32
 
@@ -70,18 +70,13 @@ class Made:
         return {"memory": self.of, "recipe": self.recipe, "tokens": self.tokens, "passes": self.passes}
 
 
-def count(llm: FastMem, text: str) -> int:
-    """The tokens of a bare text."""
-    return len(llm.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
 def long_document(llm: FastMem, examples: Sequence[Example], number: int, tokens: int) -> str:
     """The context of one example among those of others, about `tokens` tokens in all; it depends on the number only."""
     own, random = examples[number], Random(number)
     named = [paper_normalize(answer) for answer in (*own.answers, *own.original_answers)]
-    chosen, room = [own.context], tokens - count(llm, own.context)
+    chosen, room = [own.context], tokens - token_count(llm.tokenizer, own.context)
     for other in random.sample(examples, len(examples)):
-        size, text = count(llm, other.context), paper_normalize(other.context)
+        size, text = token_count(llm.tokenizer, other.context), paper_normalize(other.context)
         if _subject(other) == _subject(own) or size > room or any(answer in text for answer in named):
             continue
         chosen.insert(random.randint(0, len(chosen)), other.context)
@@ -97,7 +92,7 @@ def _subject(example: Example) -> str:
 def with_sentences_scored(llm: FastMem, document: str, tokens: Tokens, order: Sequence[int], share: float) -> Tokens:
     """The same tokens, of which only those of some sentences are scored: the first of `order` up to a share of all.
 
-    document: the text of the tokens. The end of the turn is not among them.
+    document: the text of the tokens. The end of the turn belongs to the last sentence.
     """
     numbers = sentence_numbers(llm, document, tokens)
     wanted, kept = share * int(tokens.scored.sum()), torch.zeros_like(tokens.scored)
@@ -109,7 +104,7 @@ def with_sentences_scored(llm: FastMem, document: str, tokens: Tokens, order: Se
 
 
 def sentence_numbers(llm: FastMem, document: str, tokens: Tokens) -> torch.Tensor:
-    """[S]: the number of the sentence in which each scored token ends; -1 for other tokens and for the end."""
+    """[S]: the number of the sentence in which each scored token ends; -1 for other tokens."""
     ends, total = [], 0
     for sentence in sentences(document):
         total += len(sentence)
@@ -166,7 +161,7 @@ def cells(llm: FastMem, example: Example, document: str, given: argparse.Namespa
     """The answers to one question, with every prompt and memory."""
     parts, positions = {}, llm.split_model.max_positions
     for most in given.parts:
-        cut = document_parts(document, most, lambda text: count(llm, text))
+        cut = document_parts(document, most, lambda text: token_count(llm.tokenizer, text))
         if len(cut) > 1:
             parts[f"part {most}"] = cut[fitting_part(example.question, cut)]
 
@@ -216,7 +211,12 @@ def run(given: argparse.Namespace) -> None:
             if example.id in done:
                 continue
             document = long_document(llm, once, number, given.tokens)
-            row = {"setting": setting, "id": example.id, "group": example.group, "document": count(llm, document)}
+            row = {
+                "setting": setting,
+                "id": example.id,
+                "group": example.group,
+                "document": token_count(llm.tokenizer, document),
+            }
             file.append(row | {"cells": cells(llm, example, document, given)})
             print(f"\r{number + 1} of {given.limit} questions", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)

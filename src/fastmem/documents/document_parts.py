@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from fastmem.documents.word_ranking import word_scores
 from fastmem.errors import InputError
 
-# Each matches a paragraph, sentence or word together with the blanks after it, so what it finds is the whole text again.
+# Each matches a paragraph, sentence or word with the blanks after it, so all that it finds, joined, is the text again.
 PARAGRAPH = re.compile(r".+?(?:\n\s*\n\s*|\Z)", re.DOTALL)
-# A sentence ends with its marks and closing quotes before a blank, with a full stop of Chinese or Japanese, or its line.
+# A sentence ends with its marks and closing quotes before a blank, with a Chinese or Japanese full stop, or its line.
 SENTENCE = re.compile(r".+?(?:[.!?…]{1,9}[\"'”’»)\]]{0,9}\s+|[。！？]{1,9}[」』”]{0,9}\s*|\n\s*|\Z)", re.DOTALL)
 WORD = re.compile(r"\s*\S{1,100}\s*|\s+\Z")
 LEVELS = (PARAGRAPH, SENTENCE, WORD)
