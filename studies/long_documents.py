@@ -25,7 +25,8 @@ question. All parts of a document together cost what the whole document costs.
 `fastmem check`: on one half the best N and the best S are chosen, the other half judges them. A way is better than
 memorizing the whole document if the 95 % interval of the paired difference (bootstrap) lies above 0; it is as good if
 the interval lies above -0.05. Offered is the better one; of two that are as good, the cheaper one. That a part is
-*in the prompt* is an effect of its own, which `part N` with memory `none` shows.
+*in the prompt* is an effect of its own, which `part N` with memory `none` shows. (The comparison of a part that is
+memorized and in the prompt with the whole document in both places was added after the first table.)
 
 The rows of `--output` are JSON lines, written as they come; the same command goes on where it was stopped.
 """
@@ -71,7 +72,7 @@ class Made:
 
 
 def long_document(llm: FastMem, examples: Sequence[Example], number: int, tokens: int) -> str:
-    """The context of one example among those of others, about `tokens` tokens in all; it depends on the number only."""
+    """The context of one example among others, about `tokens` tokens in all; random only by the number."""
     own, random = examples[number], Random(number)
     named = [paper_normalize(answer) for answer in (*own.answers, *own.original_answers)]
     chosen, room = [own.context], tokens - token_count(llm.tokenizer, own.context)
@@ -243,16 +244,23 @@ def print_table(rows: Sequence[Record]) -> None:
         means = [f"{mean([one and one[name] for one in found]).value:.3g}" for name in ("holds_answer", "tokens")]
         passes = mean([one and one["passes"] for one in found]).value
         print(f"| {' | '.join([prompt, memory, recipe, *shown, *means])} | {passes:.0f} |")
-    decide(columns, groups)
+    print("\n" + "\n".join(f"- {line}" for line in decide(columns, groups)))
 
 
-def decide(columns: Mapping[Cell, Sequence[Record | None]], groups: Sequence[str]) -> None:
-    """One half chooses the best N and S for every recipe, the other half compares it with the whole document."""
-    searched = [is_searched(group) for group in groups]
+def decide(columns: Mapping[Cell, Sequence[Record | None]], groups: Sequence[str]) -> list[str]:
+    """One half chooses the best N and S for every recipe, the other half compares it with the whole document.
+
+    The last way, a part memorized and in the prompt, has another prompt: it is what `--part-tokens` does.
+    """
+    searched, said = [is_searched(group) for group in groups], []
     for recipe in sorted({recipe for _, _, recipe in columns if recipe}):
-        whole = columns["whole", "whole", recipe]
-        for way in ("part", "surprising"):
-            keys = [key for key in columns if key[0] == "whole" and key[1].startswith(way) and key[2] == recipe]
+        whole, own = columns["whole", "whole", recipe], [key for key in columns if key[2] == recipe]
+        ways = {
+            "part": [key for key in own if key[0] == "whole" and key[1].startswith("part")],
+            "surprising": [key for key in own if key[0] == "whole" and key[1].startswith("surprising")],
+            "part, alone in the prompt": [key for key in own if key[0] == key[1] != "whole"],
+        }
+        for way, keys in ways.items():
             if not keys:
                 continue
             best = max(keys, key=lambda key: _right(columns[key], searched))
@@ -261,11 +269,12 @@ def decide(columns: Mapping[Cell, Sequence[Record | None]], groups: Sequence[str
                 for a, b, group, chooses in zip(whole, columns[best], groups, searched, strict=True)
                 if a and b and not chooses
             ]
-            first, second, judged = map(list, zip(*pairs, strict=True))
-            found = compare(first, second, judged)
-            print(
-                f"judged on the other half, {recipe}: {best[1]} less whole {_text(found.difference, '+')}, {found.n}"
-            )
+            if pairs:
+                first, second, judged = map(list, zip(*pairs, strict=True))
+                found = compare(first, second, judged)
+                text = f"{_text(found.difference, '+')} on {found.n} questions of the other half"
+                said.append(f"{recipe}, {way}: {best[1]} less the whole document {text}")
+    return said
 
 
 def _right(column: Sequence[Record | None], wanted: Sequence[bool]) -> float:

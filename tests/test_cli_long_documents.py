@@ -97,10 +97,10 @@ def test_parts_of_documents_in_a_folder(fastmem: Runner, base, document, tmp_pat
     ]
     call = ("ask", QUESTION, "--documents", folder, "-m", base, "--part-tokens", TOKENS, "--memory", memories, *ANSWER)
     said = fastmem(*call)
-    assert [line.split(" of ")[0] for line in said.err.splitlines()[:2]] == [
-        "note: answering from handbook.txt, whose words fit best (score 1.1)",
-        "note: answering from part 2",
-    ] or said.err.splitlines()[1].startswith("note: answering from part 2 of 2")
+    assert said.err.splitlines()[0].startswith("note: answering from handbook.txt, whose words fit best")
+    assert said.err.splitlines()[1].startswith(
+        "note: answering from part 2 of 2 of the document, whose words fit best"
+    )
     assert "memory from file" in said.err
 
 

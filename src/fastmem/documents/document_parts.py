@@ -47,7 +47,7 @@ def _packed(text: str, most: int, count: Callable[[str], int], level: int) -> li
         if size > most and level + 1 < len(LEVELS):
             packed += _packed(unit, most, count, level + 1)
             room = 0
-        elif size <= room:
+        elif packed and size <= room:
             packed[-1] += unit
             room -= size
         else:
