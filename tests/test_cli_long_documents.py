@@ -151,6 +151,7 @@ def test_memorizing_shows_parts_and_steps(fastmem: Runner, base, document, tmp_p
     assert "\x1b[Kmemorizing part 2 of 2: step 2 of 2, loss " in asked
     asked = fastmem("ask", QUESTION, "--text", SECOND, "-m", base, *ANSWER).err
     assert "\x1b[Kmemorizing: reading the document ..." in asked
+    assert "memorizing" not in fastmem("ask", QUESTION, "--text", SECOND, "-m", base, *ANSWER, "--method", "base").err
 
 
 def test_the_time_left_is_that_of_the_steps_before(monkeypatch, capsys) -> None:

@@ -142,14 +142,17 @@ class _Query:
 
     def ask(self, method: str, memory: "Memory | None", status: Status) -> "Stream":
         """Memorizes if the method needs it and no memory is given; decodes while it is iterated."""
+        from fastmem.answer.contrast import method_named
+
         what = "memorizing" if self.part.count == 1 else f"memorizing {self.part.place}"
+        memorizes = memory is None and method_named(method).memorized
         return self.llm.ask(
             self.question,
             self.context,
             method,
             self.recipe,
             memory=memory,
-            on_step=memorization_progress(status, what, self.recipe.steps),
+            on_step=memorization_progress(status, what, self.recipe.steps) if memorizes else None,
             truncate=self.truncate,
             **self.options,
         )
