@@ -128,7 +128,7 @@ def test_too_long_a_document_says_by_how_much(fastmem: Runner, llama: Path) -> N
     line = refusal(ask(fastmem, llama, text=text))
     assert line == (
         f"{tokens} tokens and 4 for the answer are {tokens + 4 - 512} too many: the model has 512 positions. "
-        "Shorten the context. Options that help: --truncate."
+        "Shorten the context. Options that help: --truncate, --part-tokens."
     )
 
 
@@ -299,7 +299,9 @@ def test_out_of_memory_names_remedies(fastmem: Runner, llama: Path, monkeypatch:
     monkeypatch.setattr(SplitModel, "read", read)
     line = refusal(ask(fastmem, llama))
     assert line.startswith("out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.): shorten the context, ")
-    assert line.endswith("a smaller type such as bfloat16. Options that help: --truncate, --max-new-tokens, --dtype.")
+    assert line.endswith(
+        "a smaller type such as bfloat16. Options that help: --truncate, --part-tokens, --max-new-tokens, --dtype."
+    )
 
 
 def test_out_of_memory_while_loading(fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def test_a_document_that_is_too_long_is_named(fastmem: Runner, base: Path, polic
     (line,) = [line for line in said.err.splitlines() if "handbook" in line]
     assert line.startswith("skipped: handbook.txt: ")
     assert "too many: the model has 512 positions" in line
-    assert line.endswith("Options that help: --truncate.")
+    assert line.endswith("Options that help: --truncate, --part-tokens.")
     cut = memorize(fastmem, base, policies, tmp_path / "memories", "--truncate", "--json").json
     assert [row["kept"] for row in cut["memories"]] == [True, False, True, True]
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(language: str) -> list[str]:
@@ -63,7 +63,7 @@ def test_links_and_files_named_in_a_page_exist(page: Path) -> None:
     text = page.read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("http") or (page.parent / target).exists(), target
-    for name in re.findall(r"`((?:src|tests|bench|examples|docs|constraints)/[\w./-]+\.\w+)`", text):
+    for name in re.findall(r"`((?:src|tests|bench|studies|examples|docs|constraints)/[\w./-]+\.\w+)`", text):
         assert (ROOT / name).exists(), name
 
 

@@ -162,6 +162,11 @@ def _ending_before(offsets: Sequence[tuple[int, int]], position: int) -> int:
     return sum(1 for _ in itertools.takewhile(lambda offset: offset[1] <= position, offsets))
 
 
+def token_count(tokenizer: Any, text: str) -> int:
+    """The tokens of a bare text, without begin-of-text or a turn around it."""
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 def memory_tokens(tokenizer: Any, context: str, placement: str = "assistant") -> Tokens:
     """The document as it is memorized, as `Tokens`: its own tokens and the end of its turn are scored.
 

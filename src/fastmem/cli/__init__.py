@@ -57,6 +57,8 @@ Examples:
 # The base class of the parser's errors; typer does not export it.
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 
+# Where an argument of Python helps, a flag that only the command line has helps, too.
+ALSO_HELPFUL = {"truncate": ("part_tokens",)}
 EXIT_BUG, EXIT_INVALID, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -148,7 +150,8 @@ def error_text(error: Exception, command_name: str) -> str:
     flags = _flags(command_name) if command_name in COMMANDS else set()
     if (refused := _flag(error.field or "")) in flags:
         text = f"{text.removesuffix('.')} (option {refused})."
-    helpful = [flag for flag in map(_flag, error.options) if flag in flags]
+    options = [name for option in error.options for name in (option, *ALSO_HELPFUL.get(option, ()))]
+    helpful = [flag for flag in map(_flag, options) if flag in flags]
     return f"{text} Options that help: {', '.join(helpful)}." if helpful else text
 
 

@@ -8,7 +8,9 @@ import typer
 
 from fastmem.cli import memorization_view
 from fastmem.cli.choose_document import Choice, fitting_document, named_document, say_choice
+from fastmem.cli.choose_part import Part, fitting_part_of
 from fastmem.cli.flags import DecodingFlags, ModelFlags, OutputFlags, RecipeFlags, with_flags
+from fastmem.cli.memorization_progress import memorization_progress
 from fastmem.cli.memory_listing import memory_path
 from fastmem.cli.output import Status, console, emit, notice_text, say
 from fastmem.cli.read_document import read_document
@@ -16,7 +18,7 @@ from fastmem.errors import InputError
 
 if TYPE_CHECKING:
     from fastmem.answer.running_batch import Answer, Stream
-    from fastmem.memory.memory import Memory, Step
+    from fastmem.memory.memory import Memory
     from fastmem.memory.recipe import Recipe
     from fastmem.model import FastMem
     from fastmem.surprisal_report import TokenSurprisal
@@ -49,7 +51,17 @@ def ask(
     memory: Annotated[
         str | None,
         typer.Option(
-            "--memory", metavar="FILE", help="A memory of this document; with --documents also a folder of memories."
+            "--memory",
+            metavar="FILE",
+            help="A memory of this document; with --documents or --part-tokens also a folder of memories.",
+        ),
+    ] = None,
+    part_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Cut a long document into parts of at most N tokens; the part that fits best is taken.",
         ),
     ] = None,
     truncate: Annotated[
@@ -63,6 +75,9 @@ def ask(
 
     With --documents, the answer comes from one document of the folder: the one that shares most with the question in
     words (BM25). It is named, and so are the next ones.
+
+    With --part-tokens, the answer comes from one part of the document, chosen likewise: for documents that are longer
+    than the model can read.
 
     \b
     Examples:
@@ -89,8 +104,11 @@ def ask(
         else:
             choice = _chosen(documents, document_name, question, status, output.quiet)
             document = choice.document.text
-        file = _memory_file(memory, choice, output.quiet)
         llm = model.load(status)
+        status("")
+        part = fitting_part_of(llm, document, part_tokens, question, output.quiet)
+        name = _document_name(context, choice) if choice or part_tokens else None
+        file = _memory_file(memory, name and part.name(name), output.quiet)
         loaded = Memory.load(file, model=llm) if file else None
         if loaded is not None:
             warn_of_effects([loaded])
@@ -98,7 +116,9 @@ def ask(
         say(
             "note: the embedded model covers only an invented world (fastmem demo); use --model ID for real documents."
         )
-    query = _Query(llm, question, document, recipe.make(llm.recipe), loaded, truncate, options, output.quiet, choice)
+    query = _Query(
+        llm, question, part.text, recipe.make(llm.recipe), loaded, truncate, options, output.quiet, choice, part
+    )
     if compare:
         _compare(query, tuple(METHODS), output.json, show_memorization)
     else:
@@ -107,7 +127,10 @@ def ask(
 
 @dataclass(frozen=True)
 class _Query:
-    """A question about a document. memory: from a file, or None. choice: how the document was found in a folder."""
+    """A question about a document. memory: from a file, or None. choice: how the document was found in a folder.
+
+    part: which part of the document the context is.
+    """
 
     llm: "FastMem"
     question: str
@@ -117,21 +140,22 @@ class _Query:
     truncate: bool
     options: dict[str, Any]
     quiet: bool
-    choice: Choice | None = None
+    choice: Choice | None
+    part: Part
 
     def ask(self, method: str, memory: "Memory | None", status: Status) -> "Stream":
         """Memorizes if the method needs it and no memory is given; decodes while it is iterated."""
+        from fastmem.answer.contrast import method_named
 
-        def on_step(step: "Step") -> None:
-            status(f"memorizing: step {step.index + 1} of {self.recipe.steps}, loss {step.loss:.3f}")
-
+        what = "memorizing" if self.part.count == 1 else f"memorizing {self.part.place}"
+        memorizes = memory is None and method_named(method).memorized
         return self.llm.ask(
             self.question,
             self.context,
             method,
             self.recipe,
             memory=memory,
-            on_step=on_step if status.shown else None,
+            on_step=memorization_progress(status, what, self.recipe.steps) if memorizes else None,
             truncate=self.truncate,
             **self.options,
         )
@@ -160,6 +184,7 @@ class _Query:
         """Print the answers as JSON. shown: the memory whose surprisals are added."""
         tokens = {"tokens": [asdict(token) for token in self.surprisals(shown)]} if shown else {}
         found = self.choice.record() if self.choice else {}
+        found |= self.part.record() if self.part.count > 1 else {}
         emit({"model": self.llm.name, "question": self.question} | found | answers | tokens)
 
     def show(self, memory: "Memory") -> None:
@@ -176,15 +201,22 @@ def _chosen(folder: Path, name: str | None, question: str, status: Status, quiet
     return choice
 
 
-def _memory_file(memory: str | None, choice: Choice | None, quiet: bool) -> str | None:
-    """The file of the memory. In a folder of memories it is that of the chosen document; None if there is none."""
-    if memory is None or choice is None or not Path(memory).is_dir():
+def _document_name(context: str | None, choice: Choice | None) -> str:
+    """The name under which `fastmem memorize` keeps a document's memory."""
+    if choice is not None:
+        return choice.document.name
+    return "stdin" if context in (None, "-") else Path(str(context)).stem
+
+
+def _memory_file(memory: str | None, name: str | None, quiet: bool) -> str | None:
+    """The file of the memory. In a folder of memories it is that of this name; None if there is none."""
+    if memory is None or name is None or not Path(memory).is_dir():
         return memory
-    file = memory_path(Path(memory), choice.document.name)
+    file = memory_path(Path(memory), name)
     if file.exists():
         return str(file)
     if not quiet:
-        say(f"note: {memory} has no memory of {choice.document.name}: it is memorized now.")
+        say(f"note: {memory} has no memory of {name}: it is memorized now.")
     return None
 
 

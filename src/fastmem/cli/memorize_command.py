@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastmem.cli import error_text
+from fastmem.cli.choose_part import Part, parts_of
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
+from fastmem.cli.memorization_progress import memorization_progress
 from fastmem.cli.memory_listing import SUFFIX, memory_line, memory_name, memory_path, memory_record
 from fastmem.cli.output import Status, emit, say
 from fastmem.cli.read_document import no_documents, read_document, read_from_folder
@@ -47,6 +49,10 @@ def memorize(
         bool,
         typer.Option("--truncate", help="Cut documents that are too long for the model instead of refusing them."),
     ] = False,
+    part_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Cut documents into parts of at most N tokens, with a memory each."),
+    ] = None,
 ) -> None:
     """Memorize documents into memory files, one for each.
 
@@ -55,6 +61,9 @@ def memorize(
     With --documents, every document in a folder and its subfolders becomes a memory: hr/leave.pdf becomes
     hr/leave.pdf.safetensors. Files that cannot be read and documents that are too long are skipped, and named at the
     end.
+
+    With --part-tokens, each part of a longer document has a memory: policy.part-1.safetensors and so on.
+    fastmem ask --part-tokens N --memory DIR takes the one of the part that fits the question.
 
     An existing memory of the same text, recipe and base is kept, so an interrupted command can be run again. If a
     document cannot be memorized, the others still are.
@@ -82,7 +91,18 @@ def memorize(
             place = f"{source.name} ({number} of {len(sources)})"
             try:
                 status(f"{place} ...")
-                record = _memorized(llm, source, chosen, store, keep_text, truncate, _Progress(status, place, chosen))
+                for part in parts_of(llm, source.read(), part_tokens):
+                    target = _target(source, part)
+                    if target in (Path(record["file"]) for record in made):
+                        raise InputError(f"{target.name} is the memory of another document already: rename this one.")
+                    what = place if part.count == 1 else f"{place}, {part.place}"
+                    on_step = memorization_progress(status, what, chosen.steps)
+                    record = _memorized(llm, part.text, target, chosen, store, keep_text, truncate, on_step)
+                    record |= {"source": source.name} | (part.record() if part.count > 1 else {})
+                    made.append(record)
+                    if not output.json:
+                        status("")
+                        print(memory_line(record, memory_name(Path(record["file"]), output_folder)), flush=True)
             except FastMemError as error:
                 status("")
                 text = error_text(error, "memorize")
@@ -91,11 +111,6 @@ def memorize(
                     continue
                 say(f"error: {source.name}: {text}")
                 failed.append({"source": source.name, "error": str(error)})
-                continue
-            made.append(record)
-            if not output.json:
-                status("")
-                print(memory_line(record, memory_name(source.target, output_folder)), flush=True)
     skipped.sort()
     if documents is not None and not output.quiet:
         _report(made, skipped, output_folder)
@@ -115,18 +130,6 @@ class _Source:
     name: str
     target: Path
     read: Callable[[], str]
-
-
-@dataclass(frozen=True)
-class _Progress:
-    """Shows each step of a document. place: its name and number."""
-
-    status: Status
-    place: str
-    recipe: "Recipe"
-
-    def __call__(self, step: "Step") -> None:
-        self.status(f"{self.place}: step {step.index + 1} of {self.recipe.steps}, loss {step.loss:.3f}")
 
 
 def _given(files: Sequence[str], folder: Path) -> list[_Source]:
@@ -176,21 +179,26 @@ def _report(made: list[dict[str, Any]], skipped: list[tuple[str, str]], folder: 
     say(f"{len(made)} memories in {folder}: {len(made) - kept} made, {kept} kept; {len(skipped)} skipped.")
 
 
+def _target(source: _Source, part: Part) -> Path:
+    """The file of the memory of a part."""
+    return memory_path(source.target.parent, part.name(source.target.name.removesuffix(SUFFIX)))
+
+
 def _memorized(
     llm: "FastMem",
-    source: _Source,
+    text: str,
+    target: Path,
     recipe: "Recipe",
     store: str | None,
     keep_text: bool,
     truncate: bool,
-    progress: _Progress,
+    on_step: "Callable[[Step], None] | None",
 ) -> dict[str, Any]:
     """Make and write a memory if it does not exist yet. Returns its record."""
     from fastmem.memory.effect import warn_of_effects
     from fastmem.memory.memory import Memory
     from fastmem.prompts import document_identity
 
-    text, target = source.read(), source.target
     started = time.perf_counter()
     try:
         existing = Memory.load(target)
@@ -208,9 +216,9 @@ def _memorized(
             and (existing.recipe, existing.base.digest) == (recipe, llm.base(recipe.layers).digest)
         ):
             warn_of_effects([existing])
-            return memory_record(target, existing) | {"source": source.name, "kept": True}
-    memory = llm.memorize(text, recipe, truncate=truncate, on_step=progress if progress.status.shown else None)
+            return memory_record(target, existing) | {"kept": True}
+    memory = llm.memorize(text, recipe, truncate=truncate, on_step=on_step)
     _make_folder(target.parent)
     memory.save(target, dtype=store, text=keep_text)
     seconds = time.perf_counter() - started
-    return memory_record(target, memory) | {"source": source.name, "kept": False, "seconds": seconds}
+    return memory_record(target, memory) | {"kept": False, "seconds": seconds}

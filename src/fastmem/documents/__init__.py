@@ -17,6 +17,7 @@ from fastmem.documents.document_files import (
     read_document,
     read_documents,
 )
+from fastmem.documents.document_parts import document_parts, fitting_part, sentences
 from fastmem.documents.word_ranking import word_scores
 
 __all__ = [
@@ -24,8 +25,11 @@ __all__ = [
     "DocumentFile",
     "Documents",
     "Skipped",
+    "document_parts",
     "find_documents",
+    "fitting_part",
     "read_document",
     "read_documents",
+    "sentences",
     "word_scores",
 ]

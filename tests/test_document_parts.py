@@ -1,0 +1,72 @@
+"""A long document is cut into parts that lose nothing, fit, and end where paragraphs and sentences do."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastmem.documents import document_parts, fitting_part, sentences
+from fastmem.errors import InputError
+
+TEXTS = st.lists(
+    st.sampled_from(["word", "Dr.", "End.", '"So?"', "今日。", "...", "\n", "\n\n", "\n \n", " ", "x" * 120])
+).map(" ".join)
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+@given(TEXTS, st.integers(1, 9))
+def test_parts_lose_nothing_and_fit(text: str, most: int) -> None:
+    if not text.strip():
+        with pytest.raises(InputError, match="the document is empty"):
+            document_parts(text, most, words)
+        return
+    parts = document_parts(text, most, words)
+    assert "".join("".join(parts).split()) == "".join(text.split())
+    assert all(part == part.strip() != "" for part in parts)
+    assert max(map(words, parts)) <= most
+
+
+@given(TEXTS)
+def test_sentences_are_the_text(text: str) -> None:
+    assert "".join(sentences(text)) == text
+
+
+def test_parts_end_with_paragraphs_if_they_can() -> None:
+    text = "One two. Three.\n\nFour five.\n\nSix seven. Eight nine ten. Eleven."
+    assert document_parts(text, 100, words) == [text]
+    assert document_parts(text, 5, words) == ["One two. Three.\n\nFour five.", "Six seven. Eight nine ten.", "Eleven."]
+    assert document_parts(text, 3, words) == [
+        "One two. Three.",
+        "Four five.",
+        "Six seven.",
+        "Eight nine ten.",
+        "Eleven.",
+    ]
+    assert document_parts(text, 2, words)[-3:] == ["Eight nine", "ten.", "Eleven."]
+
+
+def test_sentences_end_with_their_marks() -> None:
+    text = 'He said "No." Then he left... Did he? Yes\nA line 3.5 long 。今日は。明日'
+    assert [one.strip() for one in sentences(text)] == [
+        'He said "No."',
+        "Then he left...",
+        "Did he?",
+        "Yes",
+        "A line 3.5 long 。",
+        "今日は。",
+        "明日",
+    ]
+
+
+def test_the_fitting_part_shares_words_with_the_question() -> None:
+    parts = ["The office opens at eight.", "The mayor of Tarn is Ada.", "Dogs may come on Fridays."]
+    assert fitting_part("When may dogs come?", parts) == 2
+    assert fitting_part("Who is the MAYOR?", parts) == 1
+    assert fitting_part("xyz", parts) == 0
+
+
+def test_a_part_has_a_token() -> None:
+    with pytest.raises(InputError, match="at least 1 token; given 0"):
+        document_parts("text", 0, words)
