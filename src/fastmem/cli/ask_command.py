@@ -91,11 +91,13 @@ def ask(
         file = _memory_file(memory, choice, output.quiet)
         llm = model.load(status)
         loaded = Memory.load(file, model=llm) if file else None
+        needed = loaded is None and (compare or method_named(method).memorized)
+        made = recipe.of(llm, status) if needed else recipe.known()
     if model.model is None and not output.quiet:
         say(
             "note: the embedded model covers only an invented world (fastmem demo); use --model ID for real documents."
         )
-    query = _Query(llm, question, document, recipe.make(llm.recipe), loaded, truncate, options, output.quiet, choice)
+    query = _Query(llm, question, document, made, loaded, truncate, options, output.quiet, choice)
     if compare:
         _compare(query, tuple(METHODS), output.json, show_memorization)
     else:
