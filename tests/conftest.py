@@ -23,7 +23,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where automatic recipes are kept in the tests, and in the processes that they start: not in the user's folder."""
+    """Where the tests, and the processes that they start, keep automatic recipes: not in the user's folder."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["FASTMEM_CACHE"] = str(folder)
     return folder

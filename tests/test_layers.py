@@ -44,7 +44,7 @@ ARROWS: dict[str, set[str]] = {
     "serve": LIBRARY | {"serve", "tiny", "surprisal_report", "atomic_write"},
     "cli": LIBRARY
     | {"cli", "lab", "serve", "tiny", "loading", "cost", "calibrate", "auto_recipe", "export", "environment"}
-    | {"surprisal_report", "extras", "documents"},
+    | {"surprisal_report", "atomic_write", "extras", "documents"},
 }
 # outside library -> files and folders in which it may be imported.
 PLACES = {

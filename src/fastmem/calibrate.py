@@ -147,8 +147,8 @@ def calibrate(
     """The recipe with the largest rate at which the drift is at most `most_drift`.
 
     neutral: by default the English set that comes with FastMem. recipe: all but its rate; by default the paper's, with
-    `STEPS` steps. on_progress: called at the beginning, after each document and at the end. Errors: `InputError` for a
-    document that exceeds the model's positions.
+    `STEPS` steps. on_progress: called at the beginning, after each document and at the end. A document that
+    exceeds the model's positions is cut. Errors: `InputError` for a question that exceeds them.
     """
     neutral = neutral or read_neutral()
     recipe = recipe or settings(Recipe.auto())
@@ -163,7 +163,8 @@ def calibrate(
 
     advance(0)
     unrelated = UnrelatedAnswers(llm, neutral.questions, recipe.layers)
-    documents = [llm.memory_tokens(text, recipe) for text in neutral.documents]
+    placed = replace(recipe, placement="assistant") if recipe.placement == "prompt" else recipe
+    documents = [llm.memory_tokens(text, placed, truncate=True) for text in neutral.documents]
     found: dict[int, Point] = {}
 
     def allowed(index: int) -> bool:

@@ -300,7 +300,7 @@ class FastMem:
         memorized, seconds = uses_memory(method, memory is not None), 0.0
         made = self.resolved(recipe) if memorized and memory is None else None  # the recipe of the memory to make
         # 1. Prompt and document as tokens, with everything checked before memorizing is paid for.
-        placement = made and made.placement
+        placement = None if made is None else made.placement
         asked = self.preparer.question(question, context, method, Decoding.of(options), placement, truncate)
         request = asked.request
         # 2. The memory.

@@ -102,7 +102,7 @@ def calibrate(
     if plot is not None:
         print(f"drawn in {plot}")
     if found.file is not None and not output.quiet:
-        say(f"{'kept' if found.made else 'found before, kept'} in {found.file}")
+        say(f"kept in {found.file}" if found.made else f"found before, in {found.file}")
     if not found.calibration.bounded:
         say("note: no rate in the range drifts as much as allowed; the nearest one was taken.")
 

@@ -43,7 +43,15 @@ def draw(found: "Calibration", path: Path, model: str) -> None:
         upper.axhline(MOST_DRIFT, color=LIMIT, linewidth=1, label=f"limit, {MOST_DRIFT:g}")
         for point in found.points:
             if point not in points:
-                upper.plot(point.learning_rate, 0.97, "^", color=LIMIT, transform=upper.get_xaxis_transform())
+                place = upper.get_xaxis_transform()
+                upper.plot(
+                    point.learning_rate,
+                    0.97,
+                    "^",
+                    color=LIMIT,
+                    transform=place,
+                    label=f"{point.learning_rate:.2g} diverged",
+                )
         upper.set_yscale("log" if any(p.drift > 0 for p in points) else "linear")
         upper.set_ylabel("drift, nats per token of\nan unrelated answer")
         tried = [p for p in found.points if math.isfinite(p.loss_after)]
@@ -53,6 +61,8 @@ def draw(found: "Calibration", path: Path, model: str) -> None:
         lower.set_ylabel("loss of the documents,\nnats per token")
         lower.set_xlabel("learning rate")
         lower.set_xscale("log")
+        lower.set_xticks([p.learning_rate for p in found.points], [f"{p.learning_rate:.2g}" for p in found.points])
+        lower.set_xticks([], minor=True)
         for axes in (upper, lower):
             axes.axvline(rate, color=INK, linewidth=1, linestyle=":", label=f"taken, {rate:g}")
             axes.legend(frameon=False)

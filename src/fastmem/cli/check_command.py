@@ -48,7 +48,7 @@ def check(
 
     Half of the questions chooses the method, the other half judges it. Each answer is written at once: if the command
     is interrupted, run it again to continue. Without answers in FILE it lists what changed, for a person to judge. The
-    recipe is the automatic one of the model, unless --recipe or --learning-rate is given.
+    recipe is the automatic one of the model, unless --recipe or --learning-rate says otherwise.
 
     \b
     Examples:
@@ -68,7 +68,9 @@ def check(
     chosen_from = names(methods)
     if "base" in chosen_from or not chosen_from:
         raise InputError(f"--methods is {methods!r}: give one or more to compare with base, which is always run.")
-    chosen = recipe if recipe.recipe or recipe.learning_rate is not None else replace(recipe, recipe="auto")
+    # The embedded model brings its own recipe.
+    own = recipe.recipe is not None or recipe.learning_rate is not None or model.model is None
+    chosen = recipe if own else replace(recipe, recipe="auto")
     experiment = Experiment(TASK, ("base", *chosen_from), chosen.known(), max_new_tokens=max_new_tokens)
     target = folder or Path(f"check-{questions.stem}")
     with Status(quiet=output.quiet) as status:
