@@ -21,6 +21,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers are the parallelism
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests, and the processes that they start, keep automatic recipes: not in the user's folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["FASTMEM_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of recorded runs, real rows and small checkpoints beside the checkout."""

@@ -211,7 +211,7 @@ def test_a_flag_out_of_range(fastmem: Runner, llama: Path, flags: list[object], 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (None, "cannot be read (No such file or directory): give a JSON file."),
+        (None, "cannot be read (No such file or directory): give a JSON file, auto or paper."),
         ("{", "is not JSON ("),
         ("[1]", "holds a list: give an object of recipe fields."),
         ('{"learnin_rate": 1}', "'learnin_rate'. Did you mean 'learning_rate'?"),

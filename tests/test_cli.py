@@ -244,7 +244,7 @@ def test_the_decoding_flags_are_decoding() -> None:
 def test_flags_override_the_file_and_the_file_the_default(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     path.write_text('{"steps": 20, "kl_weight": 0.3, "layers": [-2, -1]}')
-    made = flags.RecipeFlags(recipe=path, steps=5).make(Recipe(learning_rate=1e-3))
+    made = flags.RecipeFlags(recipe=str(path), steps=5).make(Recipe(learning_rate=1e-3))
     assert made == Recipe(learning_rate=1e-3, steps=5, kl_weight=0.3, layers=(-2, -1))
     assert flags.RecipeFlags(layers="0,-1", recipe_seed=3).make(Recipe()) == Recipe(layers=(0, -1), seed=3)
 

@@ -34,16 +34,17 @@ ARROWS: dict[str, set[str]] = {
     "loading": {"split"},
     "documents": {"documents", "extras"},
     "tiny": {"tiny"},
-    "model": CORE | {"loading", "tiny"},
+    "model": CORE | {"loading", "tiny", "auto_recipe"},
     "surprisal_report": LIBRARY,
     "export": LIBRARY,
     "cost": LIBRARY,
     "calibrate": LIBRARY,
+    "auto_recipe": LIBRARY | {"calibrate", "atomic_write"},
     "lab": LIBRARY | {"lab", "tiny", "environment", "atomic_write", "extras", "documents"},
     "serve": LIBRARY | {"serve", "tiny", "surprisal_report", "atomic_write"},
     "cli": LIBRARY
-    | {"cli", "lab", "serve", "tiny", "loading", "cost", "calibrate", "export", "environment", "surprisal_report"}
-    | {"extras", "documents"},
+    | {"cli", "lab", "serve", "tiny", "loading", "cost", "calibrate", "auto_recipe", "export", "environment"}
+    | {"surprisal_report", "atomic_write", "extras", "documents"},
 }
 # outside library -> files and folders in which it may be imported.
 PLACES = {
@@ -61,6 +62,7 @@ PLACES = {
     "optuna": ("lab/search/",),
     "jinja2": ("lab/report/",),
     "fastapi": ("serve/",),
+    "platformdirs": ("auto_recipe.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),
     "lxml": ("documents/html_text.py",),

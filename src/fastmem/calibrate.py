@@ -4,6 +4,7 @@ A memory should change what a model says about its document and nothing else. Th
 of KL(untouched || memorized) over the tokens of the untouched model's own answers to questions that have nothing to do
 with the document. It grows with the rate (about with its square), so the rate at which it reaches a limit is found by
 bisection, with a handful of documents. docs/log.md (2026-11-26) has what is known of the rates that come of it.
+`auto_recipe.py` keeps what is found.
 """
 
 import json
@@ -18,7 +19,7 @@ from fastmem.errors import InputError
 from fastmem.learn.budget import CHUNK_POSITIONS
 from fastmem.learn.memorize import drain
 from fastmem.learn.objective import Chunk
-from fastmem.memory.recipe import Recipe
+from fastmem.memory.recipe import AutoRecipe, Recipe, changed_recipe
 from fastmem.model import FastMem
 from fastmem.prompts import Tokens
 from fastmem.split.hooks import FFN, Activations
@@ -55,6 +56,18 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """done, total: documents memorized; equal at the end. point: the last rate that was tried."""
+
+    done: int
+    total: int
+    point: Point | None
+
+
+OnProgress = Callable[[Progress], None] | None
+
+
+@dataclass(frozen=True)
 class Calibration:
     """The recipe that was found. points: the rates that were tried, in their order. bounded: False if the highest rate
     that is tried still drifts less than allowed, or the lowest one more."""
@@ -62,6 +75,11 @@ class Calibration:
     recipe: Recipe
     points: tuple[Point, ...]
     bounded: bool
+
+
+def settings(auto: AutoRecipe) -> Recipe:
+    """An automatic recipe without its rate, which is still to be found: the fields that are given, and the rule's."""
+    return changed_recipe(replace(Recipe(), steps=STEPS), dict(auto.changes))
 
 
 def read_neutral(path: Path = NEUTRAL_FILE) -> Neutral:
@@ -124,46 +142,65 @@ def calibrate(
     recipe: Recipe | None = None,
     *,
     most_drift: float = MOST_DRIFT,
-    on_point: Callable[[Point], None] | None = None,
+    on_progress: OnProgress = None,
 ) -> Calibration:
     """The recipe with the largest rate at which the drift is at most `most_drift`.
 
-    neutral: by default the English set that comes with FastMem. recipe: all but its rate; by default the model's, with
-    `STEPS` steps. on_point: called with every rate that was tried. Errors: `InputError` for a document that exceeds
-    the model's positions.
+    neutral: by default the English set that comes with FastMem. recipe: all but its rate; by default the paper's, with
+    `STEPS` steps. on_progress: called at the beginning, after each document and at the end. A document that
+    exceeds the model's positions is cut. Errors: `InputError` for a question that exceeds them.
     """
     neutral = neutral or read_neutral()
-    recipe = recipe or replace(llm.recipe, steps=STEPS)
+    recipe = recipe or settings(Recipe.auto())
+    total = math.ceil(math.log2(RATES + 1)) * len(neutral.documents)
+    done, last = 0, None
+
+    def advance(documents: int) -> None:
+        nonlocal done
+        done += documents
+        if on_progress is not None:
+            on_progress(Progress(done, total, last))
+
+    advance(0)
     unrelated = UnrelatedAnswers(llm, neutral.questions, recipe.layers)
-    documents = [llm.memory_tokens(text, recipe) for text in neutral.documents]
+    placed = replace(recipe, placement="assistant") if recipe.placement == "prompt" else recipe
+    documents = [llm.memory_tokens(text, placed, truncate=True) for text in neutral.documents]
     found: dict[int, Point] = {}
 
     def allowed(index: int) -> bool:
-        rate = LOWEST_RATE * 2**index
-        found[index] = tried(llm, documents, unrelated, replace(recipe, learning_rate=rate))
-        if on_point is not None:
-            on_point(found[index])
-        return found[index].drift <= most_drift
+        nonlocal last
+        at_rate = replace(recipe, learning_rate=LOWEST_RATE * 2**index)
+        last = found[index] = tried(llm, documents, unrelated, at_rate, lambda: advance(1))
+        return last.drift <= most_drift
 
     low, high = -1, RATES  # allowed, not allowed
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if allowed(middle) else (low, middle)
+    advance(total - done)
     points = tuple(found[index] for index in sorted(found))
     bounded = low >= 0 and high < RATES
     rate = crossing(found[low], found[high], most_drift) if bounded else LOWEST_RATE * 2 ** max(low, 0)
     return Calibration(replace(recipe, learning_rate=float(f"{rate:.2g}")), points, bounded)
 
 
-def tried(llm: FastMem, documents: Sequence[Tokens], unrelated: UnrelatedAnswers, recipe: Recipe) -> Point:
-    """What memorizing these documents does with a recipe."""
-    # Not `memorize`: that a high rate diverges is no reason for a warning here.
-    memories = [drain(llm.memorizing(document, recipe, watch=False))[0] for document in documents]
-    drifts = []
-    for memory in memories:
+def tried(
+    llm: FastMem,
+    documents: Sequence[Tokens],
+    unrelated: UnrelatedAnswers,
+    recipe: Recipe,
+    on_document: Callable[[], None] = lambda: None,
+) -> Point:
+    """What memorizing these documents does with a recipe. on_document: called after each."""
+    drifts, losses = [], []
+    for document in documents:
+        # Not `memorize`: that a high rate diverges is no reason for a warning here.
+        (memory,) = drain(llm.memorizing(document, recipe, watch=False))
         drifts.append(math.inf if memory.stopped else unrelated.drift(llm.ffn(memory) or {}))
         llm.release(memory)
-    losses = [(m.trace[0].cross_entropy, m.trace[-1].cross_entropy) for m in memories if m.trace]
+        if memory.trace:
+            losses.append((memory.trace[0].cross_entropy, memory.trace[-1].cross_entropy))
+        on_document()
     before, after = (sum(each) / len(each) for each in zip(*losses, strict=True)) if losses else (math.nan, math.nan)
     return Point(recipe.learning_rate, sum(drifts) / len(drifts), before, after)
 

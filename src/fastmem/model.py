@@ -37,7 +37,7 @@ from fastmem.memory.compatibility import require_same
 from fastmem.memory.effect import warn_of_effects
 from fastmem.memory.memory import Base, Memory, Step
 from fastmem.memory.memory_modules import MemoryModules
-from fastmem.memory.recipe import Recipe, changed_recipe
+from fastmem.memory.recipe import Recipe, RecipeChoice, changed_recipe, chosen_recipe
 from fastmem.prompts import Chat, Prompt, Tokens
 from fastmem.ranges import Number, checked
 from fastmem.split.hooks import FFN
@@ -45,22 +45,27 @@ from fastmem.split.split_model import SplitModel
 from fastmem.torch_modes import in_own_modes
 
 OnStep = Callable[[Step], None] | None
+Texts = list[str] | list[Tokens]
+Documents = str | Tokens | Texts
+Prompts = list[str] | list[Tokens] | Sequence[Chat] | list[Prompt]
+Memories = Memory | Sequence[Memory | None] | None
 
 
 class FastMem:
     """A model ready to memorize and answer.
 
-    tokenizer: None if all input is `Tokens`. recipe: the default of `memorize`. prefix_bytes: keys and values to keep
-    of what was read, so that a second question about a document is read alone. Errors: `UnsupportedModelError` if the
-    model cannot be split (see `SplitModel`).
+    tokenizer: None if all input is `Tokens`. recipe: the default of `memorize`, the paper's if left out; "auto" finds
+    one for this model when it is first used. prefix_bytes: keys and values to keep of what was read, so that a second
+    question about a document is read alone. Errors: `UnsupportedModelError` if the model cannot be split (see
+    `SplitModel`).
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None, *, recipe: Recipe | None = None, prefix_bytes: int = 0):
+    def __init__(self, model: Any, tokenizer: Any = None, *, recipe: RecipeChoice = None, prefix_bytes: int = 0):
         self.model, self.tokenizer = model, tokenizer
         self.prefixes = PrefixCache(checked(prefix_bytes, Number(0, whole=True), "prefix_bytes"))
         self.split_model = SplitModel(model)
         self.preparer = Preparer(self.split_model, tokenizer)
-        self.recipe = recipe or Recipe()
+        self._recipe = chosen_recipe("paper" if recipe is None else recipe)
         self.name: str = getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.revision: str | None = getattr(model.config, "_commit_hash", None)
         self.modules = MemoryModules(self.split_model)
@@ -73,7 +78,7 @@ class FastMem:
         *,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
-        recipe: Recipe | None = None,
+        recipe: RecipeChoice = None,
         **kwargs: Any,
     ) -> "FastMem":
         """A model by hub id or folder; None for the embedded one. `kwargs` go to transformers' `from_pretrained`.
@@ -86,31 +91,39 @@ class FastMem:
             return cls(*load(name, dtype, device, **kwargs), recipe=recipe)
         from fastmem import tiny
 
-        own = recipe or changed_recipe(Recipe(), tiny.RECIPE)
-        llm = cls(*load(tiny.MODEL_DIR, dtype, device, **kwargs), recipe=own)
+        recipe = changed_recipe(Recipe(), tiny.RECIPE) if recipe is None else recipe
+        llm = cls(*load(tiny.MODEL_DIR, dtype, device, **kwargs), recipe=recipe)
         llm.name = "fastmem-tiny"
         return llm
 
+    @property
+    def recipe(self) -> Recipe:
+        """The default of `memorize`, resolved."""
+        return self.resolved()
+
+    @recipe.setter
+    def recipe(self, recipe: RecipeChoice) -> None:
+        self._recipe = chosen_recipe(recipe)
+
+    def resolved(self, recipe: RecipeChoice = None) -> Recipe:
+        """A recipe in numbers, by default that of `memorize`. An automatic one is found now. Errors: `InputError`."""
+        chosen = self._recipe if recipe is None else chosen_recipe(recipe)
+        if isinstance(chosen, Recipe):
+            return chosen
+        from fastmem.auto_recipe import automatic_recipe  # which needs this class
+
+        return automatic_recipe(self, chosen)
+
     @overload
     def memorize(
-        self, context: str | Tokens, recipe: Recipe | None = None, *, on_step: OnStep = None, truncate: bool = False
+        self, context: str | Tokens, recipe: RecipeChoice = None, *, on_step: OnStep = None, truncate: bool = False
     ) -> Memory: ...
     @overload
     def memorize(
-        self,
-        context: list[str] | list[Tokens],
-        recipe: Recipe | None = None,
-        *,
-        on_step: OnStep = None,
-        truncate: bool = False,
+        self, context: Texts, recipe: RecipeChoice = None, *, on_step: OnStep = None, truncate: bool = False
     ) -> list[Memory]: ...
     def memorize(
-        self,
-        context: str | Tokens | list[str] | list[Tokens],
-        recipe: Recipe | None = None,
-        *,
-        on_step: OnStep = None,
-        truncate: bool = False,
+        self, context: Documents, recipe: RecipeChoice = None, *, on_step: OnStep = None, truncate: bool = False
     ) -> Memory | list[Memory]:
         """Tune the last FFN on a document: a `Memory`; for a list of documents a list of them.
 
@@ -118,13 +131,11 @@ class FastMem:
         positions instead of refusing it. Errors: `InputError` for an empty or too long context or a recipe out of
         range, `ResourceError` if memory runs out.
         """
-        recipe = recipe or self.recipe
+        recipe = self.resolved(recipe)
         contexts: list[Any] = context if isinstance(context, list) else [context]
         documents = [c if isinstance(c, Tokens) else self.memory_tokens(c, recipe, truncate) for c in contexts]
-        memories = [
-            self._memorized(document, recipe, on_step, one if isinstance(one, str) else None)
-            for document, one in zip(documents, contexts, strict=True)
-        ]
+        texts = [c if isinstance(c, str) else None for c in contexts]
+        memories = [self._memorized(d, recipe, on_step, text) for d, text in zip(documents, texts, strict=True)]
         warn_of_effects(memories)
         return memories if isinstance(context, list) else memories[0]
 
@@ -138,7 +149,7 @@ class FastMem:
     def memorizing(
         self,
         document: Tokens | Reading,
-        recipe: Recipe | None = None,
+        recipe: RecipeChoice = None,
         *,
         at: Sequence[int] | None = None,
         text: str | None = None,
@@ -151,7 +162,7 @@ class FastMem:
         also for at and watch), and returns the memories. document: one that `read` has read needs no trunk pass. text,
         cache: as for `read`. Errors: those of `memorize`.
         """
-        recipe = recipe or self.recipe
+        recipe = self.resolved(recipe)
         layers = self.split_model.indices(recipe.layers)
         with explained_out_of_memory():
             if isinstance(document, Tokens):
@@ -172,9 +183,9 @@ class FastMem:
         reading = read(self.split_model, document.ids, document.scored, layers, cache)
         return replace(reading, details=prompts.document_identity(document, text) | self.reader)
 
-    def memory_tokens(self, context: str, recipe: Recipe | None = None, truncate: bool = False) -> Tokens:
+    def memory_tokens(self, context: str, recipe: RecipeChoice = None, truncate: bool = False) -> Tokens:
         """The document as `memorize` reads it. Errors: `InputError` if it is empty or too long."""
-        return self.preparer.document(context, (recipe or self.recipe).placement, truncate)
+        return self.preparer.document(context, self.resolved(recipe).placement, truncate)
 
     def base(self, layers: Sequence[int] = (-1,)) -> Base:
         """This model as a memory of these layers records it."""
@@ -223,18 +234,10 @@ class FastMem:
     ) -> Answer: ...
     @overload
     def generate(
-        self,
-        prompt: list[str] | list[Tokens] | Sequence[Chat] | list[Prompt],
-        memory: Memory | Sequence[Memory | None] | None = None,
-        method: str = "base",
-        **options: Any,
+        self, prompt: Prompts, memory: Memories = None, method: str = "base", **options: Any
     ) -> list[Answer]: ...
     def generate(
-        self,
-        prompt: Prompt | list[str] | list[Tokens] | Sequence[Chat] | list[Prompt],
-        memory: Memory | Sequence[Memory | None] | None = None,
-        method: str = "base",
-        **options: Any,
+        self, prompt: Prompt | Prompts, memory: Memories = None, method: str = "base", **options: Any
     ) -> Answer | list[Answer]:
         """An `Answer` to a prompt: a user turn as text, chat messages, or `Tokens`; for a list of prompts a list.
 
@@ -246,11 +249,8 @@ class FastMem:
             return self.stream(prompt, memory, method, **options).run()  # type: ignore[arg-type]
         many: list[Any] = list(prompt)
         given = {"memory": memory} | {k: options.pop(k) for k in ("without_context", "prefix") if k in options}
-        each = {name: one_for_each(name, value, len(many)) for name, value in given.items()}
-        requests = [
-            self.request(one, method=method, **options | {name: values[i] for name, values in each.items()})
-            for i, one in enumerate(many)
-        ]
+        each = one_for_each(given, len(many))
+        requests = [self.request(one, method=method, **options | own) for one, own in zip(many, each, strict=True)]
         return answers(self.batch(), requests, Decoding.of(options).batch_size)
 
     def stream(self, prompt: Prompt, memory: Memory | None = None, method: str = "base", **options: Any) -> Stream:
@@ -263,7 +263,7 @@ class FastMem:
         question: str,
         context: str,
         method: str = "fastmem",
-        recipe: Recipe | None = None,
+        recipe: RecipeChoice = None,
         *,
         memory: Memory | None = None,
         on_step: OnStep = None,
@@ -285,7 +285,7 @@ class FastMem:
         question: str,
         context: str,
         method: str = "fastmem",
-        recipe: Recipe | None = None,
+        recipe: RecipeChoice = None,
         *,
         memory: Memory | None = None,
         on_step: OnStep = None,
@@ -293,17 +293,17 @@ class FastMem:
         **options: Any,
     ) -> Stream:
         """`answer`, piece by piece: it memorizes at once and decodes while it is iterated."""
-        recipe, seconds = recipe or self.recipe, 0.0
-        memorized = uses_memory(method, memory is not None)
-        placement = recipe.placement if memorized and memory is None else None
+        memorized, seconds = uses_memory(method, memory is not None), 0.0
+        made = self.resolved(recipe) if memorized and memory is None else None  # the recipe of the memory to make
         # 1. Prompt and document as tokens, with everything checked before memorizing is paid for.
+        placement = None if made is None else made.placement
         asked = self.preparer.question(question, context, method, Decoding.of(options), placement, truncate)
         request = asked.request
         # 2. The memory.
-        if asked.document is not None:
+        if made is not None and asked.document is not None:
             started = time.perf_counter()
             cache = self.shareable_cache() if placement == "prompt" else None
-            memory = self._memorized(asked.document, recipe, on_step, asked.context, cache)
+            memory = self._memorized(asked.document, made, on_step, asked.context, cache)
             warn_of_effects([memory])
             request = request if cache is None else replace(request, prefix=Prefix(request.prompt, cache))
             seconds = time.perf_counter() - started

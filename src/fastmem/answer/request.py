@@ -76,15 +76,16 @@ class Decoding(Sampling):
         return tuple(text for text in ([self.stop] if isinstance(self.stop, str) else self.stop) if text)
 
 
-def one_for_each(name: str, given: Any, count: int) -> list[Any]:
-    """An option as a list with a value for each of `count` prompts; a value that is no list is for all of them.
+def one_for_each(given: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """These options for each of `count` prompts: a list has a value for each, any other value is for all of them.
 
     Errors: `InputError` for a list of another length.
     """
-    values = list(given) if isinstance(given, list | tuple) else [given] * count
-    if len(values) != count:
-        raise InputError(f"{name}: {len(values)} given for {count} prompts; give one for each.", field=name)
-    return values
+    columns = {n: list(v) if isinstance(v, list | tuple) else [v] * count for n, v in given.items()}
+    for name, values in columns.items():
+        if len(values) != count:
+            raise InputError(f"{name}: {len(values)} given for {count} prompts; give one for each.", field=name)
+    return [{name: values[i] for name, values in columns.items()} for i in range(count)]
 
 
 @dataclass(frozen=True, eq=False)

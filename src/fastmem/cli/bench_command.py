@@ -30,8 +30,9 @@ def bench(
 
     with Status(quiet=output.quiet) as status:
         llm = model.load(status)
+        made = recipe.of(llm, status)
         status("measuring: products, memorizing, each method ...")
-        costs = card(llm, recipe.make(llm.recipe), tokens, new_tokens)
+        costs = card(llm, made, tokens, new_tokens)
     if output.json:
         return emit(costs)
     print("\n".join(_lines(costs)))

@@ -1,5 +1,6 @@
 """`fastmem calibrate`: a recipe for a model, without labels."""
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ from fastmem.cli.output import Status, emit, say
 from fastmem.errors import InputError
 
 if TYPE_CHECKING:
-    from fastmem.calibrate import Calibration, Point
+    from fastmem.calibrate import Point
 
 
 @with_flags
@@ -19,6 +20,10 @@ def calibrate(
     model: ModelFlags,
     recipe: RecipeFlags,
     output: OutputFlags,
+    documents: Annotated[
+        Path | None,
+        typer.Option("--documents", metavar="DIR", help="Documents of your own: pieces of 8 files are memorized."),
+    ] = None,
     neutral: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="JSONL of documents and unrelated questions; default: English ones."),
@@ -26,59 +31,82 @@ def calibrate(
     file: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Write the recipe to this file, for --recipe.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw drift and loss by rate: FILE.svg or FILE.png.")
+    ] = None,
 ) -> None:
     """Find the learning rate of a model, without labels.
 
     It is the largest rate at which the model's own answers to unrelated questions stay what they were. Three steps
     instead of ten, unless --steps says otherwise. Takes about as long as memorizing 20 documents.
 
+    What is found is kept in a cache folder ($FASTMEM_CACHE, or the platform's), so it is found once per model. Without
+    --documents, --neutral and single values it is what --recipe auto uses, which finds it on first use.
+
     \b
     Examples:
-      fastmem calibrate --model Qwen/Qwen3-0.6B --output recipe.json
+      fastmem calibrate --model Qwen/Qwen3-0.6B
+      fastmem calibrate --model Qwen/Qwen3-0.6B --documents policies --output recipe.json --plot rates.svg
       fastmem calibrate --model my-model --neutral german.jsonl --output recipe.json
     """
-    from fastmem import calibrate as rates
-    from fastmem.lab.run.experiment import recipe_values
-    from fastmem.lab.run.run_files import write_json
-
     if recipe.learning_rate is not None:
         raise InputError("the learning rate is what is to be found: leave it out.", field="learning_rate")
-    recipe.check()
+    if recipe.recipe == "auto":
+        raise InputError("the automatic recipe is what is to be found: leave it out.", field="recipe")
+    if plot is not None:
+        from fastmem.cli.calibration_chart import require_drawable
+
+        require_drawable(plot)
+    from fastmem import calibrate as rates
+    from fastmem.auto_recipe import find_recipe
+    from fastmem.cli.calibration_documents import calibration_pieces, cut
+    from fastmem.cli.calibration_view import ProgressBar, lines
+    from fastmem.lab.run.experiment import recipe_values
+    from fastmem.lab.run.run_files import write_json
+    from fastmem.memory.recipe import Recipe
+
     texts = rates.read_neutral(neutral) if neutral else rates.read_neutral()
     with Status(quiet=output.quiet) as status:
+        pieces, skipped = (
+            calibration_pieces(documents, lambda name: status(f"reading {name} ...")) if documents else ([], [])
+        )
+        status("")
+        for one in () if output.quiet else skipped:
+            say(f"skipped: {one.name}: {one.reason.rstrip('.')}.")
         llm = model.load(status)
-        wanted = recipe.make(replace(llm.recipe, steps=rates.STEPS))
-        status("answering the unrelated questions ...")
-        tried = 0
-
-        def show(point: "Point") -> None:
-            nonlocal tried
-            tried += 1
-            status(f"rate {tried} of at most 5: {point.learning_rate:.2g} drifts {point.drift:.2g} ...")
-
-        found = rates.calibrate(llm, texts, wanted, on_point=show)
-    values = recipe_values(found.recipe)
+        if pieces:
+            texts = replace(texts, documents=tuple(cut(piece, llm.tokenizer) for piece in pieces))
+        status("")
+        settings = recipe.of(llm, default=rates.settings(Recipe.auto()))
+        found = find_recipe(llm, texts, settings, ProgressBar(status))
+    values = recipe_values(found.calibration.recipe)
     if file is not None:
         write_json(file, values)
+    if plot is not None:
+        from fastmem.cli.calibration_chart import draw
+
+        draw(found.calibration, plot, llm.name)
     if output.json:
-        emit({"recipe": values, "bounded": found.bounded, "points": [asdict(point) for point in found.points]})
+        points = [_record(point) for point in found.calibration.points]
+        place = {"kept": str(found.file) if found.file else None, "found_before": not found.made}
+        emit({"recipe": values, "bounded": found.calibration.bounded, "points": points} | place)
         return
-    print("\n".join(_lines(found)))
+    print("\n".join(lines(found.calibration)))
+    automatic = not documents and not neutral and settings == rates.settings(Recipe.auto())
+    if automatic:
+        print("use it with --recipe auto")
     if file is not None:
         print(f"written to {file}: use it with --recipe {file}")
-    if not found.bounded:
+    elif not automatic:
+        print("write it to a file with --output FILE, for --recipe FILE: --recipe auto is found with the neutral set")
+    if plot is not None:
+        print(f"drawn in {plot}")
+    if found.file is not None and not output.quiet:
+        say(f"kept in {found.file}" if found.made else f"found before, in {found.file}")
+    if not found.calibration.bounded:
         say("note: no rate in the range drifts as much as allowed; the nearest one was taken.")
 
 
-def _lines(found: "Calibration") -> list[str]:
-    """The rates that were tried, and the recipe."""
-    rows = [
-        f"{point.learning_rate:9.2g} {point.drift:12.2g} {point.loss_before:8.2f} {point.loss_after:8.2f}"
-        for point in found.points
-    ]
-    recipe = found.recipe
-    return [
-        "     rate   drift, nats   loss of the document, before and after",
-        *rows,
-        f"recipe: --learning-rate {recipe.learning_rate:g} --steps {recipe.steps} --kl-weight {recipe.kl_weight:g}",
-    ]
+def _record(point: "Point") -> dict[str, float | None]:
+    """A point as JSON, which has no infinite numbers."""
+    return {name: value if math.isfinite(value) else None for name, value in asdict(point).items()}

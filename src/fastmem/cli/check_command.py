@@ -47,7 +47,8 @@ def check(
     """Say whether memorizing helps on your questions and documents.
 
     Half of the questions chooses the method, the other half judges it. Each answer is written at once: if the command
-    is interrupted, run it again to continue. Without answers in FILE it lists what changed, for a person to judge.
+    is interrupted, run it again to continue. Without answers in FILE it lists what changed, for a person to judge. The
+    recipe is the automatic one of the model, unless --recipe or --learning-rate says otherwise.
 
     \b
     Examples:
@@ -63,12 +64,14 @@ def check(
     from fastmem.lab.run.runner import run
     from fastmem.lab.tasks import Data
     from fastmem.lab.tasks.own_questions import TASK, named_columns, read_questions
-    from fastmem.memory.recipe import Recipe
 
     chosen_from = names(methods)
     if "base" in chosen_from or not chosen_from:
         raise InputError(f"--methods is {methods!r}: give one or more to compare with base, which is always run.")
-    experiment = Experiment(TASK, ("base", *chosen_from), recipe.make(Recipe()), max_new_tokens=max_new_tokens)
+    # The embedded model brings its own recipe.
+    own = recipe.recipe is not None or recipe.learning_rate is not None or model.model is None
+    chosen = recipe if own else replace(recipe, recipe="auto")
+    experiment = Experiment(TASK, ("base", *chosen_from), chosen.known(), max_new_tokens=max_new_tokens)
     target = folder or Path(f"check-{questions.stem}")
     with Status(quiet=output.quiet) as status:
         status("reading the questions ...")
@@ -81,7 +84,7 @@ def check(
         )
         experiment.headline(found.examples)
         llm = model.load(status)
-        experiment = replace(experiment, recipe=recipe.make(llm.recipe))
+        experiment = replace(experiment, recipe=chosen.of(llm, status))
         reporter = ProgressReporter(status, output.quiet)
         with resumable(reporter, target):
             run(llm, experiment, Data(TASK, found.examples, found.source, found.revision), target, reporter)

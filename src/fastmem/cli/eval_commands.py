@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastmem.lab.run.runner import Progress
     from fastmem.lab.scores.summary import Scorers
     from fastmem.lab.tasks import Data
+    from fastmem.memory.recipe import Recipe
 
 DEFAULT_METHODS = "base,cad,dola,fastmem,fastmem+cd,fastmem+dola"
 _LINE_INTERVAL_SECONDS = 30  # between progress lines if standard error is not a terminal
@@ -144,7 +145,6 @@ def evaluate(
     from fastmem.lab.scores.own_metric import own_metric
     from fastmem.lab.search.search import PARTS, part_of
     from fastmem.lab.tasks import task_named
-    from fastmem.memory.recipe import Recipe
 
     one_of(part, PARTS, "part", field="part")
     tasks = {Path(name).stem if is_python_file(name) else name: name for name in names(task)}
@@ -155,7 +155,7 @@ def evaluate(
     with fields_named({"method": "methods"}):
         own_methods = {name: own_method(name) for name in names(methods) if is_python_file(name)}
 
-    def experiment(task: str, made: Recipe, device: str) -> Experiment:
+    def experiment(task: str, made: "Recipe", device: str) -> Experiment:
         definition = task_named(task)
         return Experiment(
             task if definition.file is None else definition.file.label,
@@ -170,7 +170,7 @@ def evaluate(
         )
 
     # Checks the arguments before anything is loaded.
-    checked = {each: experiment(name, recipe.make(Recipe()), "cpu") for each, name in tasks.items()}
+    checked = {each: experiment(name, recipe.known(), "cpu") for each, name in tasks.items()}
     folders = {each: output_dir / each if len(tasks) > 1 else output_dir for each in tasks}
     summaries = {}
     with Status(quiet=output.quiet) as status:
@@ -179,10 +179,11 @@ def evaluate(
         for each, loaded in data_of_task.items():
             checked[each].headline(loaded.examples)
         llm = model.load(status)
+        made = recipe.of(llm, status)
         for each, folder in folders.items():
             planned = replace(
                 checked[each],
-                recipe=recipe.make(llm.recipe),
+                recipe=made,
                 scorers=scorers.scorers(str(llm.split_model.device)),
             )
             reporter = ProgressReporter(status, output.quiet, f"{each}: " if len(tasks) > 1 else "")

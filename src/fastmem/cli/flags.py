@@ -22,7 +22,8 @@ import typer
 from fastmem.errors import FastMemError, InputError
 
 if TYPE_CHECKING:
-    from fastmem.memory.recipe import Recipe
+    from fastmem.cli.output import Status
+    from fastmem.memory.recipe import AutoRecipe, Recipe
     from fastmem.model import FastMem
 
 T = TypeVar("T")
@@ -159,11 +160,14 @@ class ModelFlags:
 
 @dataclass(frozen=True)
 class RecipeFlags:
-    """How to memorize: a file, and single values that override it. Anything else is the model's default."""
+    """How to memorize: a named recipe, and single values that override it. Anything else is the model's default."""
 
     heading: ClassVar[str] = "Recipe"
 
-    recipe: Path | None = option("JSON file of recipe fields, as written by search.", "FILE")  # noqa: RUF009
+    recipe: str | None = option(
+        "auto (found for the model, once), paper, or a JSON file of recipe fields as search writes it.",
+        "auto|paper|FILE",
+    )
     learning_rate: float | None = option("Learning rate of AdamW.", "X")
     steps: int | None = option("Updates, each on the whole document.", "N")
     kl_weight: float | None = option("Weight of KL(original || now).", "X")
@@ -181,24 +185,46 @@ class RecipeFlags:
     recipe_seed: int | None = option("lora: seed of the random factor.", "N")
     shortlist: int | None = option("Approximate the softmax with N tokens: faster steps.", "N")
 
-    def make(self, default: "Recipe") -> "Recipe":
-        """`default`, changed by the file and then by the single flags. Errors: `InputError`."""
-        from fastmem.memory.recipe import changed_recipe, read_recipe
+    def of(self, llm: "FastMem", status: "Status | None" = None, default: "Recipe | None" = None) -> "Recipe":
+        """The recipe for this model, in numbers; an automatic one is found now, which `status` shows.
+
+        default: instead of the model's. Errors: `InputError`.
+        """
+        from fastmem.memory.recipe import Recipe
+
+        made = self.make(default or llm.recipe)
+        if isinstance(made, Recipe):
+            return made
+        from fastmem.auto_recipe import automatic_recipe
+        from fastmem.cli.calibration_view import ProgressBar
+
+        if status:
+            status("")  # what is logged begins a line of its own
+        return automatic_recipe(llm, made, ProgressBar(status) if status else None)
+
+    def known(self) -> "Recipe":
+        """The recipe as far as it is known before a model is loaded; the rest is the paper's. Errors: `InputError`."""
+        from fastmem.memory.recipe import Recipe, changed_recipe
+
+        made = self.make(Recipe())
+        return made if isinstance(made, Recipe) else changed_recipe(Recipe(), dict(made.changes))
+
+    def make(self, default: "Recipe") -> "Recipe | AutoRecipe":
+        """`default`, or what --recipe names, changed by the single flags. Errors: `InputError`."""
+        from fastmem.memory.recipe import merged_recipe
 
         changes = given_values(self)
-        from_file = read_recipe(changes.pop("recipe")) if self.recipe else {}
+        changes.pop("recipe", None)
         if "recipe_seed" in changes:  # --seed is the seed of sampling
             changes["seed"] = changes.pop("recipe_seed")
         if "layers" in changes:
             changes["layers"] = numbers("--layers", changes["layers"], int, LAYERS)
         with fields_named({"seed": "recipe.seed"}):
-            return changed_recipe(default, from_file | changes)
+            return merged_recipe(default, self.recipe, changes)
 
     def check(self) -> None:
         """Check all values before a model is loaded. Errors: `InputError`."""
-        from fastmem.memory.recipe import Recipe
-
-        self.make(Recipe())
+        self.known()
 
 
 @dataclass(frozen=True)

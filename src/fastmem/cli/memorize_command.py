@@ -84,7 +84,7 @@ def memorize(
             sources, skipped = _given(files or [], output_folder), []
         _make_folder(output_folder)
         llm = model.load(status)
-        chosen = recipe.make(llm.recipe)
+        chosen = recipe.of(llm, status)
         made: list[dict[str, Any]] = []
         failed: list[dict[str, Any]] = []
         for number, source in enumerate(sources, 1):

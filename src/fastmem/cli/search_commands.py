@@ -164,7 +164,7 @@ def paper(
         files[task] = Path(file)
     # Values and packages are checked before data is loaded, by an experiment that is not run.
     Experiment("xsum", ("base",), Recipe(), scorers=scorers.scorers("cpu"), **given_values(answers))
-    own = recipe.make(Recipe())
+    own = recipe.known()
     with Status(quiet=output.quiet) as status:
         status("loading data ...")
         loaded, missing = load_tasks(files, paper_rows)
@@ -174,6 +174,7 @@ def paper(
         outcomes = []
         if loaded:
             llm = model.load(status)
+            own = recipe.of(llm, status, default=Recipe())
             reporter = ProgressReporter(status, output.quiet)
 
             def on_progress(run: "paper_runs.Run", progress: "runner.Progress") -> None:

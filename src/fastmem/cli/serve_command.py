@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
-from fastmem.cli.output import emit, say
+from fastmem.cli.output import Status, emit, say
 from fastmem.errors import one_of
 from fastmem.extras import require
 
@@ -100,8 +100,9 @@ def serve(
         check_key("admin_key", admin_key)
     one_of(log_format, ("text", "json"), "log format", field="log_format")
     chosen = one_of(template or ("context" if model.model else "question"), ("context", "question"), "template")
-    llm = model.load()
-    llm.recipe = recipe.make(llm.recipe)
+    with Status(quiet=output.quiet) as status:
+        llm = model.load(status)
+        llm.recipe = recipe.of(llm, status)
     limits = replace(
         Limits(),
         body_bytes=max_body_bytes,

@@ -1,21 +1,28 @@
-"""`MemoryModules`: what is computed once from a model's weights, namely digests and the FFN modules of memories."""
+"""`MemoryModules`: what is computed once from a model's weights: digests, FFN modules of memories, found recipes."""
 
+import threading
 import weakref
 
 from fastmem.memory.memory import Memory, digest
+from fastmem.memory.recipe import AutoRecipe, Recipe
 from fastmem.split.fingerprint import ModelWatch
 from fastmem.split.hooks import FFN
 from fastmem.split.split_model import SplitModel
 
 
 class MemoryModules:
-    """Of one model, whose owner may write to its weights between calls. Several threads can share one."""
+    """Of one model, whose owner may write to its weights between calls. Several threads can share one.
+
+    recipes: the automatic recipes that were resolved. resolving: held while one is.
+    """
 
     def __init__(self, split_model: SplitModel):
         self.split_model = split_model
         self._watch = ModelWatch(split_model.model, split_model.structure.layers[-1].ffn)
         self._digests: dict[tuple[int, ...], str] = {}
         self._modules: weakref.WeakKeyDictionary[Memory, FFN] = weakref.WeakKeyDictionary()
+        self.recipes: dict[AutoRecipe, Recipe] = {}
+        self.resolving = threading.Lock()
 
     def __contains__(self, memory: Memory) -> bool:
         return memory in self._modules
@@ -27,6 +34,7 @@ class MemoryModules:
         self.split_model.forget_weights()
         self._digests.clear()
         self._modules.clear()
+        self.recipes.clear()
         return True
 
     def digest(self, layers: tuple[int, ...]) -> str:

@@ -5,13 +5,15 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from fastmem.errors import InputError, one_of
+from fastmem.errors import InputError, one_of, shown
 from fastmem.ranges import Number, Other, check, ranged
 
 PARAMETRIZATIONS = ("full", "lora")
 PLACEMENTS = ("assistant", "user", "text", "prompt")
+WORDS = ("auto", "paper")
+"""Recipes by name: the one that is found for the model, and the paper's."""
 
 
 def _layers(given: Any) -> tuple[int, ...]:
@@ -70,6 +72,45 @@ class Recipe:
         """The factor by which the product of the low-rank factors is multiplied."""
         return self.lora_alpha / self.rank
 
+    @staticmethod
+    def auto(**changes: Any) -> "AutoRecipe":
+        """The recipe that is found for a model when it first memorizes (`fastmem.auto_recipe`).
+
+        changes: fields that are given and stay, any but the rate. Errors: `InputError`.
+        """
+        return AutoRecipe(tuple(changes.items()))
+
+
+@dataclass(frozen=True)
+class AutoRecipe:
+    """A recipe whose rate is not known yet: `FastMem.resolved` makes a `Recipe` of it. Nothing memorizes with this.
+
+    changes: names and values of the fields that are given. Errors: `InputError` for unknown fields, values out of
+    range, and a rate.
+    """
+
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        given = dict(self.changes)
+        checked = changed_recipe(Recipe(), given)
+        if "learning_rate" in given:
+            raise InputError("the automatic recipe finds the learning rate: leave it out.", field="learning_rate")
+        object.__setattr__(self, "changes", tuple((name, getattr(checked, name)) for name in sorted(given)))
+
+
+RecipeChoice = Recipe | AutoRecipe | Literal["auto", "paper"] | None
+"""What an argument `recipe` may be. None: the default of the place."""
+
+
+def chosen_recipe(given: RecipeChoice) -> Recipe | AutoRecipe:
+    """A recipe as it is, or the one that a word stands for. Errors: `InputError` for anything else."""
+    if isinstance(given, Recipe | AutoRecipe):
+        return given
+    if isinstance(given, str) and given in WORDS:
+        return Recipe() if given == "paper" else Recipe.auto()
+    raise InputError(f'recipe is {shown(given)}: give a Recipe, "auto" or "paper".', field="recipe")
+
 
 def changed_recipe(default: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """`default` with some fields replaced. Errors: `InputError` for unknown fields and values out of range."""
@@ -79,12 +120,25 @@ def changed_recipe(default: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return replace(default, **changes)
 
 
+def merged_recipe(default: Recipe, given: str | None, changes: Mapping[str, Any]) -> Recipe | AutoRecipe:
+    """`default`, a recipe file or a word of `WORDS` instead, and single fields that override it.
+
+    given: a word or the path of a file; a file with the name of a word is `./auto`. Errors: `InputError`.
+    """
+    if given == "auto":
+        return Recipe.auto(**changes)
+    if given == "paper":
+        return changed_recipe(Recipe(), changes)
+    return changed_recipe(default, (read_recipe(Path(given)) if given is not None else {}) | dict(changes))
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """The recipe fields in a JSON file, as `fastmem search` writes it. Errors: `InputError`."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"recipe file {str(path)!r} cannot be read ({error.strerror}): give a JSON file.") from error
+        text = f"recipe file {str(path)!r} cannot be read ({error.strerror}): give a JSON file, auto or paper."
+        raise InputError(text) from error
     except ValueError as error:
         raise InputError(f"recipe file {str(path)!r} is not JSON ({error}): give one as search writes it.") from error
     if not isinstance(found, dict):

@@ -5,7 +5,6 @@ document are grouped, so it is memorized once. Rows without a document are answe
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from fastmem.answer.contrast import adaptive_alpha, contrast, method_named
 from fastmem.errors import InputError
 from fastmem.memory.memory import Memory
-from fastmem.memory.recipe import changed_recipe, read_recipe
+from fastmem.memory.recipe import merged_recipe
 from fastmem.model import FastMem
 from fastmem.prompts import Tokens
 from fastmem.system_turn import remove_system_turn
@@ -30,9 +29,9 @@ DEFAULT_NEW_TOKENS = 256  # the harness's own
 @register_model("fastmem")
 class FastMemLM(HFLM):
     """pretrained: hub id or folder; None for the embedded model. method: one of `METHODS` except those with CAD, which
-    need a second prompt that a harness task does not have. recipe: a recipe file; learning_rate, steps and kl_weight
-    override it. context_field: the column of the task with the document; by default the first of `CONTEXT_FIELDS`.
-    system_turn: False drops the one that the chat template adds unasked.
+    need a second prompt that a harness task does not have. recipe: a recipe file, auto or paper; learning_rate, steps
+    and kl_weight override it. context_field: the column of the task with the document; by default the first of
+    `CONTEXT_FIELDS`. system_turn: False drops the one that the chat template adds unasked.
     """
 
     def __init__(
@@ -63,9 +62,8 @@ class FastMemLM(HFLM):
         if not system_turn:
             remove_system_turn(self._llm.tokenizer)
         given = {"learning_rate": learning_rate, "steps": steps, "kl_weight": kl_weight}
-        changes = read_recipe(Path(recipe)) if recipe else {}
-        changes |= {name: value for name, value in given.items() if value is not None}
-        self._recipe = changed_recipe(self._llm.recipe, changes)
+        changes = {name: value for name, value in given.items() if value is not None}
+        self._recipe = self._llm.resolved(merged_recipe(self._llm.recipe, recipe or None, changes))
         self._memory: Memory | None = None  # that `_model_call` uses
         super().__init__(pretrained=self._llm.model, tokenizer=self._llm.tokenizer, **options)
 
