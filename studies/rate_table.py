@@ -90,7 +90,7 @@ def plateau_table(models: Sequence[Measured]) -> list[str]:
     for model in models:
         kinds = [k for k in ("contradicts", "agrees", "irrelevant") if any(row["kind"] == k for row in model.dev)]
         base = ", ".join(f"{model.share(kind, 'base'):.2f}" for kind in kinds)
-        for variant in WANTED:
+        for variant in [name for name in WANTED if any(p["variant"] == name for p in model.signals)]:
             rate = searched_rate(model.dev, variant)
             there = ", ".join(f"{model.share(kind, f'{variant} {rate:.3g}'):.2f}" for kind in kinds)
             rates = model.plateau(variant)

@@ -21,7 +21,8 @@ Decision. The signal and its limit are chosen on three models (the embedded one,
 test rows, within 0.02 of the searched ten on contradicting documents, lose at most 0.01 against the base on agreeing
 and on irrelevant ones, and take at most 0.4 of the time. `rate_table.py` prints that table.
 
-Every file is written as it goes; a second call continues.
+On the models that confirm, `--variants "adamw 3,adamw 10"` leaves out the ways that only the choice needs. Every file
+is written as it goes; a second call continues.
 """
 
 import argparse
@@ -46,7 +47,7 @@ from fastmem.learn.memorize import drain
 from fastmem.memory.memory import Memory
 from fastmem.prompts import question_prompt
 from fastmem.tiny import world
-from studies.memory_variants import Effect, Variant, effect, memories
+from studies.memory_variants import Variant, effect, memories
 
 RATES = tuple(6.25e-5 * 2**i for i in range(10))  # to 0.032
 RIDGE_KLS = (0.15, 0.3, 0.6, 1.2, 2.4)  # nats per token of the document
@@ -58,6 +59,7 @@ WANTED = {
     "ridge": RIDGE_KLS,
     "ridge+adamw": RATES[3:8],
 }
+Wanted = Mapping[str, tuple[float, ...]]  # the rates of every way to memorize
 DEV_ROWS = {"contradicts": 100, "agrees": 70, "irrelevant": 70}
 TEST_ROWS = 500
 NEUTRAL_DOCUMENTS, NEUTRAL_QUESTIONS = 16, 20
@@ -115,7 +117,7 @@ def nq_material(path: Path, part: world.Part) -> Material:
     return Material(rows, documents, questions[:NEUTRAL_QUESTIONS])
 
 
-def measure_signals(llm: FastMem, material: Material) -> list[dict[str, Any]]:
+def measure_signals(llm: FastMem, material: Material, wanted: Wanted) -> list[dict[str, Any]]:
     """One object per variant and rate: the mean of every signal over the documents without labels."""
     unrelated = UnrelatedAnswers(llm, material.questions)
     about = [question_prompt(d, q) for d, q in zip(material.documents, reversed(material.questions), strict=False)]
@@ -123,17 +125,15 @@ def measure_signals(llm: FastMem, material: Material) -> list[dict[str, Any]]:
     found: dict[Variant, list[dict[str, float]]] = {}
     for number, text in enumerate(material.documents):
         reading = llm.read(llm.memory_tokens(text))
-        untouched, first = effect(llm, reading, None), dict[float, Effect]()
-        for variant, memory in memories(llm, reading, WANTED, RIDGE_START):
+        untouched = effect(llm, reading, None)
+        for variant, memory in memories(llm, reading, wanted, RIDGE_START):
             now = effect(llm, reading, memory)
-            if variant.name == "adamw 1":
-                first[variant.rate] = now
             found.setdefault(variant, []).append(
                 {
                     "drift": unrelated.drift(llm.ffn(memory) or {}),
                     # The first documents are those that the questions are about, so each is left out once.
                     "drift_reading": reading_answers.drift(llm.ffn(memory) or {}),
-                    "first_kl": first[variant.rate].kl if variant.rate in first else now.kl,
+                    "first_kl": memory.trace[1].kl if len(memory.trace) > 1 else now.kl,
                     "kl": now.kl,
                     "loss_fall": 1 - now.cross_entropy / untouched.cross_entropy,
                     "change": now.change,
@@ -174,12 +174,12 @@ def answered(llm: FastMem, example: Example, made: Sequence[tuple[str, Memory | 
     return {name: score_of(text, example) for (name, _), text in zip(made, texts, strict=True)}
 
 
-def dev_row(llm: FastMem, example: Example) -> dict[str, Any]:
+def dev_row(llm: FastMem, example: Example, wanted: Wanted) -> dict[str, Any]:
     """Scores of the base and of every point for one row, and the point's loss and KL on its own document."""
     reading = llm.read(llm.memory_tokens(example.context))
     points: list[tuple[str, Memory | None]] = [("base", None)]
     document = {}
-    for variant, memory in memories(llm, reading, WANTED, RIDGE_START):
+    for variant, memory in memories(llm, reading, wanted, RIDGE_START):
         name = f"{variant.name} {variant.rate:.3g}"
         points.append((name, memory))
         now = effect(llm, reading, memory)
@@ -229,18 +229,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("model", help="folder or hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder of this model's results")
     parser.add_argument("--data", type=Path, help="NQ-SWAP rows with the paper's columns; default: the embedded world")
+    parser.add_argument("--variants", default=",".join(WANTED), help="the ways to memorize on dev; default: all")
     parser.add_argument("--part", choices=("dev", "test"), default="dev", help="test needs the files of dev")
     args = parser.parse_args(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
     llm = FastMem.from_pretrained(args.model, dtype=torch.float32)
     material = nq_material(args.data, args.part) if args.data else world_material(args.part)
     signals_path, dev_path = args.output / "signals.json", args.output / "dev.jsonl"
+    variants = {name: WANTED[name] for name in args.variants.split(",")}
     if args.part == "dev":
         if not signals_path.exists():
-            write_json(signals_path, {"points": measure_signals(llm, material)})
+            write_json(signals_path, {"points": measure_signals(llm, material, variants)})
         wanted = [(kind, e) for kind, rows in material.rows.items() for e in rows[: DEV_ROWS[kind]]]
         for _, kind, example in appended(dev_path, wanted):
-            row = {"kind": kind, "id": example.id, **dev_row(llm, example)}
+            row = {"kind": kind, "id": example.id, **dev_row(llm, example, variants)}
             with dev_path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         return
