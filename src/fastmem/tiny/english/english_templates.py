@@ -11,7 +11,7 @@ from random import Random
 
 SLOT = re.compile(r"\{(a:)?([a-z_]+\d*)\}")
 _ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
-_START = re.compile(r"""(?:^|(?<!\bMr\.)(?<!\bSt\.)(?<=[.?!])["')]?\s|(?<=\n))["'(]*[a-z]""")
+_START = re.compile(r"""(?:^|\n|(?<!\b[ap]\.m)(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?:[.?!]|\.["'])\s+)["'(]*[a-z]""")
 _SOUNDS_LIKE_A_CONSONANT = re.compile(r"(?:uni|use|usu|eu|ewe|one\b|uku)", re.IGNORECASE)
 
 
@@ -46,13 +46,16 @@ def _possessives(text: str) -> str:
 
 
 def with_article(noun: str) -> str:
-    """"a baker", "an engraver", "a ukulele"."""
+    """ "a baker", "an engraver", "a ukulele"."""
     vowel = noun[0].lower() in "aeiou" and not _SOUNDS_LIKE_A_CONSONANT.match(noun)
     return f"{'an' if vowel else 'a'} {noun}"
 
 
 def capitalized(text: str) -> str:
-    """The text with a capital letter at the beginning of each sentence and each line."""
+    """The text with a capital letter at the beginning of each sentence and each line.
+
+    What follows a quoted question stays as it is: `"Who?" asked Clara`.
+    """
     return _START.sub(lambda match: match[0][:-1] + match[0][-1].upper(), text)
 
 
