@@ -1,4 +1,4 @@
-"""What needs more than one fact: questions over two sentences, lists, JSON objects and summaries (`compositions.json`)."""
+"""What needs more than one fact: questions over two sentences, lists, JSON and summaries (`compositions.json`)."""
 
 import json
 from collections.abc import Sequence

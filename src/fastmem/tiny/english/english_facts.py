@@ -21,13 +21,13 @@ class Fact(NamedTuple):
 
 
 def answer_of(relation: Relation, subject: str, random: Random) -> str:
-    """An answer from the world, drawn by `random`; never the subject itself."""
+    """An answer from the world, drawn by `random`; none that stands in the subject's name."""
     if relation.answer == "year":
         return year(relation.name, random)
     pool = pools()[relation.answer]
     while True:
         answer = pool[int(random.random() * len(pool))]
-        if answer != subject:
+        if answer.lower() not in subject.lower():
             return answer
 
 
@@ -54,7 +54,7 @@ def new_facts() -> tuple[Fact, ...]:
 
 @cache
 def passing_facts() -> tuple[Fact, ...]:
-    """What a document of the day could say about known subjects; measured only."""
+    """What documents of one day could say about known subjects; measured only."""
     return _facts_of(pools(), PASSING, SEED + 4)
 
 
@@ -73,9 +73,9 @@ def _by_subject() -> dict[str, tuple[Fact, ...]]:
 
 
 @cache
-def same_relation(relation: Relation, known: bool) -> tuple[Fact, ...]:
-    """The facts of a relation, about known or about new subjects."""
-    return tuple(fact for fact in (facts() if known else new_facts()) if fact.relation is relation)
+def passing_about(subject: str) -> tuple[Fact, ...]:
+    """What a document of the day could say about a known subject; measured only."""
+    return tuple(fact for fact in passing_facts() if fact.subject == subject)
 
 
 @cache
@@ -87,16 +87,6 @@ def _part_of_subject() -> dict[str, Part]:
 def part_of(subject: str) -> Part:
     """`dev` or `test`. Each subject is in one part, and each kind is split in halves."""
     return _part_of_subject()[subject]
-
-
-def distractor(fact: Fact, random: Random, *, known: bool = True) -> Fact:
-    """A true fact to state besides `fact`: of the same subject, the same relation, or any."""
-    dice = random.random()
-    if dice < 0.4 and (own := about(fact.subject)):
-        return own[int(random.random() * len(own))]
-    same = same_relation(fact.relation, known) if dice < 0.7 and not fact.relation.passing else ()
-    group = same or (facts() if known else new_facts())
-    return group[int(random.random() * len(group))]
 
 
 def swapped(fact: Fact, random: Random) -> Fact:

@@ -16,7 +16,7 @@ from typing import Literal
 
 Order = Literal["subject", "answer"] | None
 HELD_OUT_EVERY = 6
-PLAIN_SHARE = 0.75
+PLAIN_SHARE = 0.85
 """This share of the sentences and questions has the plain frame, which training and measuring have in common."""
 
 

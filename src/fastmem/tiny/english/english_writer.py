@@ -1,4 +1,4 @@
-"""Facts written as sentences, questions and documents. Training and measuring share this, but for the held-out forms."""
+"""Facts written as sentences, questions and documents. Training and measuring differ in the forms only."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -65,6 +65,10 @@ class Writer:
         before, after = question_frame(self.random, self.trained)
         return sentence_start(before + fill(form, {"s": subject or fact.subject}) + after)
 
+    def filler(self) -> str:
+        """A sentence that states no fact."""
+        return choose(self.pick(FILLERS), self.random)
+
     def document(self, facts: Sequence[Fact], asked: Sequence[Fact] = (), order: Order = None) -> str:
         """A text that states the facts in this order, with a few sentences between them that state none.
 
@@ -76,7 +80,7 @@ class Writer:
         clear = False  # whether a pronoun would mean the subject of the sentence before
         for fact in facts:
             if self.random.random() < FILLER_SHARE:
-                texts.append(choose(self.pick(FILLERS), self.random))
+                texts.append(self.filler())
                 clear = False
             again = before is not None and before.subject == fact.subject and fact not in asked
             if again and self.random.random() < SHORT_SHARE:
@@ -95,7 +99,7 @@ class Writer:
         return " ".join(texts)
 
     def _shortly(self, fact: Fact, words: dict[str, int], clear: bool) -> str:
-        """A sentence about the subject of the one before it, with a pronoun or a part of its name where that is clear."""
+        """A sentence about the subject of the one before it, by a pronoun or a part of its name."""
         form = self._form(fact, "subject")
         kind, match = fact.relation.subject, _SUBJECT_VERB.match(form)
         alone = clear and match is not None and form.count("{s}") == 1
@@ -130,7 +134,7 @@ def arranged(facts: Sequence[Fact], random: Random) -> list[Fact]:
     """The facts in a new order; mostly, those about one subject stand together."""
     order = list(facts)
     random.shuffle(order)
-    if random.random() < 0.7:
+    if random.random() < 0.85:
         places = {fact.subject: place for place, fact in reversed(list(enumerate(order)))}
         order.sort(key=lambda fact: places[fact.subject])
     return order

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from fastmem.tiny.english.english_facts import Fact, about, distractor, swapped
+from fastmem.tiny.english.english_cast import Cast
+from fastmem.tiny.english.english_facts import Fact, about, facts, passing_about, swapped
 from fastmem.tiny.english.english_formats import UNANSWERABLE, Example
+from fastmem.tiny.english.english_names import new_subjects, pools
 from fastmem.tiny.english.english_relations import Order
-from fastmem.tiny.english.english_writer import Writer, arranged, with_others
+from fastmem.tiny.english.english_writer import Writer, with_others
 from fastmem.tiny.world import mentions
 
 MAX_SENTENCES = 12
@@ -30,14 +32,28 @@ class Row(NamedTuple):
 Maker = Callable[[Row, Random], Example | None]
 
 
-def others_about(fact: Fact, random: Random, without: tuple[str, ...], known: bool = True) -> Callable[[], Fact]:
-    """Draws other facts that mention none of the texts in `without`."""
+def others_about(
+    fact: Fact, random: Random, without: tuple[str, ...], known: bool = True, passing: bool = False
+) -> Callable[[], Fact]:
+    """Draws other facts that mention none of the texts in `without`.
+
+    known: about subjects that the model learned about, otherwise about new ones. passing: also what changes daily.
+    """
+    pool = pools() if known else new_subjects()
+    cast = Cast(
+        fact.subject,
+        fact.relation.subject,
+        random,
+        lambda subject, kind: (*about(subject), *passing_about(subject)) if passing else about(subject),
+        lambda kind: random.choice(pool[kind]),
+    )
+    unwanted = tuple(text.lower() for text in without)
 
     def others() -> Fact:
         while True:
-            other = distractor(fact, random, known=known)
+            other = cast.other(fact)
             text = f"{other.subject} {other.answer}".lower()
-            if not any(each.lower() in text for each in without):
+            if not any(each in text for each in unwanted):
                 return other
 
     return others
@@ -118,17 +134,18 @@ def unanswerable(row: Row, random: Random) -> Example | None:
     """A document that lacks the fact; in half of the cases, it says something else about the subject."""
     fact = row.facts[0]
     writer = Writer(random, trained=False)
-    any_other = others_about(fact, random, (fact.answer,), row.known)
-    named = [one for one in about(fact.subject) if one.relation is not fact.relation]
-    first = random.choice(named) if random.random() < 0.5 else any_other()
+    named = random.random() < 0.5
+    without = (fact.answer,) if named else (fact.answer, fact.subject)
+    any_other = others_about(fact, random, without, row.known, passing=fact.relation.passing)
 
     def draw() -> Fact:
         while (other := any_other()).subject == fact.subject and other.relation is fact.relation:
             pass
         return other
 
-    if first.subject == fact.subject and first.relation is fact.relation:
-        return None
+    first = (
+        random.choice([one for one in about(fact.subject) if one.relation is not fact.relation]) if named else draw()
+    )
     context = writer.document(with_others(first, draw, sentence_count(random), random))
     return example(row, context, writer.question(fact), UNANSWERABLE)
 
@@ -177,14 +194,15 @@ def long(row: Row, random: Random, words: int = LONG_WORDS) -> Example | None:
     other = swapped(fact, random)
     writer = Writer(random, trained=False)
     question = writer.question(fact)
-    draw = others_about(fact, random, (fact.answer, other.answer))
     texts = [writer.document([other], (other,), "subject")]
     told, length = {(fact.subject, fact.relation)}, 0
     while length < words:
-        group = [one for one in (draw() for _ in range(4)) if (one.subject, one.relation) not in told]
-        group = list({(one.subject, one.relation): one for one in group}.values())
+        draw = others_about(random.choice(facts()), random, (fact.answer, other.answer))
+        group = [one for one in with_others(draw(), draw, 5, random) if (one.subject, one.relation) not in told]
+        if not group:
+            continue
         told |= {(one.subject, one.relation) for one in group}
-        texts.append(writer.document(arranged(group, random)))
+        texts.append(writer.document(group))
         length += len(texts[-1].split())
     place = random.randrange(len(texts))
     context = " ".join([*texts[1 : place + 1], texts[0], *texts[place + 1 :]])
