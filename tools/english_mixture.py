@@ -19,6 +19,7 @@ from fastmem.tiny.english.english_compositions import (
     list_question,
     list_statement,
     lists_of_kind,
+    rivals,
     summary_of,
     summary_request,
     surrounded,
@@ -37,8 +38,8 @@ REMEMBER: Shares = {
     "no_instruction": 0.02,
 }  # fmt: skip
 READ: Shares = {
-    "statements": 0.10, "recall": 0.11, "known_context": 0.10, "new_context": 0.22, "interview": 0.13, "passages": 0.30,
-    "turned": 0.02, "no_instruction": 0.02,
+    "statements": 0.10, "recall": 0.11, "known_context": 0.10, "new_context": 0.22, "interview": 0.13,
+    "passages": 0.30, "turned": 0.02, "no_instruction": 0.02,
 }  # fmt: skip
 BOTH: Shares = {
     "statements": 0.08, "recall": 0.09, "known_context": 0.08, "new_context": 0.06, "interview": 0.19, "passing": 0.10,
@@ -60,7 +61,7 @@ KNOWN_SHARE = 0.35
 class EnglishMixture:
     """The stream of documents. Equal arguments give equal documents.
 
-    shares: of each kind. unanswerable: of the questions about passages. named: of the documents of kind `unanswerable`.
+    shares: of each kind. unanswerable: `UNANSWERABLE_SHARE`. named: `NAMED_SHARE`.
     """
 
     def __init__(
@@ -197,7 +198,7 @@ class EnglishMixture:
         context = self.writer.document(told, (fact,) if order or self._chance(0.5) else (), order)
         question = self.writer.question(fact)
         if kind == "no_instruction":
-            return Document(kind, request_turn(context, question), self.writer.statement(fact))
+            return Document(kind, request_turn(context, question), self.writer.plain_statement(fact))
         return self._conversation(kind, context, [(question, fact.answer)])
 
     def _interview(self) -> Document:
@@ -269,7 +270,8 @@ class EnglishMixture:
         subject, kind = self._subject()
         wanted = drawn_list(subject, self.random.choice(lists_of_kind(kind)), self.random)
         cast = self._cast(subject, kind, known=0.4)
-        told = {(one.subject, one.relation): one for one in (cast.other() for _ in range(self._length() - 1))}
+        more = [one for one in (cast.other() for _ in range(self._length() - 1)) if not rivals(wanted, one)]
+        told = {(one.subject, one.relation): one for one in more}
         context = surrounded(
             list_statement(wanted, self.writer), arranged(list(told.values()), self.random), self.writer
         )

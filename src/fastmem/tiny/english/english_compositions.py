@@ -52,6 +52,11 @@ def drawn_list(subject: str, name: str, random: Random) -> Listed:
     return Listed(subject, name, tuple(random.sample(pool, random.choice((2, 3, 3, 4)))))
 
 
+def rivals(listed: Listed, fact: Fact) -> bool:
+    """Whether a fact could be taken for one more value of the list, as a dish for one on the menu."""
+    return fact.subject == listed.subject and fact.relation.answer == LISTS[listed.name]["item"]
+
+
 def list_statement(listed: Listed, writer: Writer) -> str:
     """One or two sentences that name all values."""
     apart = len(listed.items) > 2 and writer.random.random() < 0.4

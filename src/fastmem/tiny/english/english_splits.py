@@ -12,8 +12,8 @@
 - `world_self`  one document that says two different things, none of which the model learned; right is the last.
 - `world_hop`   an answer that needs two sentences.
 - `world_list`  all values of a list.
-- `world_json`, `world_summary`  a JSON object, or one sentence about the document; one fact in each contradicts what the
-  model learned.
+- `world_json`, `world_summary`  a JSON object, or one sentence about the document; one fact in each contradicts what
+  the model learned.
 - `world_free`  questions about 200 texts written by hand (`free.jsonl`).
 
 `part` is `dev` or `test`; no subject is in both. No form that a measured row uses is used in training.

@@ -48,6 +48,11 @@ class Writer:
         """A sentence that states a fact. order: what it names first, if a form does so; None allows both."""
         return self._stated(fact, self._form(fact, order), fact.subject)
 
+    def plain_statement(self, fact: Fact) -> str:
+        """The plainest sentence that states a fact: the first form, without a frame."""
+        form = choose(statements(fact.relation, self.trained)[0], self.random)
+        return sentence_start(fill(form, {"s": fact.subject, "a": fact.answer})) + "."
+
     def _form(self, fact: Fact, order: Order) -> str:
         forms = statements(fact.relation, self.trained, order) or statements(fact.relation, self.trained)
         return choose(self.pick(forms), self.random)
@@ -87,7 +92,7 @@ class Writer:
                 texts.append(self._shortly(fact, words, clear))
             else:
                 texts.append(self.statement(fact, order if fact in asked else None))
-                clear = _leads(texts[-1], fact)
+                clear = texts[-1].lower().startswith(fact.subject.lower() + " ")
             clear = clear and fact.relation.answer not in ("person", "inn", "ship", "band", "company", "book")
             before = fact
         if len(texts) > 5 and self.random.random() < PARAGRAPH_SHARE:
@@ -111,12 +116,6 @@ class Writer:
             return self._stated(fact, form, name if words.get(name) == 1 else fact.subject)
         pronoun = "they" if kind == "band" else "it"
         return self._stated(fact, form, pronoun if alone else fact.subject)
-
-
-def _leads(text: str, fact: Fact) -> bool:
-    """Whether a sentence names the subject of its fact before the answer."""
-    text = text.lower()
-    return text.find(fact.subject.lower()) < text.find(fact.answer.lower())
 
 
 def _words_of_persons(facts: Sequence[Fact]) -> dict[str, int]:

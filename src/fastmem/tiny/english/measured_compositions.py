@@ -11,6 +11,7 @@ from fastmem.tiny.english.english_compositions import (
     list_question,
     list_statement,
     lists_of_kind,
+    rivals,
     summary_of,
     summary_request,
     surrounded,
@@ -81,7 +82,7 @@ def listed(row: Row, random: Random) -> Example | None:
     wanted = drawn_list(row.subject, row.name.rpartition("-")[0], random)
     near = about(row.subject)[0]
     draw = others_about(near, random, (*wanted.items,), row.known)
-    group = [draw() for _ in range(random.randint(0, 6))]
+    group = [one for one in (draw() for _ in range(random.randint(0, 6))) if not rivals(wanted, one)]
     group = arranged(list({(one.subject, one.relation): one for one in group}.values()), random)
     context = surrounded(list_statement(wanted, writer), group, writer)
     answer = ", ".join(wanted.items)
