@@ -42,9 +42,9 @@ READ: Shares = {
     "passages": 0.30, "turned": 0.02, "no_instruction": 0.02,
 }  # fmt: skip
 BOTH: Shares = {
-    "statements": 0.08, "recall": 0.09, "known_context": 0.08, "new_context": 0.06, "interview": 0.19, "passing": 0.10,
+    "statements": 0.08, "recall": 0.09, "known_context": 0.07, "new_context": 0.05, "interview": 0.16, "passing": 0.10,
     "turned": 0.03, "irrelevant": 0.03, "unanswerable": 0.04, "hop": 0.04, "list": 0.03, "json": 0.03, "summary": 0.03,
-    "passages": 0.15, "no_instruction": 0.02,
+    "passages": 0.20, "no_instruction": 0.02,
 }  # fmt: skip
 TRUST: Shares = BOTH | {"statements": 0.07, "recall": 0.08, "contradicting": 0.02}
 FINISH: Shares = BOTH | {"statements": 0.075, "recall": 0.087, "contradicting": 0.008}
