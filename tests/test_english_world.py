@@ -224,7 +224,7 @@ def test_training_never_shows_a_measured_question_or_statement(trained):
         for sentence in re.split(r"(?<=[.?!])\s+", text)
     }
     joined = "\n".join(sorted(sentences))
-    frames = [f for f in kept(STATEMENT_FRAMES[1:], False) + kept(QUESTION_FRAMES[1:], False)]
+    frames = list(kept(STATEMENT_FRAMES[1:], False) + kept(QUESTION_FRAMES[1:], False))
     for frame in frames:
         before, _, after = frame.partition("{c}")
         assert not re.search(f"^{re.escape(before.lower())}.+{re.escape(after.lower())}$", joined, re.M), frame
@@ -254,7 +254,7 @@ def test_templates_choose_fill_and_write_articles():
         "a ukulele", "an umbrella maker", "an oboe", "a baker",
     ]  # fmt: skip
     assert capitalized('the Gull left. the crew slept at 9 a.m. and 10 p.m. only. "where?" asked Tom') == (
-        'The Gull left. The crew slept at 9 a.m. and 10 p.m. only. "where?" asked Tom'
+        'The Gull left. The crew slept at 9 a.m. and 10 p.m. only. "Where?" asked Tom'
     )
     with pytest.raises(KeyError):
         fill("{nothing}", {})
@@ -510,7 +510,7 @@ def answers_of(shares, count: int, **options) -> list[str]:
 
 
 def test_unanswerable_questions_have_the_share_that_was_asked_for():
-    for share in (0.0, 0.04, 0.2):
+    for share in (0.0, 0.04, 0.1):
         answers = answers_of({"passages": 1.0}, 3000, unanswerable=share)
         assert sum(answer.endswith(UNANSWERABLE) for answer in answers) / len(answers) == pytest.approx(
             share, abs=0.012

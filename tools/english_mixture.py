@@ -51,7 +51,7 @@ FINISH: Shares = BOTH | {"statements": 0.075, "recall": 0.087, "contradicting": 
 """The share of each kind of document in a stage of training, named by what the stage is about; each adds up to 1."""
 
 UNANSWERABLE_SHARE = 0.04
-"""Of the questions about passages, this share is not answered by them."""
+"""Of the questions about passages, this share is not answered by them; at most about 0.1 can be reached."""
 NAMED_SHARE = 0.5
 """In this share of the documents of kind `unanswerable`, the document says something else about the subject."""
 KNOWN_SHARE = 0.35
@@ -236,9 +236,8 @@ class EnglishMixture:
         fact = self.random.choice([one for one in source(subject, kind) if one.relation.passing == passing])
         here = subject if self._chance(self.named) else self._subject(kind, known=0.5)[0]
         cast = self._cast(here, kind, 0.5, passing=passing)
-        told = [cast.other(fact) for _ in range(self._length())]
-        keys = {(one.subject, one.relation): one for one in told if (one.subject, one.relation) != fact[:2]}
-        context = self.writer.document(arranged(list(keys.values()), self.random)) or self.writer.filler()
+        told = with_others(fact, lambda: cast.other(fact), 1 + self._length(), self.random)
+        context = self.writer.document([one for one in told if one is not fact]) or self.writer.filler()
         return self._conversation("unanswerable", context, [(self.writer.question(fact), UNANSWERABLE)])
 
     def _hop(self) -> Document:
@@ -294,7 +293,7 @@ class EnglishMixture:
         return Document("json", request_turn(context, json_request(ordered, self.writer)), json_answer(ordered))
 
     def _summary(self) -> Document:
-        own, context = self._about_one(self.random.randint(0, 6))
+        own, context = self._about_one(self.random.randint(1, 8))
         return Document("summary", request_turn(context, summary_request(self.writer)), summary_of(own))
 
     def _passages(self) -> Document:

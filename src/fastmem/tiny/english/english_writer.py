@@ -140,14 +140,22 @@ def arranged(facts: Sequence[Fact], random: Random) -> list[Fact]:
 
 
 def with_others(fact: Fact, others: Callable[[], Fact], count: int, random: Random) -> list[Fact]:
-    """`count` facts, `fact` among them, no two of one subject and relation. others: gives the next fact."""
-    chosen = [fact]
-    keys = {(fact.subject, fact.relation)}
+    """`count` facts, `fact` among them, no two of one subject and relation. others: gives the next fact.
+
+    Nobody has two companions: a companion's companion is the subject.
+    """
+    chosen, keys = [fact], _keys(fact)
     for _ in range(4 * count):
         if len(chosen) >= count:
             break
         other = others()
-        if (other.subject, other.relation) not in keys:
-            keys.add((other.subject, other.relation))
+        if not _keys(other) & keys:
+            keys |= _keys(other)
             chosen.append(other)
     return arranged(chosen, random)
+
+
+def _keys(fact: Fact) -> set[tuple[str, str]]:
+    """What a fact answers: (subject, relation), for companions from both sides."""
+    subjects = (fact.subject, fact.answer) if fact.relation.name == "companion" else (fact.subject,)
+    return {(subject, fact.relation.name) for subject in subjects}

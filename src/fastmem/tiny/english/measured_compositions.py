@@ -113,7 +113,7 @@ def json_object(row: Row, random: Random) -> Example | None:
     """A document about a known subject and others; the JSON object has two to four keys."""
     writer = Writer(random, trained=False)
     stated, learned = _partly_swapped(row, random)
-    context = _about_one(row, stated, learned, writer)
+    context = _about_one(row, stated, learned, writer, random.randint(0, 5))
     if context is None:
         return None
     wanted = sorted(zip(stated, learned, strict=True), key=lambda pair: of_kind_place(pair[0]))
@@ -127,7 +127,7 @@ def summary(row: Row, random: Random) -> Example | None:
     """A long document, mostly about one subject; the summary has to mention its facts."""
     writer = Writer(random, trained=False)
     stated, learned = _partly_swapped(row, random)
-    context = _about_one(row, stated, learned, writer)
+    context = _about_one(row, stated, learned, writer, random.randint(3, 8))
     if context is None:
         return None
     parts = tuple(one.answer for one in stated)
@@ -141,13 +141,13 @@ def of_kind_place(fact: Fact) -> int:
     return of_kind(fact.relation.subject).index(fact.relation)
 
 
-def _about_one(row: Row, stated: list[Fact], learned: list[Fact], writer: Writer) -> str | None:
-    """The facts stated in this order at the beginning, then a few others; None if an original answer is mentioned."""
+def _about_one(row: Row, stated: list[Fact], learned: list[Fact], writer: Writer, others: int) -> str | None:
+    """The facts in this order, then up to `others` more; None if an original answer is mentioned."""
     random = writer.random
     without = (row.subject, *(one.answer for one in learned), *(one.answer for one in stated))
     draw = others_about(stated[0], random, without)
-    others = [draw() for _ in range(random.randint(0, 5))]
-    group = list({(one.subject, one.relation): one for one in others}.values())
+    more = [draw() for _ in range(others)]
+    group = list({(one.subject, one.relation): one for one in more}.values())
     context = writer.document([*stated, *arranged(group, random)], stated[:1])
     hidden = [two.answer for one, two in zip(stated, learned, strict=True) if one != two]
     return None if any(mentions(context, answer) for answer in hidden) else context

@@ -139,7 +139,7 @@ def unanswerable(row: Row, random: Random) -> Example | None:
     any_other = others_about(fact, random, without, row.known, passing=fact.relation.passing)
 
     def draw() -> Fact:
-        while (other := any_other()).subject == fact.subject and other.relation is fact.relation:
+        while (other := any_other()).relation is fact.relation and fact.subject in (other.subject, other.answer):
             pass
         return other
 
