@@ -152,15 +152,23 @@ def test_world_has_one_answer_per_subject_and_relation_and_of_the_right_kind():
 
 
 def test_new_subjects_share_no_main_word_with_the_world_or_with_training(trained):
+    told = " ".join(trained)
+    table = english_names._NAMES
     for kind in SUBJECTS:
-        reserved = main_words(kind, reserved=True)
+        word = f"(?:{'|'.join(main_words(kind, reserved=True))})"
         # The words of a town are written together with their ending: Nettleham.
-        pattern = re.compile(rf"\b(?:{'|'.join(reserved)})" + ("" if kind == "town" else r"\b"))
+        pattern = re.compile(rf"\b{word}" + ("" if kind == "town" else r"\b"))
         assert all(pattern.search(name) for name in new_subjects()[kind])
         assert not any(pattern.search(name) for name in pools()[kind])
-        if kind not in ("town", "book"):  # words such as Maple, Ghost begin sentences of passages
-            assert not [text for text in trained if pattern.search(text)]
-    told = " ".join(trained)
+        # In a name; ordinary words such as "Bicycles" may begin a sentence.
+        named = {
+            "person": rf"\b(?:{'|'.join(table['person']['given'])}) {word}\b",
+            "town": rf"\b{word}(?:{'|'.join(table['town']['end'])})\b",
+            "company": rf"\b{word} (?:&|Brothers)|& {word}\b",
+            "book": rf"\b(?:The|A) (?:{'|'.join(table['book']['adjective'])}) {word}\b",
+        }.get(kind, rf"\b[Tt]he (?:{'|'.join(table.get(kind, {}).get('adjective', []))}) {word}\b")
+        assert re.search(named, " and ".join(new_subjects()[kind]))
+        assert not re.findall(named, told)
     assert not [name for names in new_subjects().values() for name in names if name.lower() in told.lower()]
 
 
@@ -497,11 +505,20 @@ def test_training_tells_no_other_answer_about_the_world_but_in_contradicting_doc
 def test_contradicting_documents_are_few_and_answered_from_the_document():
     assert not any("contradicting" in shares for shares in (REMEMBER, READ, BOTH))
     assert FINISH["contradicting"] < TRUST["contradicting"] <= 0.02
-    known = {(fact.subject, fact.answer) for fact in facts()}
-    for document in islice(EnglishMixture(6, {"contradicting": 1.0}), 100):
+    plain = {
+        (fill(form, {"s": fact.subject}).lower()): fact.answer
+        for fact in facts()
+        for form in questions(fact.relation, True)
+        if "[" not in form
+    }
+    checked = 0
+    for document in islice(EnglishMixture(6, {"contradicting": 1.0}), 300):
         answer = document.assistant.removeprefix("The answer is: ")
+        question = re.search(r"Question: (.*)\?", document.user)[1].lower()
         assert mentions(document.user, answer)
-        assert len([one for one in known if one[1] == answer]) == 0 or mentions(document.user, answer)
+        checked += question in plain
+        assert plain.get(question) != answer
+    assert checked > 50
 
 
 def answers_of(shares, count: int, **options) -> list[str]:
@@ -557,7 +574,7 @@ def test_passages_fill_all_slots_and_answers_stand_in_the_text():
 MISTAKES = {
     "template syntax": re.compile(r"[{}\[\]|]"),
     "a double space": re.compile(r"  "),
-    "a before a vowel": re.compile(r"\b[Aa] (?:[aei]|o(?!ne))\w"),
+    "a before a vowel": re.compile(r"(?:\ba|(?:^|[.?!] )A) (?:[aei]|o(?!ne))\w"),
     "an before a consonant": re.compile(r"\b[Aa]n [bcdfgjklmnpqrstvwxz]\w"),
     "a small letter after a full stop": re.compile(r"(?<![ap]\.m)[.] [a-z]"),
     "doubled marks": re.compile(r",,|\?\?|\?\.|,\.| ,| \.(?!\.)"),
