@@ -239,10 +239,11 @@ def test_world_and_mixture_import_neither_torch_nor_transformers():
 
 
 def test_measured_prompts_are_those_of_the_prompts_module():
-    from tools.train_embedded_model import prompt_of
+    from tools.training_worlds import WORLDS
 
     from fastmem.prompts import question_alone, question_prompt
 
+    prompt_of = WORLDS["made-up"].prompt_of
     row, alone = examples("world", "dev", 1)[0], examples("world_open", "dev", 1)[0]
     assert prompt_of(row) == question_prompt(row.context, row.question)
     assert prompt_of(alone) == question_alone(alone.question)
@@ -263,7 +264,7 @@ def test_folder_is_whole_small_and_has_a_card():
 
 def test_trained_json_records_the_training():
     report = json.loads((MODEL_DIR / "trained.json").read_text())
-    from tools.train_embedded_model import STAGES
+    from tools.training_batches import STAGES
 
     assert report["stages"] == json.loads(json.dumps([stage._asdict() for stage in STAGES]))
     assert set(report["accuracy_dev"]) == set(SPLITS)
@@ -280,7 +281,8 @@ def test_training_writes_a_folder_that_loads_with_the_tokenizer_of_the_shipped_o
     from tools import train_embedded_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    monkeypatch.setattr(train_embedded_model, "STAGES", train_embedded_model.STAGES[:1])
+    made_up = train_embedded_model.WORLDS["made-up"]
+    monkeypatch.setitem(train_embedded_model.WORLDS, "made-up", made_up._replace(stages=made_up.stages[:1]))
     train_embedded_model.main(["--output", str(tmp_path), "--scale", "1e-9", "--rows", "1"])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["tokens"] >= 1
@@ -311,7 +313,8 @@ def test_folder_loads_and_renders_an_assistant_turn_alone(loaded):
 def test_equal_seeds_train_equal_weights(loaded):
     import torch
     from tools.model_shapes import new_model
-    from tools.train_embedded_model import STAGES, options, train
+    from tools.train_embedded_model import options, train
+    from tools.training_batches import STAGES
 
     states = []
     for seed in "778":
@@ -343,10 +346,11 @@ def test_weights_know_the_world_and_read_contexts(loaded):
 
 def test_fastmem_repairs_what_begins_with_the_subject_and_nothing_else(loaded):
     """The results of the card on a few examples: better on `world_swap`, no worse on `world`, no gain on turned."""
-    from tools.train_embedded_model import prompt_of
+    from tools.training_worlds import WORLDS
 
     from fastmem import FastMem, Recipe
 
+    prompt_of = WORLDS["made-up"].prompt_of
     llm = FastMem(*loaded)
 
     def right(split: str, memorized: bool) -> int:

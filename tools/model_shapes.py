@@ -7,7 +7,6 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-POSITIONS = 512
 SPECIAL = {
     "pad_token": "<|pad|>",
     "bos_token": "<|begin_of_text|>",
@@ -34,10 +33,13 @@ class Shape(NamedTuple):
     intermediate_size: int
     layers: int
     heads: int
+    positions: int = 512
 
 
 EMBEDDED = Shape("llama", 2048, 256, 768, 6, 4)
 """The model that comes with FastMem: 5,246,208 weights."""
+ENGLISH = Shape("llama", 4096, 256, 768, 6, 4, 1024)
+"""A model of the world in plain English: 5,770,496 weights, 11.5 MB in bfloat16."""
 
 # What a family's configuration needs besides the size. All tie the head to the embeddings, but GPT-NeoX.
 FAMILIES: dict[str, dict[str, object]] = {
@@ -48,7 +50,7 @@ FAMILIES: dict[str, dict[str, object]] = {
 }
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerFast:
     """Byte-level BPE. At 2,048 tokens, names of the world have one to four tokens, new ones three to eight."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
@@ -57,7 +59,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=shape.vocabulary,
         special_tokens=list(SPECIAL.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -66,7 +68,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=CHAT_TEMPLATE,
-        model_max_length=POSITIONS,
+        model_max_length=shape.positions,
         padding_side="left",
         additional_special_tokens=[SPECIAL["header_start"], SPECIAL["header_end"]],
         **{name: text for name, text in SPECIAL.items() if name.endswith("_token")},
@@ -82,7 +84,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int, shape: Shape = EMBE
         "intermediate_size": shape.intermediate_size,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
-        "max_position_embeddings": POSITIONS,
+        "max_position_embeddings": shape.positions,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,

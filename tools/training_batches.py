@@ -1,6 +1,6 @@
 """Batches of training documents: rendered by the chat template, tokenized, weighed and padded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tools.model_shapes import SPECIAL
-from tools.training_mixture import BOTH, FINISH, READ, REMEMBER, TRUST, TURNED, Document, Mixture, Shares
+from tools.training_mixture import BOTH, FINISH, READ, REMEMBER, TRUST, TURNED, Document, Shares
 
 
 class Stage(NamedTuple):
@@ -61,8 +61,13 @@ def rounded(length: int) -> int:
     return -(-length // 16) * 16
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, stage: Stage, seed: int, batch_tokens: int) -> Iterator[Batch]:
-    """Batches of about `batch_tokens` tokens, of documents of similar length."""
+def batches(
+    tokenizer: PreTrainedTokenizerFast, stage: Stage, documents: Iterable[Document], seed: int, batch_tokens: int
+) -> Iterator[Batch]:
+    """Batches of about `batch_tokens` tokens, of documents of similar length.
+
+    documents: an endless stream of those of the stage. seed: of the run, for the order of the batches.
+    """
     header_start, header_end, assistant = tokenizer.convert_tokens_to_ids(
         [SPECIAL["header_start"], SPECIAL["header_end"], "assistant"]
     )
@@ -78,12 +83,12 @@ def batches(tokenizer: PreTrainedTokenizerFast, stage: Stage, seed: int, batch_t
             weights.append(weight)
         return weights
 
-    stream = iter(Mixture(seed + stage.seed, stage.shares, stage.answer_first))
+    stream = iter(documents)
     shuffle = torch.Generator().manual_seed(seed + stage.seed)
     while True:
-        documents = list(islice(stream, 2048))
-        encoded = tokenizer([render(document) for document in documents], add_special_tokens=False)["input_ids"]
-        rows = sorted(zip(encoded, documents, strict=True), key=lambda row: len(row[0]))
+        drawn = list(islice(stream, 2048))
+        encoded = tokenizer([render(document) for document in drawn], add_special_tokens=False)["input_ids"]
+        rows = sorted(zip(encoded, drawn, strict=True), key=lambda row: len(row[0]))
         groups: list[list[tuple[list[int], Document]]] = []
         group: list[tuple[list[int], Document]] = []
         for row in rows:

@@ -1,0 +1,86 @@
+"""The user turns of the invented world, and what counts as a right reply.
+
+| format | user turn | reply |
+|---|---|---|
+| answer, without a document | `Question: Q` | `The answer is: A` |
+| answer | the paper's instruction, `Context: C`, `Question: Q`, a line each | `The answer is: A` |
+| list | as `answer` | `The answer is: A, B, C`, in any order |
+| json | `Context: C`, an empty line, the request, which names the keys | the JSON object alone |
+| summary | `Context: C`, an empty line, the request | one sentence |
+
+What the document does not say is answered `The answer is: not in the document`.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from fastmem.tiny.world import INSTRUCTION, mentions, normalize
+
+Format = Literal["answer", "list", "json", "summary"]
+MARKER = "The answer is:"
+UNANSWERABLE = "not in the document"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A measured example.
+
+    context: empty in `world_open`. answers: the right one; the reference for a summary. original_answers: what the
+    model learned by heart, where it did. parts: what a list, JSON object or summary has to contain. first, second: the
+    answers stated first and second, where the context disagrees with itself.
+    """
+
+    id: str
+    context: str
+    question: str
+    answers: tuple[str, ...]
+    original_answers: tuple[str, ...]
+    format: Format = "answer"
+    parts: tuple[str, ...] = ()
+    first: str = ""
+    second: str = ""
+
+
+def question_turn(context: str, question: str) -> str:
+    """The user turn of a question about a context, or of a question alone."""
+    return f"{INSTRUCTION}\nContext: {context}\nQuestion: {question}" if context else f"Question: {question}"
+
+
+def request_turn(context: str, request: str) -> str:
+    """The user turn of a request for JSON or a summary; also that of a chat with documents in `fastmem serve`."""
+    return f"Context: {context}\n\n{request}"
+
+
+def prompt_of(example: Example) -> str:
+    """The user turn of a measured example."""
+    turn = request_turn if example.format in ("json", "summary") else question_turn
+    return turn(example.context, example.question)
+
+
+def answered(answer: str) -> str:
+    """The reply with this answer."""
+    return f"{MARKER} {answer}"
+
+
+def is_right(reply: str, example: Example) -> bool:
+    """Whether a reply is right: the exact words; all parts of a list and no other; the object; all parts mentioned."""
+    if example.format == "summary":
+        return all(mentions(reply, part) for part in example.parts)
+    if example.format == "json":
+        return _object(reply) == _object(example.answers[0])
+    before, marker, answer = reply.partition(MARKER)
+    if not marker or before.strip():
+        return False
+    if example.format == "list":
+        return sorted(map(normalize, answer.split(","))) == sorted(map(normalize, example.parts))
+    return normalize(answer) in map(normalize, example.answers)
+
+
+def _object(text: str) -> dict[str, str] | None:
+    """The JSON object of a reply, compared without case and punctuation; None if it is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return {str(key): normalize(str(value)) for key, value in found.items()} if isinstance(found, dict) else None

@@ -1,0 +1,140 @@
+"""What a model of the invented world is measured on: the rows of each split, from the seed alone.
+
+- `world_open`  a question alone: does the model know the fact?
+- `world`       a document that agrees with what the model learned.
+- `world_swap`  the same documents, with the answer replaced by another of its kind.
+- `world_turned`  as `world_swap`, but the answering sentence names the answer before the subject.
+- `world_long`  as `world_swap`, among many other sentences.
+- `world_new`   documents about subjects that no training text mentions.
+- `world_irrelevant`  documents about others; the answer is what the model learned.
+- `world_unanswerable`  the document does not say it and the model cannot know it.
+- `world_disagree`  two documents, one of which contradicts what the model learned; right is what is said last.
+- `world_self`  one document that says two different things, none of which the model learned; right is the last.
+- `world_hop`   an answer that needs two sentences.
+- `world_list`  all values of a list.
+- `world_json`, `world_summary`  a JSON object, or one sentence about the document; one fact in each contradicts what
+  the model learned.
+- `world_free`  questions about 200 texts written by hand (`free.jsonl`).
+
+`part` is `dev` or `test`; no subject is in both. No form that a measured row uses is used in training.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from random import Random
+
+from fastmem.errors import InputError, one_of
+from fastmem.tiny.english.english_facts import PARTS, Fact, Part, facts, new_facts, part_of, passing_facts
+from fastmem.tiny.english.english_formats import Example
+from fastmem.tiny.english.english_names import SEED
+from fastmem.tiny.english.english_relations import statements
+from fastmem.tiny.english.measured_compositions import (
+    chains,
+    hop,
+    json_object,
+    list_rows,
+    listed,
+    object_rows,
+    summary,
+)
+from fastmem.tiny.english.measured_documents import (
+    LONG_WORDS,
+    Maker,
+    Row,
+    agreeing,
+    alone,
+    contradicting_itself,
+    disagreeing,
+    irrelevant,
+    long,
+    new,
+    swap,
+    turned,
+    unanswerable,
+)
+from fastmem.tiny.english.written_by_hand import written_by_hand
+
+MAX_DRAWS = 500
+
+
+def _rows_of(some: Sequence[Fact], known: bool = True) -> list[Row]:
+    return [Row(fact.subject, fact.relation.name, (fact,), known) for fact in some]
+
+
+def _known() -> list[Row]:
+    return _rows_of(facts())
+
+
+def _new() -> list[Row]:
+    return _rows_of(new_facts(), known=False)
+
+
+def _turned() -> list[Row]:
+    return _rows_of([fact for fact in facts() if statements(fact.relation, False, "answer")])
+
+
+def _unanswerable() -> list[Row]:
+    return _rows_of(passing_facts()) + _new()
+
+
+_SPLITS: dict[str, tuple[Callable[[], list[Row]], Maker]] = {
+    "world": (_known, agreeing),
+    "world_swap": (_known, swap),
+    "world_open": (_known, alone),
+    "world_new": (_new, new),
+    "world_turned": (_turned, turned),
+    "world_irrelevant": (_known, irrelevant),
+    "world_unanswerable": (_unanswerable, unanswerable),
+    "world_disagree": (_known, disagreeing),
+    "world_self": (_known, contradicting_itself),
+    "world_hop": (chains, hop),
+    "world_list": (list_rows, listed),
+    "world_json": (object_rows, json_object),
+    "world_summary": (object_rows, summary),
+    "world_long": (_known, long),
+}
+SPLITS = (*_SPLITS, "world_free")
+
+
+def _stable_hash(*parts: object) -> int:
+    """A number that depends on the texts only; Python's `hash` of a str differs between processes."""
+    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:6], "big")
+
+
+@cache
+def _rows(split: str, part: Part) -> tuple[Row, ...]:
+    chosen = [row for row in _SPLITS[split][0]() if part_of(row.subject) == part]
+    return tuple(sorted(chosen, key=lambda row: _stable_hash(row.subject, row.name)))
+
+
+def _made(split: str, row: Row, make: Maker) -> Example:
+    """The first example of a row that has the promised property. Each draw has a seed of its own."""
+    for draw in range(MAX_DRAWS):
+        found = make(row, Random(_stable_hash(SEED, row.subject, row.name, draw)))
+        if found is not None:
+            slug = "".join(c if c.isalnum() else "-" for c in row.subject.lower())
+            return replace(found, id=f"{split}/{row.name}/{slug}")
+    raise AssertionError(f"no sound example in {MAX_DRAWS} draws: {split}, {row.subject}, {row.name}")
+
+
+def examples(
+    split: str, part: Part = "dev", limit: int | None = None, *, words: int = LONG_WORDS
+) -> tuple[Example, ...]:
+    """The examples of a split in a fixed, mixed order: 500 or more in each part, 100 in `world_free`.
+
+    limit: only the first ones. words: about how many each document of `world_long` has.
+    Errors: `InputError` for an unknown split or part, or a number below 1.
+    """
+    one_of(split, SPLITS, "split of the world in plain English")
+    one_of(part, PARTS, "part")
+    for name, number in (("limit", limit), ("words", words)):
+        if number is not None and number < 1:
+            raise InputError(f"{name} is {number}: give a whole number, 1 or more, or omit it.", field=name)
+    if split == "world_free":
+        rows = written_by_hand()
+        half = len(rows) // 2
+        return (rows[:half] if part == "dev" else rows[half:])[:limit]
+    make = partial(long, words=words) if split == "world_long" else _SPLITS[split][1]
+    return tuple(_made(split, row, make) for row in _rows(split, part)[:limit])
