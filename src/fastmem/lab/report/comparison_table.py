@@ -7,7 +7,6 @@ from fastmem.lab.report.content import mean_text, notes
 from fastmem.lab.report.results import Results
 from fastmem.lab.report.run_comparison import MethodPair, RunComparison
 from fastmem.lab.report.table import markdown_table
-from fastmem.lab.scores import grading
 from fastmem.lab.scores.grading import Record
 from fastmem.lab.tasks.example import Example
 
@@ -17,7 +16,7 @@ _LONGEST_TEXT = 200  # characters of a listed question or answer
 
 def comparison_table(c: RunComparison, list_rows: bool = False) -> str:
     """The comparison as Markdown. list_rows: also the rows on which A and B differ in a score of the tables."""
-    titles = grading.columns(c.b.kind)
+    titles = c.titles
     parts = [f"## {' and '.join(dict.fromkeys([c.a.task, c.b.task]))}\n", _extent(c)]
     for score in c.scores:
         header = [titles[score], "n", "A", "B", "B - A", "better", "worse", "p", "test"]
@@ -103,7 +102,7 @@ def _listed(c: RunComparison, pair: MethodPair) -> str:
 
 
 def _listed_row(c: RunComparison, example: Example, a: Record, b: Record) -> str:
-    titles = grading.columns(c.b.kind)
+    titles = c.titles
     verdicts: dict[str, list[str]] = {}
     for score in c.scores:
         first, second = a["scores"].get(score), b["scores"].get(score)
@@ -145,7 +144,7 @@ def _run(r: Results) -> Record:
 
 def _method(c: RunComparison, pair: MethodPair) -> Record:
     scores = {}
-    for score in grading.columns(c.b.kind):
+    for score in c.titles:
         against = pair.against(score)
         if against.n:
             means = {"a": asdict(pair.mean_a(score)), "b": asdict(pair.mean_b(score))}

@@ -66,11 +66,20 @@ class RunComparison:
 
     @property
     def scores(self) -> list[str]:
-        """The scores to show: both forms of accuracy, or all that a summary has."""
-        if self.b.kind != "summary":
+        """The scores to show: both forms of accuracy, or all that a summary or a task of its own scores has."""
+        if self.b.has_right_answers:
             return list(_FORMS)
         rows = [row for pair in self.pairs for both in pair.rows for row in both]
-        return [s for s in grading.columns(self.b.kind) if any(v is not None for v in grading.values(rows, s))]
+        return [s for s in self.titles if any(v is not None for v in grading.values(rows, s))]
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """The scores that can be compared: name -> title."""
+        return {
+            name: self.b.columns[name]
+            for name in self.b.columns
+            if name not in self.b.own_names or self.b.own_headline
+        }
 
 
 def compare_runs(a: Results, b: Results, methods: Sequence[tuple[str, str]]) -> RunComparison:

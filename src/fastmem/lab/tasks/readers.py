@@ -112,12 +112,30 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
     loaded = _parsed(path.read_text(encoding="utf-8-sig"), path, 1)
+    if isinstance(loaded, dict) and isinstance(loaded.get("data"), list):
+        loaded = _squad_rows(loaded["data"], path)
     if not isinstance(loaded, list):
         raise TaskError(
             f"{path.name}: expected a list of rows; found {type(loaded).__name__}. One row per line is .jsonl."
         )
     for number, values in enumerate(loaded, 1):
         yield f"item {number}", values
+
+
+def _squad_rows(articles: list[Any], path: Path) -> list[dict[str, Any]]:
+    """The rows of SQuAD's nested form, articles of paragraphs of a context and questions. Errors: `TaskError`."""
+    try:
+        return [
+            question | {"context": paragraph["context"]}
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise TaskError(
+            f"{path.name}: 'data' must hold SQuAD's articles, each with paragraphs of a context and 'qas'; "
+            f"{type(error).__name__}: {error}."
+        ) from error
 
 
 def _parsed(text: str, path: Path, first_line: int) -> Any:
