@@ -248,6 +248,175 @@ def test_squad2_scores(tmp_path):
     assert list(found) == ["EM", "F1", "EM answerable", "F1 answerable", "EM unanswerable"]
 
 
+# ClashEval
+
+CLASH = {
+    "question": "Who wrote Fog?",
+    "context_original": "Ada Quill wrote Fog.",
+    "context_mod": "Jon Marsh wrote Fog.",
+    "answer_original": "Ada Quill",
+    "answer_mod": "Jon Marsh",
+    "mod_type": "significant",
+    "dataset": "names",
+}
+
+
+def test_clasheval_rows(tmp_path):
+    path = tmp_path / "rows.parquet"
+    write(path, [CLASH | {"prior_response": "Ada", "dataset": "news"}])
+    (example,) = load("clasheval", path.rename(tmp_path / "llama3.pqt")).examples
+    assert example.context == "Jon Marsh wrote Fog."
+    assert (example.answers, example.choices, example.original_answers) == (("Ada Quill",), ("Jon Marsh",), ("Ada",))
+    assert example.subset == "news"
+
+
+def test_clasheval_scores(tmp_path):
+    """The rates of the publisher's 2 x 2 table: prior right and context wrong, and the reverse."""
+    name, right, wrong = "clasheval", "The answer is: Ada Quill", "The answer is: Jon Marsh"
+    # accuracy, follows a wrong context, accuracy in conflict, context bias, prior bias
+    conflict = example_of(name, tmp_path, CLASH | {"prior_response": "Quill"})
+    assert [*scores(name, conflict, [right, wrong, "Eva Stone", ""]).values()] == [
+        [True, False, False, False],
+        [False, True, False, False],
+        [True, False, False, False],
+        [False, True, False, False],
+        [None] * 4,
+    ]
+    # A context that was left as it was, and a wrong prior.
+    unchanged = CLASH | {"context_mod": "Ada Quill wrote Fog.", "answer_mod": "Ada Quill", "mod_type": "0"}
+    conflict = example_of(name, tmp_path, unchanged | {"prior_response": "Jon Marsh"})
+    assert [*scores(name, conflict, [right, wrong, ""]).values()] == [
+        [True, False, False],
+        [None] * 3,
+        [True, False, False],
+        [None] * 3,
+        [False, True, False],
+    ]
+    for both_right_or_wrong in (unchanged | {"prior_response": "Ada Quill"}, CLASH | {"prior_response": "Eva"}, CLASH):
+        found = scores(name, example_of(name, tmp_path, both_right_or_wrong), [right])
+        assert [values[0] for values in found.values()][2:] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "same", "other"),
+    [
+        ("names", "Ada Quill", ["ada quill.", "Quill"], ["Ada", "Marta Quill", "Jon Marsh"]),
+        ("drugs", "30", ["30 mg", "30.0", "The answer is: 30."], ["3.0", "300", "20 to 30", ""]),
+        ("news", "1,200", ["1200 people"], ["120", "1"]),
+        ("records", "1:02.5", ["62.5", "1:02.55", "0:01:02.50"], ["1:02.7", "102.5"]),
+        ("locations", "Orvel Point", ["the Orvel Point"], ["Orvel"]),
+    ],
+)
+def test_answers_of_clasheval(kind, right, same, other, tmp_path):
+    row = CLASH | {"answer_original": right, "dataset": kind}
+    found = scores("clasheval", example_of("clasheval", tmp_path, row), [*same, *other])["accuracy"]
+    expected = [True] * len(same) + [False] * len(other)
+    if kind == "names":
+        expected[len(same)] = True  # the publisher's rule: one part of a name is enough
+    assert found == expected
+
+
+# NoMIRACL
+
+
+def test_nomiracl_rows(tmp_path):
+    passages = [{"docid": f"d{i}", "title": f"T{i}", "text": f"Text\n{i}."} for i in range(4)]
+    row = {"query_id": "1#0", "query": "Who?", "positive_passages": passages[:1], "negative_passages": passages[1:]}
+    none = row | {"query_id": "2#0", "positive_passages": [], "negative_passages": passages[:1]}
+    relevant, other = load("nomiracl", write(tmp_path / "test.relevant.jsonl", [row, none])).examples
+    assert (relevant.subset, other.subset) == ("relevant", "non-relevant")
+    assert (relevant.answers, other.answers) == (("Yes, answer is present",), ("I don't know",))
+    assert other.context == "[1] T0: Text 0."
+    moved = row | {"positive_passages": passages[2:3], "negative_passages": passages[:2] + passages[3:]}
+    assert example_of("nomiracl", tmp_path, moved).context == relevant.context
+    for change, said in (
+        ({"positive_passages": [], "negative_passages": []}, "there is no passage"),
+        ({"negative_passages": ["text"]}, "'negative_passages' must be a list of passages with a 'text'"),
+    ):
+        with pytest.raises(TaskError, match=said):
+            example_of("nomiracl", tmp_path, row | change)
+
+
+def test_nomiracl_scores(tmp_path):
+    passages = [{"docid": "d", "title": "", "text": "Text."}]
+    row = {"query": "Who?", "positive_passages": passages, "negative_passages": []}
+    relevant = example_of("nomiracl", tmp_path, row)
+    other = example_of("nomiracl", tmp_path, row | {"positive_passages": None, "negative_passages": passages})
+    replies = {
+        "The answer is: Yes, answer is present": True,
+        "Yes, answer is\npresent in [2].": True,
+        "The answer is present.": True,
+        "[3]": True,
+        "The answer is: I don\u2019t know": False,
+        "The answer is not present in the passages": False,
+        "Yes, answer is present. I don't know.": None,
+        "Eva Stone wrote it, see [3]": None,
+        "": None,
+    }
+    claims = list(replies.values())
+    found = scores("nomiracl", relevant, list(replies))
+    assert found["accuracy"] == [claim is True for claim in claims]
+    assert found["error rate"] == [claim is False for claim in claims]
+    assert found["invalid"] == [claim is None for claim in claims]
+    assert set(found["hallucination rate"]) == {None}
+    found = scores("nomiracl", other, list(replies))
+    assert found["accuracy"] == [claim is False for claim in claims]
+    assert statistics.mean(found["hallucination rate"]).value == 4 / 9
+    assert set(found["error rate"]) == {None}
+
+
+# CUB
+
+CUB = {
+    "id": "k1",
+    "context_type": "edited",
+    "template": "<subject> speaks the language",
+    "template_w_context": "Fact: <subject> speaks the language <target>.\nCompletion: <subject> speaks the language",
+    "subject": "Ada Quill",
+    "target_true": "French",
+    "target_new": "Danish",
+}
+
+
+def test_cub_rows(tmp_path):
+    rows = [CUB, CUB | {"id": "k2", "context_type": "gold", "target_new": None}]
+    rows.append(CUB | {"id": "k3", "context_type": "irrelevant", "template_w_context": "Fact: It rains."})
+    edited, gold, irrelevant = load("cub", write(tmp_path / "rows.json", rows)).examples
+    assert edited.context == "Fact: Ada Quill speaks the language Danish.\nCompletion:"
+    assert edited.prompt.endswith("\nQuestion: Ada Quill speaks the language ...")
+    assert (edited.answers, edited.original_answers, edited.subset) == (("Danish",), ("French",), "conflicting")
+    assert (gold.answers, gold.original_answers, gold.subset) == (("French",), (), "gold")
+    assert gold.context.startswith("Fact: Ada Quill speaks the language French.")
+    assert (irrelevant.answers, irrelevant.original_answers) == (("French",), ("Danish",))
+    plain = {
+        "question": "Is it so?",
+        "context": "It is.",
+        "context_type": "gold",
+        "answer": "True",
+        "memory_answer": "",
+    }
+    assert example_of("cub", tmp_path, plain).answers == ("True",)
+    with pytest.raises(TaskError, match="'context_type' must be one of gold, conflicting, edited, irrelevant; found"):
+        example_of("cub", tmp_path, CUB | {"context_type": "random"})
+    with pytest.raises(TaskError, match="'target_new' is empty"):
+        example_of("cub", tmp_path, CUB | {"target_new": ""})
+
+
+def test_cub_scores(tmp_path):
+    replies = ["The answer is: Danish", "the Danish.", "Danish and French", "French", "Danishes", ""]
+    right = [True, True, False, False, False, False]
+    found = scores("cub", example_of("cub", tmp_path, CUB), replies)
+    assert [*found] == ["BCU", "BCU gold", "BCU conflicting", "BCU irrelevant"]
+    assert [*found.values()] == [right, [None] * 6, right, [None] * 6]
+    irrelevant = scores("cub", example_of("cub", tmp_path, CUB | {"context_type": "irrelevant"}), replies)
+    assert [*irrelevant.values()] == [
+        right[::-1][2:3] * 3 + [True, False, False],
+        [None] * 6,
+        [None] * 6,
+        irrelevant["BCU"],
+    ]
+
+
 # A run
 
 

@@ -35,8 +35,8 @@ XSUM = _shot("summary", "xsum", question=xsum.INSTRUCTION, context=CNNDM.example
 WIKIHOW = _shot("summary", "wikihow", question=wikihow.INSTRUCTION)
 
 
-def question_shot(template: str) -> Shot:
-    """The worked example for questions in the words of this template."""
-    return replace(
-        QUESTION, example=replace(QUESTION.example, template=template, template_without_context=WITHOUT_CONTEXT)
-    )
+def question_shot(template: str, answer: str | None = None) -> Shot:
+    """The worked example for questions in the words of this template. answer: if not that of the example."""
+    answers = QUESTION.example.answers if answer is None else (answer,)
+    example = replace(QUESTION.example, answers=answers, template=template, template_without_context=WITHOUT_CONTEXT)
+    return Shot(example, f"The answer is: {answers[0]}")

@@ -15,7 +15,7 @@ from fastmem.extras import require
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".pqt")
 SPREADSHEETS = (".xlsx", ".xls", ".ods")
 # Of a .csv file, the likeliest first: spreadsheets write semicolons where the comma is the decimal mark.
 _DELIMITERS = ",;\t"
@@ -75,11 +75,11 @@ def file_rows(files: Iterable[Path]) -> Iterator[Row]:
 
     Errors: `TaskError`, with the line if there is one.
     """
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".pqt": _parquet}
     number = 0
     for path in files:
         try:
-            if path.suffix != ".parquet":
+            if path.suffix not in (".parquet", ".pqt"):
                 _require_no_zero_bytes(path)
             for where, values in readers[path.suffix](path):
                 number += 1
