@@ -3,7 +3,7 @@
 Metric: BCU of section 3.3, per kind of context. With a gold or a conflicting context, an answer is right if it is the
 context's; with an irrelevant one, if it is what the model answers without a context (its memory).
 
-Its data sets (`copenlu/cub-counterfact`, `-nq`, `-druid` on the hub) have one file per model, since rows were chosen by
+Its data sets (`copenlu/cub-counterfact`, `-nq`, `-druid` on the hub) have one file per model: rows were chosen by
 what that model remembers. The columns were not verified: those of CounterFact are what a program that reads it uses
 (`context_type` gold, edited or irrelevant; `template`, `template_w_context`, `subject`, `target_true`, `target_new`;
 we take `target_true` for what the model remembers), those of the other two are unknown. Rows of any data set can be
