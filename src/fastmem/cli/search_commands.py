@@ -1,4 +1,4 @@
-"""`fastmem search`, `fastmem paper` and `fastmem lm-eval`: series of experiments."""
+"""`fastmem search` and `fastmem lm-eval`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastmem.cli.eval_commands import (
-    AnswerFlags,
     DataFlags,
     ProgressReporter,
-    ScorerFlags,
     duration,
     resumable,
 )
@@ -18,19 +16,14 @@ from fastmem.cli.flags import (
     LAYERS,
     ModelFlags,
     OutputFlags,
-    RecipeFlags,
     fields_named,
-    given_values,
     numbers,
     with_flags,
 )
 from fastmem.cli.output import Status, emit, say
-from fastmem.cli.report_command import publish
-from fastmem.errors import InputError, TaskError, one_of
+from fastmem.errors import one_of
 
 if TYPE_CHECKING:
-    from fastmem.lab.run import paper as paper_runs
-    from fastmem.lab.run import runner
     from fastmem.lab.search import search as recipe_search
 
 
@@ -121,88 +114,6 @@ def search(
     decoding = f" --methods base,fastmem+cd --alpha {best['alpha']:g}" if best["alpha"] else ""
     decoding += f" --relative-top {relative_top:g}" if decoding and relative_top is not None else ""
     say(f"recipe: {recipe_file}; evaluate it with: eval --part held-out --recipe FILE{decoding}")
-
-
-@with_flags
-def paper(
-    model: ModelFlags,
-    recipe: RecipeFlags,
-    answers: AnswerFlags,
-    scorers: ScorerFlags,
-    output: OutputFlags,
-    output_dir: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for all runs.")],
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", metavar="TASK=FILE", help="Local file for a task, repeatable; default: the hub."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Only N examples of each task, to estimate the cost.")
-    ] = None,
-    paper_rows: Annotated[
-        bool, typer.Option("--paper-rows", help="At most as many rows as the authors' code reads.")
-    ] = False,
-) -> None:
-    """All of the paper's tables for one model. Resumable; --limit estimates the cost of the whole.
-
-    The recipes are the paper's. If any recipe flag is given, one recipe is used for all runs.
-
-    \b
-    Examples:
-      fastmem paper --model meta-llama/Meta-Llama-3-8B-Instruct --data wikihow=wikihowAll.csv --output runs/paper
-      fastmem paper --model ID --limit 8 --output runs/cost
-    """
-    from fastmem.lab.run.experiment import Experiment
-    from fastmem.lab.run.paper import cost_table, load_tasks, reproduce, runs
-    from fastmem.lab.run.run_files import has_rows
-    from fastmem.memory.recipe import Recipe
-
-    files = {}
-    for given in data or []:
-        task, equals, file = given.partition("=")
-        if not equals:
-            raise InputError(f"--data is {given!r}: give TASK=FILE, such as wikihow=wikihowAll.csv.")
-        files[task] = Path(file)
-    # Values and packages are checked before data is loaded, by an experiment that is not run.
-    Experiment("xsum", ("base",), Recipe(), scorers=scorers.scorers("cpu"), **given_values(answers))
-    own = recipe.known()
-    with Status(quiet=output.quiet) as status:
-        status("loading data ...")
-        loaded, missing = load_tasks(files, paper_rows)
-        if not (output.quiet and loaded):
-            for task, reason in missing.items():
-                say(f"note: {task} has no data: {reason}")
-        outcomes = []
-        if loaded:
-            llm = model.load(status)
-            own = recipe.of(llm, status, default=Recipe())
-            reporter = ProgressReporter(status, output.quiet)
-
-            def on_progress(run: "paper_runs.Run", progress: "runner.Progress") -> None:
-                reporter.prefix = f"{run.name}: "
-                reporter(progress)
-
-            with resumable(reporter, output_dir):
-                outcomes = reproduce(
-                    llm,
-                    output_dir,
-                    loaded,
-                    base=own,
-                    same_recipe=own != Recipe(),
-                    limit=limit,
-                    on_progress=on_progress,
-                    scorers=scorers.scorers(str(llm.split_model.device)),
-                    **given_values(answers),
-                )
-    if finished := [output_dir / run.name for run in runs(own) if has_rows(output_dir / run.name)]:
-        publish(finished, output_dir / "report.html", output)
-    if output.json:
-        costs = {o.run.name: {"examples": o.examples, "hours": o.hours, "missing": None} for o in outcomes}
-        absent = {"examples": 0, "hours": None}
-        emit(costs | {run.name: absent | {"missing": missing[run.task]} for run in runs(own) if run.task in missing})
-    elif outcomes:
-        print("\n## Cost\n\n" + cost_table(outcomes, missing), end="")
-    if not loaded:
-        raise TaskError("none of the paper's tasks has data: give local files.", options=("data",))
 
 
 lm_eval = typer.Typer(add_completion=False, rich_markup_mode=None)

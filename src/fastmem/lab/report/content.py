@@ -40,15 +40,20 @@ def notes(r: Results) -> list[str]:
         if errors := r.errors(method):
             lines.append(f"{method}: {len(errors)} errors, counted as wrong; the first: {errors[0]}")
     names = r.own_names
-    if recorded := [name for name in names if name not in r.computed]:
-        files = ", ".join([*([r.task] if r.own_headline else []), *r.about["identity"].get("metrics", ())])
+    if recorded := [name for name in names if name not in r.computed and name not in r.task_scores]:
+        of_task = [r.task] if r.own_headline and not r.task_scores else []
+        files = ", ".join([*of_task, *r.about["identity"].get("metrics", ())])
         lines.append(f"{', '.join(recorded)}: computed by {files} when the rows were written, and not graded again.")
     for file in dict.fromkeys(r.computed.values()):
         of_file = [name for name in names if r.computed.get(name) == file]
         lines.append(f"{', '.join(of_file)}: computed by {file} for this report.")
+    for name in r.task_scores:
+        if any(r.mean(method, name).missing for method in r.methods):
+            counts = ", ".join(f"{method} {r.mean(method, name).n}" for method in r.methods)
+            lines.append(f"{name}: a mean over the rows to which it applies ({counts}).")
     for method in r.methods:
         for name in names:
-            if missing := r.mean(method, name).missing:
+            if name not in r.task_scores and (missing := r.mean(method, name).missing):
                 lines.append(f"{method}: {name} is missing in {missing} rows; its mean is that of the others.")
     return lines + [f"{', '.join(methods)}: {reason}" for reason, methods in r.missing.items()]
 

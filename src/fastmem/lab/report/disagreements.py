@@ -39,11 +39,15 @@ class Disagreements:
 
 def disagreements(r: Results) -> list[Disagreements]:
     """For each method, what it repaired and what it broke. Empty where answers are neither right nor wrong."""
-    if BASE not in r.rows or not r.has_right_answers:
+    score = r.right_score
+    if BASE not in r.rows or score is None:
         return []
     by_method = {method: {row["id"]: row for row in r.rows[method]} for method in r.methods}
     examples = {example.id: example for example in r.examples}
     base = by_method[BASE]
+
+    def right(row: Record) -> bool:
+        return bool(row["scores"][score])
 
     def card(row: Record) -> Card:
         answers = [rows[row["id"]] for rows in by_method.values() if row["id"] in rows]
@@ -54,17 +58,13 @@ def disagreements(r: Results) -> list[Disagreements]:
 
     lists = []
     for method in r.methods:
-        changed = [row for row in r.rows[method] if row["id"] in base and _right(row) is not _right(base[row["id"]])]
-        for verdict, right in (("repaired", True), ("broke", False)):
-            rows = [row for row in changed if _right(row) is right]
+        changed = [row for row in r.rows[method] if row["id"] in base and right(row) is not right(base[row["id"]])]
+        for verdict, wanted in (("repaired", True), ("broke", False)):
+            rows = [row for row in changed if right(row) is wanted]
             if rows:
                 cards = [card(row) for row in rows[:MOST_CARDS]]
                 lists.append(Disagreements(label(r, method), verdict, len(rows), cards))
     return lists
-
-
-def _right(row: Record) -> bool:
-    return bool(row["scores"]["paper_correct"])
 
 
 def marked(example: Example) -> list[tuple[str, str | None]]:

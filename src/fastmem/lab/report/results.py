@@ -9,6 +9,7 @@ from fastmem.lab.run import run_files
 from fastmem.lab.scores import grading, statistics
 from fastmem.lab.scores.grading import Record
 from fastmem.lab.scores.own_metric import OwnMetric, try_out, with_scores
+from fastmem.lab.tasks import TASKS
 from fastmem.lab.tasks.example import Example, Kind
 
 BASE = "base"
@@ -25,6 +26,7 @@ class Results:
     about: the content of `run.json`.
     summary: the content of `summary.json`; empty if the run was killed before it wrote one.
     computed: the scores of one's own that were computed when the rows were read -> the file that did it.
+    task_scores: the scores of a data set with metrics of its own, computed when the rows were read.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Results:
     about: Record
     summary: Record
     computed: dict[str, str] = field(default_factory=dict)
+    task_scores: tuple[str, ...] = ()
     _means: dict[tuple[str, str], statistics.Mean] = field(default_factory=dict, repr=False)  # 5,000 resamples each
 
     @property
@@ -50,7 +53,7 @@ class Results:
 
     @property
     def own_headline(self) -> str | None:
-        """The main score of a task that is graded by its own file."""
+        """The main score of a task that has scores of its own."""
         return self.about.get("headline")
 
     @property
@@ -61,13 +64,20 @@ class Results:
 
     @property
     def own_names(self) -> list[str]:
-        """The scores that files of one's own computed when the rows were written."""
+        """The scores of the task's own, and those of files of one's own."""
         return grading.own_names(row for rows in self.rows.values() for row in rows)
 
     @property
     def has_right_answers(self) -> bool:
-        """Whether answers are right or wrong: not those of summaries, and of tasks that have a score of their own."""
+        """Whether the paper's rule applies: not to summaries, nor to tasks that have scores of their own."""
         return self.kind != "summary" and not self.own_headline
+
+    @property
+    def right_score(self) -> str | None:
+        """The score that says whether an answer is right; None where answers are neither right nor wrong."""
+        if self.has_right_answers:
+            return "paper_correct"
+        return self.own_headline if self.task_scores else None
 
     def mean(self, method: str, score: str) -> statistics.Mean:
         """The mean of one score over the method's rows."""
@@ -114,7 +124,10 @@ def load_results(folder: Path, metrics: Sequence[OwnMetric] = ()) -> Results:
     about = run_files.read_json(folder / run_files.RUN)
     examples = run_files.read_examples(folder)
     by_id = {example.id: example for example in examples}
-    computed = try_out(metrics, examples[0])
+    task = about["identity"]["task"]
+    score = TASKS[task].score if task in TASKS else None
+    of_task = () if score is None else tuple(score("", examples[0]))
+    computed = try_out(metrics, examples[0], of_task)
     rows: dict[str, list[Record]] = {}
     for row in run_files.read_rows(folder):
         if row["id"] not in by_id:
@@ -123,7 +136,7 @@ def load_results(folder: Path, metrics: Sequence[OwnMetric] = ()) -> Results:
                 "Run the evaluation again in a new folder."
             )
         row["scores"] = {name: value for name, value in row["scores"].items() if name not in computed}
-        graded = grading.regraded(row, by_id[row["id"]])
+        graded = grading.regraded(row, by_id[row["id"]], score)
         rows.setdefault(row["method"], []).append(with_scores(graded, metrics, by_id[row["id"]]))
     if not rows:
         raise RunError(f"{folder} has no finished rows yet: run the same `fastmem eval` again.")
@@ -132,8 +145,8 @@ def load_results(folder: Path, metrics: Sequence[OwnMetric] = ()) -> Results:
         of_method.sort(key=lambda row: position[row["id"]])
     summary_path = folder / run_files.SUMMARY
     summary = run_files.read_json(summary_path) if summary_path.exists() else {}
-    task = about["identity"]["task"]
-    return Results(folder.name, task, about["kind"], about["model"]["name"], examples, rows, about, summary, computed)
+    model = about["model"]["name"]
+    return Results(folder.name, task, about["kind"], model, examples, rows, about, summary, computed, of_task)
 
 
 def paired(first: Iterable[Record], second: Iterable[Record]) -> list[tuple[Record, Record]]:

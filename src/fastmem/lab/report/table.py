@@ -25,13 +25,13 @@ def tables(results: Sequence[Results]) -> str:
         parts.append(f"## {model}\n")
         if answering := [r for r in runs if r.has_right_answers]:
             parts.append(f"Accuracy by the paper's rule, with 95 % intervals{in_brackets}.\n")
-            parts.append(_overview(answering, ("paper_correct",)))
+            parts.append(_overview([(r, "paper_correct") for r in answering]))
         if summaries := [r for r in runs if r.kind == "summary" and not r.own_headline]:
             parts.append(f"Summaries, with 95 % intervals{in_brackets}.\n")
-            parts += [_overview([r], _SUMMARY_SCORES) for r in summaries]
+            parts += [_overview([(r, score) for score in _SUMMARY_SCORES]) for r in summaries]
         if own := [r for r in runs if r.own_headline]:
             parts.append("Scores of the tasks' own, with 95 % intervals.\n")
-            parts += [_overview([r], (r.headline,)) for r in own]
+            parts.append(_overview([(r, r.headline) for r in own]))
         for r in runs:
             parts.append(f"### {r.task} ({r.name})\n")
             parts.append(_FACTS.format_map(facts(r)))
@@ -52,17 +52,16 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str
     return "\n".join([row(header), row(rule), *map(row, lines)]) + "\n"
 
 
-def _overview(runs: Sequence[Results], scores: Sequence[str]) -> str:
+def _overview(columns: Sequence[tuple[Results, str]]) -> str:
     """One line per method, one column per run and score."""
+    runs = list({id(r): r for r, _ in columns}.values())
     methods = ordered({method for r in runs for method in r.rows})
-    titles = {name: title for r in runs for name, title in r.columns.items()}
     tasks_repeat = len({r.task for r in runs}) < len(runs)
-    columns = [
+    titles = [
         r.task
         + (f" ({r.name})" if tasks_repeat else "")
-        + (f" {titles[score]}" if len(scores) > 1 or r.own_headline else "")
-        for r in runs
-        for score in scores
+        + (f" {r.columns[score]}" if len(columns) > len(runs) or r.own_headline else "")
+        for r, score in columns
     ]
 
     def cell(r: Results, method: str, score: str) -> str:
@@ -70,8 +69,8 @@ def _overview(runs: Sequence[Results], scores: Sequence[str]) -> str:
             return ""
         return figure(r, method, score) + (f", {r.partial(method)}" if r.partial(method) else "")
 
-    lines = [[method, *(cell(r, method, score) for r in runs for score in scores)] for method in methods]
-    return markdown_table(["method", *columns], lines)
+    lines = [[method, *(cell(r, method, score) for r, score in columns)] for method in methods]
+    return markdown_table(["method", *titles], lines)
 
 
 def _differences(r: Results) -> str:

@@ -16,7 +16,7 @@ from fastmem.answer.request import Request
 from fastmem.answer.running_batch import Answer, answers
 from fastmem.device_memory import PeakMemory
 from fastmem.errors import InputError
-from fastmem.lab.run.experiment import ONE_SHOT, Experiment, task_score
+from fastmem.lab.run.experiment import ONE_SHOT, Experiment, file_score
 from fastmem.lab.run.own_method import OwnMethod
 from fastmem.lab.run.run_files import Record
 from fastmem.lab.scores import grading
@@ -216,9 +216,11 @@ class BatchEvaluator:
         """Fill in the scores."""
         summaries: list[tuple[Record, Example]] = []
         for row, example in zip(rows, batch, strict=True):
-            if task_score(self.experiment.definition):
+            if file_score(self.experiment.definition):
                 continue  # which grades it alone
-            if row["error"]:
+            if (score := self.experiment.definition.score) is not None:
+                row["scores"] = score(row["text"], example)
+            elif row["error"]:
                 row["scores"] = grading.failed(example)
             elif example.kind == "summary":
                 summaries.append((row, example))

@@ -15,7 +15,7 @@ from fastmem.lab.run.run_files import Record
 from fastmem.lab.scores.own_metric import OwnMetric, try_out
 from fastmem.lab.scores.summary import Scorers, require_packages
 from fastmem.lab.tasks import TASKS, Data, Task
-from fastmem.lab.tasks.example import Example
+from fastmem.lab.tasks.example import Example, Score
 from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
 from fastmem.system_turn import is_removed
@@ -101,11 +101,11 @@ class Experiment:
     @property
     def own_scores(self) -> tuple[OwnMetric, ...]:
         """What computes scores of one's own: the task's file, if it has some, then the metrics."""
-        score = task_score(self.definition)
+        score = file_score(self.definition)
         return (*([score] if score else []), *self.metrics)
 
     def headline(self, examples: Sequence[Example]) -> str | None:
-        """The main score of a task of one's own; None for that of its kind.
+        """The main score of a task with scores of its own; None for that of its kind.
 
         Checks what can be checked before a model is loaded. Errors: `InputError` for an example without a document
         that a method needs, and for metrics that fail on the first example.
@@ -114,11 +114,19 @@ class Experiment:
         needing = next((name for name in self.methods if self.needs_context(name)), None)
         if bare is not None and needing is not None:
             raise InputError(f"the example {bare.id!r} has no document, which {needing!r} needs: use base or dola.")
-        names = try_out(self.own_scores, examples[0])
-        return next(iter(names)) if task_score(self.definition) else None
+        score = self.definition.score
+        of_task = [] if score is None else list(score("", examples[0]))
+        names = [*of_task, *try_out(self.own_scores, examples[0], of_task)]
+        return names[0] if task_score(self.definition) else None
 
 
-def task_score(task: Task) -> OwnMetric | None:
+def task_score(task: Task) -> Score | None:
+    """How a task with scores of its own grades answers; None for the scores of its kind."""
+    own = file_score(task)
+    return task.score if own is None else own.scores
+
+
+def file_score(task: Task) -> OwnMetric | None:
     """The score that the file of a task computes, if it has a function `score`."""
     return OwnMetric(task.file) if task.file is not None and task.file.value("score") is not None else None
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from fastmem.lab.scores import qa, statistics, summary
-from fastmem.lab.tasks.example import Example, Kind
+from fastmem.lab.tasks.example import Example, Kind, Score
 
 Record = dict[str, Any]
 
@@ -64,9 +64,14 @@ def summarized(
     ]
 
 
-def regraded(row: Record, example: Example) -> Record:
+def regraded(row: Record, example: Example, score: Score | None = None) -> Record:
     """The row with its scores computed again from the raw text. Scores that need a model stay as they were, and so do
-    those of one's own, also where a row has no others."""
+    those of one's own, also where a row has no others.
+
+    score: how the task grades its answers, if it has scores of its own.
+    """
+    if score is not None:
+        return row | {"scores": row["scores"] | score(row["text"], example)}
     if STANDARD.isdisjoint(row["scores"]):
         return row
     own = {name: row["scores"][name] for name in own_names([row])}

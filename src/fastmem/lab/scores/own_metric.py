@@ -13,10 +13,9 @@ from typing import Any
 from fastmem.errors import FastMemError, InputError
 from fastmem.lab.python_file import PythonFile, load_file
 from fastmem.lab.scores.grading import STANDARD, Record
-from fastmem.lab.tasks.example import Example
+from fastmem.lab.tasks.example import Example, Value
 from fastmem.ranges import plain
 
-Value = float | bool | None
 USE = "def score(text, example): return 1.0"
 _NAME = re.compile(r"[^\s|][^\n|]{0,79}")  # a name is a cell of a Markdown table
 
@@ -60,12 +59,14 @@ def own_metric(path: str) -> OwnMetric:
     return OwnMetric(file)
 
 
-def try_out(metrics: Iterable[OwnMetric], example: Example) -> dict[str, str]:
+def try_out(metrics: Iterable[OwnMetric], example: Example, taken: Iterable[str] = ()) -> dict[str, str]:
     """Name of each score -> its file, from scoring an empty answer and the example's own, before any answer is made.
 
-    Errors: `InputError` if that fails, or if two metrics have a score of one name.
+    taken: the scores that the task has already. Errors: `InputError` if that fails, or if a score has the name of
+    another.
     """
     names: dict[str, str] = {}
+    of_task = frozenset(taken)
     for metric in metrics:
         for text in ("", *example.answers[:1]):
             try:
@@ -75,6 +76,8 @@ def try_out(metrics: Iterable[OwnMetric], example: Example) -> dict[str, str]:
                 raise InputError(f"{error.text} {tried}", field=metric.file.what) from error
         if not found:
             raise metric.file.error("it gave no score")
+        if twice := [name for name in found if name in of_task]:
+            raise metric.file.error(f"the score {twice[0]!r} exists already; give yours another name")
         if twice := [name for name in found if name in names]:
             raise metric.file.error(f"another file has a score {twice[0]!r}, too; give one of them another name")
         names |= dict.fromkeys(found, metric.file.label)

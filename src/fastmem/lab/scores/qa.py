@@ -11,8 +11,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fastmem.lab.tasks.example import Example
+if TYPE_CHECKING:  # tasks with scores of their own import this file
+    from fastmem.lab.tasks.example import Example
 
 UNKNOWN = "Unknown"  # the paper's answer for a reply without the marker
 
@@ -42,7 +44,7 @@ class Grade:
     remembered: bool | None
 
 
-def grade(reply: str, example: Example) -> Grade:
+def grade(reply: str, example: "Example") -> Grade:
     """Both gradings of a model's raw reply to a question or a choice."""
     answer = strict_answer(reply)
     if example.choices:
@@ -94,6 +96,11 @@ def strict_answer(reply: str) -> str | None:
         return None
     lines = _MARKER.split(reply)[-1].strip().splitlines()
     return lines[0].strip() if lines and lines[0].strip(string.punctuation + string.whitespace) else None
+
+
+def stated_answer(reply: str) -> str:
+    """`strict_answer`, empty where nothing follows the marker; a reply without a marker is the answer as a whole."""
+    return strict_answer(reply) or "" if _MARKER.search(reply) else reply.strip()
 
 
 def squad_normalize(text: str) -> str:

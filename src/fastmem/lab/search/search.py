@@ -23,12 +23,13 @@ from typing import Any, Literal
 from fastmem.errors import InputError, RunError
 from fastmem.extras import require
 from fastmem.lab.run import run_files
-from fastmem.lab.run.experiment import identity_of_model, model_name, recipe_values, task_score
+from fastmem.lab.run.experiment import file_score, identity_of_model, model_name, recipe_values, task_score
 from fastmem.lab.run.run_files import Record
 from fastmem.lab.scores import grading, statistics, summary
-from fastmem.lab.scores.own_metric import OwnMetric, try_out
+from fastmem.lab.scores.own_metric import try_out
 from fastmem.lab.search.grid import Grid, Space
 from fastmem.lab.tasks import Data, Example, Task
+from fastmem.lab.tasks.example import Score
 from fastmem.model import FastMem
 
 TRIED, JOURNAL, RECIPE = "tried.jsonl", "journal.log", "recipe.json"
@@ -80,7 +81,7 @@ def check_examples(data: Data) -> None:
     document, and for a score of the task's own that fails."""
     if bare := next((example for example in data.examples if not example.context), None):
         raise InputError(f"the example {bare.id!r} has no document to memorize, so there is nothing to search for.")
-    if own := task_score(data.definition):
+    if own := file_score(data.definition):
         try_out([own], data.examples[0])
 
 
@@ -92,11 +93,11 @@ def require_packages(task: Task, sampler: str) -> None:
         summary.require_rouge()
 
 
-def score_of(text: str, example: Example, own: OwnMetric | None = None) -> float:
+def score_of(text: str, example: Example, own: Score | None = None) -> float:
     """The score that is maximized: the first of the task's own, if it has some; else the paper's accuracy, and for
     summaries ROUGE-L, which needs no other model. Errors: `InputError` of the file of the task."""
     if own is not None:
-        return float(next(iter(own.scores(text, example).values())) or 0.0)
+        return float(next(iter(own(text, example).values())) or 0.0)
     if example.kind == "summary":
         return summary.rouge([text], [example.reference])["rougeL"][0].value or 0.0
     return float(grading.graded(text, example)["paper_correct"])
@@ -141,7 +142,7 @@ def search_grid(
     return result
 
 
-def _scored(grid: Grid, example: Example, own: OwnMetric | None) -> Record:
+def _scored(grid: Grid, example: Example, own: Score | None) -> Record:
     """The scores of all points on one example. An error is recorded and counts as a wrong answer at every point."""
     started = time.perf_counter()
     try:

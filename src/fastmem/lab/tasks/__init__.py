@@ -12,19 +12,25 @@ from pathlib import Path
 from fastmem.errors import InputError, TaskError, one_of
 from fastmem.lab.python_file import PythonFile, is_python_file, load_file
 from fastmem.lab.tasks import (
+    clasheval,
     cnndm,
     coconflictqa,
+    confiqa,
+    cub,
     embedded_world,
+    faitheval,
     hotpotqa,
     memotrap,
+    nomiracl,
     nq_swap,
     one_shot,
     own_questions,
     own_task,
+    squad2,
     wikihow,
     xsum,
 )
-from fastmem.lab.tasks.example import Example, Kind, Shot, cut, messages
+from fastmem.lab.tasks.example import Example, Kind, Score, Shot, cut, messages
 from fastmem.lab.tasks.readers import Hub, digest, file_rows, files_of, hub_rows
 from fastmem.lab.tasks.row_schema import Schema, examples_of
 
@@ -45,7 +51,7 @@ class Task:
     hub: the data set on the hub; None if it must be given as a file, which `obtain` describes. shot: the worked
     example for one-shot; None if there is none. counts_failures: the paper reports failures of the output format (for
     NQ and NQ-SWAP only). file: the Python file of a task of one's own. tokens: the most new tokens of an answer, if
-    not those of the paper's code.
+    not those of the paper's code. score: how answers are graded, if the data set has metrics of its own.
     """
 
     kind: Kind
@@ -57,6 +63,7 @@ class Task:
     counts_failures: bool = False
     file: PythonFile | None = None
     tokens: int | None = None
+    score: Score | None = None
 
     @property
     def max_new_tokens(self) -> int:
@@ -114,6 +121,67 @@ TASKS: dict[str, Task] = {
         wikihow.SCHEMAS,
         obtain="wikihowAll.csv of mahnazkoupaee/WikiHow-Dataset, or JSONL rows of article and summary",
         shot=one_shot.WIKIHOW,
+    ),
+    "confiqa": Task(
+        "question",
+        "ConFiQA, passages that contradict the facts",
+        confiqa.SCHEMAS,
+        obtain=confiqa.OBTAIN,
+        score=confiqa.score,
+    ),
+    "faitheval_unanswerable": Task(
+        "question",
+        "FaithEval, contexts without the answer",
+        faitheval.UNANSWERABLE,
+        faitheval.UNANSWERABLE_HUB,
+        shot=one_shot.question_shot(faitheval.UNANSWERABLE_TEMPLATE),
+        score=faitheval.unanswerable_score,
+    ),
+    "faitheval_inconsistent": Task(
+        "question",
+        "FaithEval, contexts with two answers",
+        faitheval.INCONSISTENT,
+        faitheval.INCONSISTENT_HUB,
+        shot=one_shot.question_shot(faitheval.INCONSISTENT_TEMPLATE),
+        score=faitheval.inconsistent_score,
+    ),
+    "faitheval_counterfactual": Task(
+        "question",
+        "FaithEval, contexts against common knowledge",
+        faitheval.COUNTERFACTUAL,
+        faitheval.COUNTERFACTUAL_HUB,
+        shot=one_shot.OPTIONS,
+        score=faitheval.counterfactual_score,
+    ),
+    "squad2": Task(
+        "question",
+        "SQuAD 2.0, half of its questions unanswerable",
+        squad2.SCHEMAS,
+        squad2.HUB,
+        shot=one_shot.question_shot(squad2.TEMPLATE),
+        score=squad2.score,
+    ),
+    "clasheval": Task(
+        "question",
+        "ClashEval, contexts with a changed answer",
+        clasheval.SCHEMAS,
+        obtain=clasheval.OBTAIN,
+        score=clasheval.score,
+    ),
+    "nomiracl": Task(
+        "question",
+        "NoMIRACL, passages with and without the answer",
+        nomiracl.SCHEMAS,
+        nomiracl.HUB,
+        shot=one_shot.question_shot(nomiracl.TEMPLATE, nomiracl.PRESENT),
+        score=nomiracl.score,
+    ),
+    "cub": Task(
+        "question",
+        "CUB, gold, conflicting and irrelevant contexts",
+        cub.SCHEMAS,
+        obtain=cub.OBTAIN,
+        score=cub.score,
     ),
     own_questions.TASK: Task("question", "questions of your own", obtain="questions, answers and documents in a file"),
     **{name: Task("question", about) for name, about in embedded_world.TASKS.items()},

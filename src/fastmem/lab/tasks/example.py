@@ -4,6 +4,7 @@ The prompts are those of the paper's code (arXiv 2406.16069, IAAR-Shanghai/FastM
 user turns without chat markup. This module reads no files and needs no model.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,6 +115,11 @@ class Example:
     @property
     def _candidates(self) -> str:
         return " or ".join(f'"{choice}"' for choice in self.choices)
+
+
+Value = float | bool | None  # of a score; None where it is missing or does not apply
+# (raw answer, its example) -> name -> score, the main one first. The answer of a row with an error is empty.
+Score = Callable[[str, Example], dict[str, Value]]
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 `one_shot.toml`."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastmem.lab.tasks import cnndm, wikihow, xsum
+from fastmem.lab.tasks import cnndm, faitheval, wikihow, xsum
 from fastmem.lab.tasks.example import Example, Kind, Shot
+from fastmem.lab.tasks.question_template import WITHOUT_CONTEXT
 
 _TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
@@ -20,7 +22,21 @@ def _shot(kind: Kind, name: str, **fields: str) -> Shot:
 
 QUESTION = _shot("question", "question")
 QUESTION_ALONE = _shot("question", "question", context="")  # for `world_open`, which asks without a context
+OPTIONS = _shot(
+    "question",
+    "options",
+    context=QUESTION.example.context,
+    template=faitheval.COUNTERFACTUAL_TEMPLATE,
+    template_without_context=WITHOUT_CONTEXT,
+)
 CHOICE = _shot("choice", "choice")
 CNNDM = _shot("summary", "cnndm", question=cnndm.INSTRUCTION)
 XSUM = _shot("summary", "xsum", question=xsum.INSTRUCTION, context=CNNDM.example.context)
 WIKIHOW = _shot("summary", "wikihow", question=wikihow.INSTRUCTION)
+
+
+def question_shot(template: str, answer: str | None = None) -> Shot:
+    """The worked example for questions in the words of this template. answer: if not that of the example."""
+    answers = QUESTION.example.answers if answer is None else (answer,)
+    example = replace(QUESTION.example, answers=answers, template=template, template_without_context=WITHOUT_CONTEXT)
+    return Shot(example, f"The answer is: {answers[0]}")

@@ -15,7 +15,7 @@ from fastmem.extras import require
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".pqt")
 SPREADSHEETS = (".xlsx", ".xls", ".ods")
 # Of a .csv file, the likeliest first: spreadsheets write semicolons where the comma is the decimal mark.
 _DELIMITERS = ",;\t"
@@ -75,11 +75,11 @@ def file_rows(files: Iterable[Path]) -> Iterator[Row]:
 
     Errors: `TaskError`, with the line if there is one.
     """
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".pqt": _parquet}
     number = 0
     for path in files:
         try:
-            if path.suffix != ".parquet":
+            if path.suffix not in (".parquet", ".pqt"):
                 _require_no_zero_bytes(path)
             for where, values in readers[path.suffix](path):
                 number += 1
@@ -112,12 +112,30 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
     loaded = _parsed(path.read_text(encoding="utf-8-sig"), path, 1)
+    if isinstance(loaded, dict) and isinstance(loaded.get("data"), list):
+        loaded = _squad_rows(loaded["data"], path)
     if not isinstance(loaded, list):
         raise TaskError(
             f"{path.name}: expected a list of rows; found {type(loaded).__name__}. One row per line is .jsonl."
         )
     for number, values in enumerate(loaded, 1):
         yield f"item {number}", values
+
+
+def _squad_rows(articles: list[Any], path: Path) -> list[dict[str, Any]]:
+    """The rows of SQuAD's nested form, articles of paragraphs of a context and questions. Errors: `TaskError`."""
+    try:
+        return [
+            question | {"context": paragraph["context"]}
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise TaskError(
+            f"{path.name}: 'data' must hold SQuAD's articles, each with paragraphs of a context and 'qas'; "
+            f"{type(error).__name__}: {error}."
+        ) from error
 
 
 def _parsed(text: str, path: Path, first_line: int) -> Any:
