@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fastmem.calibrate import (
     ANSWER_TOKENS,
     LOWEST_RATE,
     RATES,
+    Calibration,
     Neutral,
     Point,
     UnrelatedAnswers,
@@ -20,6 +22,9 @@ from fastmem.calibrate import (
     crossing,
     read_neutral,
 )
+from fastmem.cli.calibration_chart import draw, require_drawable
+from fastmem.cli.calibration_documents import calibration_pieces, cut
+from fastmem.cli.calibration_view import progress_line
 
 NEUTRAL = Neutral(("The ferry leaves at nine.", "Bo Lind is the mayor."), ("Who?", "What is it?"))
 
@@ -122,3 +127,109 @@ def test_the_command_writes_a_recipe_that_others_read(tmp_path, capsys):
     asked = fastmem("ask", "Who?", "--text", "Bo.", "--model", model, "--recipe", file, "--max-new-tokens", "2")
     assert asked.code == 0, asked.err
     assert "leave it out" in refusal(fastmem("calibrate", "--learning-rate", "1e-3"))
+
+
+def test_progress_ends_at_its_total(llm):
+    seen = []
+    found = calibrate(llm, NEUTRAL, most_drift=1e-3, on_progress=seen.append)
+    done = [progress.done for progress in seen]
+    assert done == [*range(2 * len(found.points) + 1), 10]  # two documents, at most five rates
+    assert {progress.total for progress in seen} == {10}
+    assert seen[0].point is None
+    assert seen[-1].point in found.points
+    line = progress_line(replace(seen[5], done=5), seconds=10.0)
+    assert f"{'█' * 10}{'░' * 10} 5 of 10 documents, at most 10 s left" in line
+    assert f"{seen[5].point.learning_rate:.2g} drifts" in line
+
+
+def test_documents_that_exceed_the_positions_are_cut(llm):
+    long = Neutral(("The ferry leaves at nine. " * 100,), ("Who?",))
+    assert calibrate(llm, long, Recipe(steps=1)).points
+
+
+def test_a_recipe_in_the_prompt_is_calibrated_with_turns(llm):
+    assert calibrate(llm, NEUTRAL, Recipe(steps=1, placement="prompt")).recipe.placement == "prompt"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(20):
+        (tmp_path / "pages" / f"{i:02}").mkdir(parents=True)
+        (tmp_path / "pages" / f"{i:02}" / "page.txt").write_text(f"Page {i}. " + "Rain fell on the town. " * 200)
+    (tmp_path / "pages" / "05" / "page.txt").write_text("")
+    (tmp_path / "pages" / "notes.rtf").write_text("x")
+    return tmp_path / "pages"
+
+
+def test_pieces_come_from_files_spread_over_a_folder(folder):
+    read = []
+    pieces, skipped = calibration_pieces(folder, read.append)
+    assert [name.partition("/")[0] for name in read] == ["00", "02", "05", "07", "10", "12", "15", "17", "01"]
+    assert [piece.partition(".")[0] for piece in pieces] == [f"Page {i}" for i in (0, 2, 7, 10, 12, 15, 17, 1)]
+    assert all(len(piece) <= 3000 for piece in pieces)
+    assert [one.name for one in skipped] == ["05/page.txt", "notes.rtf"]
+
+
+def test_one_long_file_gives_several_pieces(tmp_path):
+    words = [f"w{i}" for i in range(20_000)]
+    (tmp_path / "book.md").write_text(" ".join(words))
+    pieces, skipped = calibration_pieces(tmp_path / "book.md")
+    assert (len(pieces), skipped) == (8, [])
+    starts = [words.index(piece.split()[0]) for piece in pieces]  # whole words
+    assert starts == sorted(set(starts))
+    assert starts[-1] > 16_000
+    (tmp_path / "short.md").write_text("Bo.")
+    assert calibration_pieces(tmp_path / "short.md") == (["Bo."], [])
+
+
+def test_pieces_are_cut_to_tokens():
+    from tiny_tokenizer import build_tokenizer
+
+    assert cut("ab" * 100, build_tokenizer()) == "ab" * 75
+    assert cut("a" * 149 + "é", build_tokenizer()) == "a" * 149  # not half of a character
+    assert cut("Bo.", build_tokenizer()) == "Bo."
+
+
+def test_documents_of_ones_own(tmp_path, folder, fastmem, monkeypatch):
+    model = save(build("llama"), tmp_path / "model")
+    seen = []
+    found = Calibration(Recipe(learning_rate=1e-4, steps=3), (Point(1e-4, 1e-3, 2.0, 1.0),), True)
+    monkeypatch.setattr(
+        "fastmem.auto_recipe.calibrate", lambda _, neutral, recipe, **__: seen.append(neutral) or found
+    )
+    monkeypatch.setenv("FASTMEM_CACHE", str(tmp_path / "cache"))
+    command = ("calibrate", "--model", model, "--documents", folder)
+    done = fastmem(*command)
+    assert done.code == 0, done.err
+    assert "skipped: 05/page.txt: it is empty." in done.err
+    assert "skipped: notes.rtf:" in done.err
+    assert "--output FILE" in done.out
+    assert fastmem(*command, "--json").json["found_before"] is True
+    (neutral,) = seen
+    assert neutral.questions == read_neutral().questions
+    assert len(neutral.documents) == 8
+    assert all(text.startswith("Page ") and len(text) == 150 for text in neutral.documents)  # a token is a byte
+    assert "contains no document" in refusal(fastmem("calibrate", "--documents", folder / "05"))
+    assert "does not exist" in refusal(fastmem("calibrate", "--documents", tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_the_curve_is_drawn(tmp_path, ending):
+    pytest.importorskip("matplotlib")
+    points = (Point(1e-4, 1e-3, 2.0, 1.0), Point(2e-4, 5e-3, 2.0, 0.5), Point(8e-4, math.inf, 2.0, math.nan))
+    file = tmp_path / f"rates.{ending}"
+    require_drawable(file)
+    draw(Calibration(Recipe(learning_rate=1.4e-4, steps=3), points, True), file, "a model")
+    content = file.read_bytes()
+    if ending == "png":
+        assert content.startswith(b"\x89PNG")
+    else:
+        shown = content.decode()
+        for text in ("a model, 3 steps", "limit, 0.002", "taken, 0.00014", "0.0008 diverged", "learning rate"):
+            assert f"<!-- {text} -->" in shown, text
+
+
+def test_what_the_command_refuses(fastmem, tmp_path):
+    assert "leave it out" in refusal(fastmem("calibrate", "--recipe", "auto"))
+    assert ".svg nor .png" in refusal(fastmem("calibrate", "--plot", "rates.pdf"))
+    assert "does not exist" in refusal(fastmem("calibrate", "--plot", tmp_path / "nowhere" / "rates.svg"))

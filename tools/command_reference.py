@@ -51,7 +51,7 @@ def _argument(parameter: Any) -> str:
 def _option(parameter: Any) -> str:
     names = ", ".join([*parameter.opts, *parameter.secondary_opts])
     value = "" if getattr(parameter, "is_flag", False) else f" {parameter.metavar or 'VALUE'}"
-    return f"`{names}{value}`"
+    return f"`{names}{value}`".replace("|", "\\|")
 
 
 def _cell(parameter: Any) -> str:
