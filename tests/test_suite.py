@@ -1,14 +1,19 @@
 """`fastmem suite`: several data sets with one command, resumed after an interruption, in one report."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from command_line import Runner
+from conftest import ROOT
+from fastmem.cli import command
 from fastmem.lab.report.results import load_results
 from fastmem.lab.run.evaluate_batch import BatchEvaluator
 from fastmem.lab.run.run_files import read_rows
 from fastmem.lab.run.suite import METHODS, TASK_NAMES
+from fastmem.lab.tasks import TASKS as TASKS_BY_NAME
 from lab_runs import repeatable
 from task_rows import write
 from test_data_sets import CONFIQA, SQUAD
@@ -34,10 +39,10 @@ def suite(fastmem, tmp_path, monkeypatch) -> Runner:
     write(data / "squad2.jsonl", [SQUAD, SQUAD | {"id": "s2", "answers": {"text": []}}])
     options = ["--max-new-tokens", "4", "--steps", "1", "--batch-size", "2"]
 
-    def command(*arguments):
+    def type_in(*arguments):
         return fastmem("suite", "--data", data, *options, *arguments)
 
-    return command
+    return type_in
 
 
 def test_the_suite_goes_on_after_an_interruption(suite, tmp_path, monkeypatch):
@@ -105,5 +110,32 @@ def test_bad_arguments(suite, arguments, said, tmp_path):
 
 
 def test_each_task_of_the_suite_has_a_line_in_the_documents():
-    text = (Path(__file__).resolve().parents[1] / "docs" / "evaluation.md").read_text()
+    text = (ROOT / "docs" / "evaluation.md").read_text()
     assert [name for name in TASK_NAMES if f"`{name}`" not in text] == []
+
+
+def test_the_script_for_one_gpu_gives_commands_that_exist(tmp_path):
+    """With programs in place of pip, curl, hf, python and fastmem that write down their arguments."""
+    programs, log = tmp_path / "bin", tmp_path / "log"
+    programs.mkdir()
+    for name in ("pip", "curl", "hf", "python", "fastmem"):
+        program = programs / name
+        program.write_text(f'#!/bin/bash\nprintf "%s\\t" {name} "$@" >> {log}\necho >> {log}\n')
+        program.chmod(0o755)
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}"}
+    script = ROOT / "examples" / "one_gpu.sh"
+    done = subprocess.run(
+        ["bash", script, tmp_path / "out"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    commands = [line.split("\t")[:-1] for line in log.read_text().splitlines()]
+    ours = [arguments[1:] for arguments in commands if arguments[0] == "fastmem"]
+    assert [name for name, *_ in ours] == [*["paper", "suite"] * 2, "calibrate", *["paper", "suite"] * 2]
+    for name, *arguments in ours:
+        command(name).make_context(name, arguments)  # raises for options that do not exist
+    outputs = [arguments[arguments.index("--output") + 1] for arguments in ours]
+    assert len(set(outputs)) == len(outputs)
+    downloaded = [Path(arguments[-2].removesuffix(".part")) for arguments in commands if arguments[0] == "curl"]
+    found = {path.relative_to(tmp_path / "out/data").parts[0].split(".")[0] for path in downloaded}
+    assert found == {"confiqa", "clasheval", "cub", "nomiracl"}
+    assert found == {name for name in TASK_NAMES if TASKS_BY_NAME[name].hub is None} | {"nomiracl"}

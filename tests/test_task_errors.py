@@ -86,7 +86,8 @@ def test_other_bad_files(tmp_path):
     gone = tmp_path / "gone.jsonl"
     assert refused("nq", gone).startswith(f"no data file at {gone}: check the path, or leave it out")
     (tmp_path / "a.txt").write_text("x")
-    assert refused("nq", tmp_path / "a.txt") == "cannot read a.txt: accepted are .jsonl, .json, .csv, .tsv, .parquet."
+    accepted = ".jsonl, .json, .csv, .tsv, .parquet, .pqt"
+    assert refused("nq", tmp_path / "a.txt") == f"cannot read a.txt: accepted are {accepted}."
     (tmp_path / "a.json").write_text('{"input": 1}')
     assert "expected a list of rows; found dict" in refused("nq", tmp_path / "a.json")
     (tmp_path / "b.jsonl").write_text("[1]\n")
