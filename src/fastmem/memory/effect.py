@@ -46,10 +46,7 @@ class Notice:
 
     def __str__(self) -> str:
         """The notice for a Python caller."""
-        return (
-            f"{self.seen}: memorize again with a learning_rate {self.better_rate}, or with the recipe that "
-            "fastmem.calibrate.calibrate(llm) finds"
-        )
+        return f'{self.seen}: memorize again with recipe="auto", or with a learning_rate {self.better_rate}'
 
 
 def notice_of(cross_entropies: Sequence[float], stopped: str | None, learning_rate: float) -> Notice | None:
