@@ -459,7 +459,7 @@ def test_a_run_is_graded_again_and_compared(run, fastmem):
     assert compared.code == 0, compared.err
     first, *others = (line for line in compared.out.splitlines() if line.startswith("| base, fastmem"))
     n, a, b, difference, better, worse = first.split("|")[2:8]
-    assert [cell.strip()[:6] for cell in (n, a, b, difference)] == ["4", "0.250 ", "0.500 ", "+0.250"]
+    assert [cell.split()[0] for cell in (n, a, b, difference)] == ["4", "0.250", "0.500", "+0.250"]
     assert (int(better), int(worse), len(others)) == (1, 0, 3)
     assert "Pc and EM wrong in A, right in B; Po and MR right in A, wrong in B" in compared.out
 
