@@ -65,7 +65,7 @@ TEST_ROWS = 500
 NEUTRAL_DOCUMENTS, NEUTRAL_QUESTIONS = 16, 20
 SIGNALS = ("drift", "drift_reading", "first_kl", "kl", "loss_fall", "change")
 # Chosen on the first three models, see docs/results/rate.md.
-SIGNAL, LIMIT, STEPS, SEARCHED_STEPS = "drift", 0.002, 3, 10
+SIGNAL, LIMIT, STEPS, SEARCHED_STEPS = "drift_reading", 0.003, 3, 10
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,7 @@ def measure_signals(llm: FastMem, material: Material, wanted: Wanted) -> list[di
             found.setdefault(variant, []).append(
                 {
                     "drift": unrelated.drift(llm.ffn(memory) or {}),
-                    # The first documents are those that the questions are about, so each is left out once.
-                    "drift_reading": reading_answers.drift(llm.ffn(memory) or {}),
+                    "drift_reading": reading_answers.drift(llm.ffn(memory) or {}, skip=(number,)),
                     "first_kl": memory.trace[1].kl if len(memory.trace) > 1 else now.kl,
                     "kl": now.kl,
                     "loss_fall": 1 - now.cross_entropy / untouched.cross_entropy,

@@ -167,7 +167,7 @@ def test_texts_template_limit_and_rule_are_part_of_the_name(invented, monkeypatc
     assert plain.recipe
     assert len(invented) == 2
     for number, (name, value) in enumerate(
-        {"RULE": 2, "MOST_DRIFT": 1e-4, "read_neutral": lambda: Neutral(("Rain.",), ("Who?",))}.items(), 3
+        {"RULE": 3, "MOST_DRIFT": 1e-4, "read_neutral": lambda: Neutral(("Rain.",), ("Who?",))}.items(), 3
     ):
         monkeypatch.setattr(auto_recipe, name, value)
         assert new().recipe

@@ -16,6 +16,7 @@ from fastmem.calibrate import (
     RATES,
     Calibration,
     Neutral,
+    OtherDocuments,
     Point,
     UnrelatedAnswers,
     calibrate,
@@ -25,6 +26,7 @@ from fastmem.calibrate import (
 from fastmem.cli.calibration_chart import draw, require_drawable
 from fastmem.cli.calibration_documents import calibration_pieces, cut
 from fastmem.cli.calibration_view import progress_line
+from fastmem.prompts import question_prompt
 
 NEUTRAL = Neutral(("The ferry leaves at nine.", "Bo Lind is the mayor."), ("Who?", "What is it?"))
 
@@ -63,11 +65,22 @@ def test_the_rate_is_where_the_drift_reaches_the_limit(llm):
     above = min(point.learning_rate for point in found.points if point.drift > limit)
     assert above == 2 * below
     assert below <= found.recipe.learning_rate <= above
-    unrelated = UnrelatedAnswers(llm, NEUTRAL.questions)
+    others = OtherDocuments.of(llm, NEUTRAL, (-1,))
     memories = [llm.memorize(text, found.recipe) for text in NEUTRAL.documents]
-    drifts = [unrelated.drift(llm.ffn(memory)) for memory in memories]
+    drifts = [others.drift(number, llm.ffn(memory)) for number, memory in enumerate(memories)]
     assert sum(drifts) / len(drifts) == pytest.approx(limit, rel=0.3)
     assert calibrate(llm, NEUTRAL, most_drift=limit) == found
+
+
+def test_drift_is_that_of_answers_about_the_other_documents(llm):
+    ffn = llm.ffn(llm.memorize(NEUTRAL.documents[0], Recipe(learning_rate=1e-2, steps=3)))
+    others = OtherDocuments.of(llm, NEUTRAL, (-1,))
+    for own, other, question in ((0, 1, "What is it?"), (1, 0, "Who?")):
+        prompt = question_prompt(NEUTRAL.documents[other], question)
+        assert others.drift(own, ffn) == UnrelatedAnswers(llm, [prompt]).drift(ffn)
+    single = OtherDocuments.of(llm, Neutral(NEUTRAL.documents[:1], ("Who?",)), (-1,))
+    assert single.about == (None,) * len(read_neutral().documents)  # those of the set that comes with FastMem
+    assert single.drift(0, ffn) == single.answers.drift(ffn) > 0
 
 
 def test_limits_that_no_rate_reaches_are_said(llm):
@@ -225,7 +238,7 @@ def test_the_curve_is_drawn(tmp_path, ending):
         assert content.startswith(b"\x89PNG")
     else:
         shown = content.decode()
-        for text in ("a model, 3 steps", "limit, 0.002", "taken, 0.00014", "0.0008 diverged", "learning rate"):
+        for text in ("a model, 3 steps", "limit, 0.003", "taken, 0.00014", "0.0008 diverged", "learning rate"):
             assert f"<!-- {text} -->" in shown, text
 
 

@@ -22,7 +22,7 @@ from fastmem.split.fingerprint import sampled_digest
 log = logging.getLogger("fastmem")
 
 FOLDER = "FASTMEM_CACHE"  # environment variable
-RULE = 1
+RULE = 2
 """Raised whenever `calibrate` finds another rate for the same model and texts."""
 MOST_BYTES = 2**20  # of a file that is read; one has about 1,500
 

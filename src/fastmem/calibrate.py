@@ -1,15 +1,15 @@
-"""Find a learning rate for a model without labels: the largest at which its answers to unrelated questions stay.
+"""Find a learning rate for a model without labels: the largest at which its answers about other texts stay.
 
 A memory should change what a model says about its document and nothing else. The *drift* measures the second: the mean
-of KL(untouched || memorized) over the tokens of the untouched model's own answers to questions that have nothing to do
-with the document. It grows with the rate (about with its square), so the rate at which it reaches a limit is found by
-bisection, with a handful of documents. docs/log.md (2026-11-26) has what is known of the rates that come of it.
-`auto_recipe.py` keeps what is found.
+of KL(untouched || memorized) over the tokens of the untouched model's own answers to questions about other documents,
+which stand in the prompt. It grows with the rate (about with its square), so the rate at which it reaches a limit is
+found by bisection, with a handful of documents. docs/results/rate.md has the proof on six models, and what was tried
+instead. `auto_recipe.py` keeps what is found.
 """
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,12 +21,13 @@ from fastmem.learn.memorize import drain
 from fastmem.learn.objective import Chunk
 from fastmem.memory.recipe import AutoRecipe, Recipe, changed_recipe
 from fastmem.model import FastMem
-from fastmem.prompts import Tokens
+from fastmem.prompts import Tokens, question_prompt
 from fastmem.split.hooks import FFN, Activations
 from fastmem.torch_modes import in_own_modes
 
 NEUTRAL_FILE = Path(__file__).parent / "neutral.jsonl"
-MOST_DRIFT = 0.002
+MOST_DRIFT = 0.003
+"""Between 0.0026 and 0.0028 at the best rates of the three models it was chosen on (docs/results/rate.md)."""
 STEPS = 3
 """Three steps at about three times the rate do what the paper's ten do, in a third of the time (docs/log.md)."""
 LOWEST_RATE, RATES = 1e-6, 17  # doubling, up to 0.066
@@ -35,7 +36,7 @@ ANSWER_TOKENS = 24
 
 @dataclass(frozen=True)
 class Neutral:
-    """Documents to memorize, and questions that have nothing to do with them."""
+    """Documents to memorize, and questions to ask while another of them stands in the prompt."""
 
     documents: tuple[str, ...]
     questions: tuple[str, ...]
@@ -45,8 +46,8 @@ class Neutral:
 class Point:
     """What a rate does, as means over the documents.
 
-    drift: nats per token of an unrelated answer; inf if a run diverged. loss_before, loss_after: the cross entropy of
-    the document in nats per token, before the first update and before the last.
+    drift: nats per token of an answer about another document; inf if a run diverged. loss_before, loss_after: the
+    cross entropy of the document in nats per token, before the first update and before the last.
     """
 
     learning_rate: float
@@ -107,16 +108,16 @@ def read_neutral(path: Path = NEUTRAL_FILE) -> Neutral:
 
 
 class UnrelatedAnswers:
-    """The untouched model's own answers to questions, on which drift is measured."""
+    """The untouched model's own answers to prompts, on which drift is measured."""
 
     @in_own_modes
     @torch.no_grad()
-    def __init__(self, llm: FastMem, questions: Sequence[str], layers: Sequence[int] = (-1,)):
+    def __init__(self, llm: FastMem, prompts: Sequence[str], layers: Sequence[int] = (-1,)):
         self.split_model = llm.split_model
         self._answers: list[tuple[Activations, list[Chunk]]] = []
-        answers = llm.generate(list(questions), max_new_tokens=ANSWER_TOKENS)
-        for question, answer in zip(questions, answers, strict=True):
-            prompt = llm.ids(question).cpu()
+        answers = llm.generate(list(prompts), max_new_tokens=ANSWER_TOKENS)
+        for text, answer in zip(prompts, answers, strict=True):
+            prompt = llm.ids(text).cpu()
             ids = torch.cat([prompt, torch.tensor(answer.token_ids, dtype=torch.int64)])
             reading = llm.read(Tokens(ids, torch.arange(len(ids)) >= len(prompt)), layers)
             untouched = self.split_model.tail(reading.activations).split(CHUNK_POSITIONS)
@@ -126,14 +127,56 @@ class UnrelatedAnswers:
 
     @in_own_modes
     @torch.no_grad()
-    def drift(self, ffn: FFN) -> float:
-        """Mean KL(untouched || with `ffn`), in nats per token; inf if it is not finite."""
+    def drift(self, ffn: FFN, skip: Container[int] = ()) -> float:
+        """Mean KL(untouched || with `ffn`), in nats per token; inf if it is not finite.
+
+        skip: the numbers of answers that are left out, from 0.
+        """
         found = []
-        for activations, chunks in self._answers:
+        for activations, chunks in (answer for number, answer in enumerate(self._answers) if number not in skip):
             parts = self.split_model.tail(activations, ffn).split(CHUNK_POSITIONS)
             found += [chunk.losses(part)[:, 1] for chunk, part in zip(chunks, parts, strict=True)]
         mean = torch.cat(found).mean().item()
         return mean if math.isfinite(mean) else math.inf
+
+
+@dataclass(frozen=True)
+class OtherDocuments:
+    """Answers about all documents but the one that is memorized. about: the number of the document of each answer."""
+
+    answers: UnrelatedAnswers
+    about: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, llm: FastMem, neutral: Neutral, layers: Sequence[int]) -> "OtherDocuments":
+        """A prompt for every question and every document at least, both in turn; too long documents are cut.
+
+        A single document is accompanied by those of the set that comes with FastMem. Errors: `InputError` for a
+        question that exceeds the model's positions.
+        """
+        alone = len(neutral.documents) == 1
+        documents = read_neutral().documents if alone else neutral.documents
+        count = max(len(documents), len(neutral.questions))
+        pairs = [(documents[n % len(documents)], neutral.questions[n % len(neutral.questions)]) for n in range(count)]
+        prompts = [_prompt_that_fits(llm, *pair) for pair in pairs]
+        about = tuple(None if alone else n % len(documents) for n in range(count))
+        return cls(UnrelatedAnswers(llm, prompts, layers), about)
+
+    def drift(self, document: int, ffn: FFN) -> float:
+        """The drift of a memory of the document with this number, as `UnrelatedAnswers.drift`."""
+        own = [number for number, about in enumerate(self.about) if about == document]
+        return self.answers.drift(ffn, skip=own)
+
+
+def _prompt_that_fits(llm: FastMem, document: str, question: str) -> str:
+    """The paper's prompt, with as much of the document as leaves room for the answer."""
+    limit = llm.split_model.max_positions
+    room = None if limit is None else limit - ANSWER_TOKENS
+
+    def encode(beginning: str) -> Tokens:
+        return Tokens(llm.ids(question_prompt(beginning, question)))
+
+    return question_prompt(llm.preparer.fitting(document, encode, room)[0], question)
 
 
 def calibrate(
@@ -162,7 +205,7 @@ def calibrate(
             on_progress(Progress(done, total, last))
 
     advance(0)
-    unrelated = UnrelatedAnswers(llm, neutral.questions, recipe.layers)
+    others = OtherDocuments.of(llm, neutral, recipe.layers)
     placed = replace(recipe, placement="assistant") if recipe.placement == "prompt" else recipe
     documents = [llm.memory_tokens(text, placed, truncate=True) for text in neutral.documents]
     found: dict[int, Point] = {}
@@ -170,7 +213,7 @@ def calibrate(
     def allowed(index: int) -> bool:
         nonlocal last
         at_rate = replace(recipe, learning_rate=LOWEST_RATE * 2**index)
-        last = found[index] = tried(llm, documents, unrelated, at_rate, lambda: advance(1))
+        last = found[index] = tried(llm, documents, others, at_rate, lambda: advance(1))
         return last.drift <= most_drift
 
     low, high = -1, RATES  # allowed, not allowed
@@ -187,16 +230,16 @@ def calibrate(
 def tried(
     llm: FastMem,
     documents: Sequence[Tokens],
-    unrelated: UnrelatedAnswers,
+    others: OtherDocuments,
     recipe: Recipe,
     on_document: Callable[[], None] = lambda: None,
 ) -> Point:
     """What memorizing these documents does with a recipe. on_document: called after each."""
     drifts, losses = [], []
-    for document in documents:
+    for number, document in enumerate(documents):
         # Not `memorize`: that a high rate diverges is no reason for a warning here.
         (memory,) = drain(llm.memorizing(document, recipe, watch=False))
-        drifts.append(math.inf if memory.stopped else unrelated.drift(llm.ffn(memory) or {}))
+        drifts.append(math.inf if memory.stopped else others.drift(number, llm.ffn(memory) or {}))
         llm.release(memory)
         if memory.trace:
             losses.append((memory.trace[0].cross_entropy, memory.trace[-1].cross_entropy))

@@ -26,7 +26,7 @@ def calibrate(
     ] = None,
     neutral: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSONL of documents and unrelated questions; default: English ones."),
+        typer.Option(metavar="FILE", help="JSONL of documents and of questions about any of them; default: English."),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Write the recipe to this file, for --recipe.")
@@ -37,7 +37,7 @@ def calibrate(
 ) -> None:
     """Find the learning rate of a model, without labels.
 
-    It is the largest rate at which the model's own answers to unrelated questions stay what they were. Three steps
+    It is the largest rate at which the model's own answers about other documents stay what they were. Three steps
     instead of ten, unless --steps says otherwise. Takes about as long as memorizing 20 documents.
 
     What is found is kept in a cache folder ($FASTMEM_CACHE, or the platform's), so it is found once per model. Without

@@ -53,7 +53,7 @@ def draw(found: "Calibration", path: Path, model: str) -> None:
                     label=f"{point.learning_rate:.2g} diverged",
                 )
         upper.set_yscale("log" if any(p.drift > 0 for p in points) else "linear")
-        upper.set_ylabel("drift, nats per token of\nan unrelated answer")
+        upper.set_ylabel("drift, nats per token of an\nanswer about another document")
         tried = [p for p in found.points if math.isfinite(p.loss_after)]
         rates = [p.learning_rate for p in tried]
         lower.plot(rates, [p.loss_before for p in tried], "--", color=SECOND, label="before the first update")
