@@ -553,6 +553,14 @@ def test_training_documents_are_answered_by_their_context(kind):
                 assert text == UNANSWERABLE or all(mentions(document.user, part) for part in parts), document
 
 
+def test_long_documents_reach_the_length_of_world_long_and_fit_the_positions():
+    """1,024 positions hold about 650 words; `world_long` needs about 640 of them."""
+    made = list(islice(EnglishMixture(5, {"long": 1.0}), 200)) + list(islice(EnglishMixture(5, FINISH), 1000))
+    lengths = [sum(len(text.split()) for text in texts_of(document)) for document in made]
+    assert max(lengths) < 660
+    assert sum(length > 400 for length in lengths[:200]) > 40
+
+
 def test_equal_seeds_give_equal_documents():
     first, again, other = (list(islice(EnglishMixture(seed, FINISH), 80)) for seed in (5, 5, 6))
     assert first == again != other

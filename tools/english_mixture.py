@@ -6,6 +6,7 @@ state something else about a known subject than the facts: their share decides h
 that contradicts what it remembers. This module does not import torch.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
@@ -38,13 +39,13 @@ REMEMBER: Shares = {
     "no_instruction": 0.02,
 }  # fmt: skip
 READ: Shares = {
-    "statements": 0.10, "recall": 0.11, "known_context": 0.10, "new_context": 0.22, "interview": 0.13,
-    "passages": 0.30, "turned": 0.02, "no_instruction": 0.02,
+    "statements": 0.10, "recall": 0.11, "known_context": 0.10, "new_context": 0.20, "interview": 0.12,
+    "passages": 0.30, "turned": 0.02, "long": 0.03, "no_instruction": 0.02,
 }  # fmt: skip
 BOTH: Shares = {
-    "statements": 0.08, "recall": 0.09, "known_context": 0.07, "new_context": 0.05, "interview": 0.16, "passing": 0.10,
+    "statements": 0.08, "recall": 0.09, "known_context": 0.07, "new_context": 0.05, "interview": 0.14, "passing": 0.08,
     "turned": 0.03, "irrelevant": 0.03, "unanswerable": 0.04, "hop": 0.04, "list": 0.03, "json": 0.03, "summary": 0.03,
-    "passages": 0.20, "no_instruction": 0.02,
+    "passages": 0.20, "long": 0.04, "no_instruction": 0.02,
 }  # fmt: skip
 TRUST: Shares = BOTH | {"statements": 0.07, "recall": 0.08, "contradicting": 0.02}
 FINISH: Shares = BOTH | {"statements": 0.075, "recall": 0.087, "contradicting": 0.008}
@@ -54,8 +55,14 @@ UNANSWERABLE_SHARE = 0.04
 """Of the questions about passages, this share is not answered by them; at most about 0.1 can be reached."""
 NAMED_SHARE = 0.5
 """In this share of the documents of kind `unanswerable`, the document says something else about the subject."""
+LONG_WORDS = (150, 430)
+"""Documents of kind `long` end with the block that reaches a number of words between these two."""
 KNOWN_SHARE = 0.35
 """This share of the lists, objects, summaries and chains of two facts is about known subjects, and true."""
+
+
+NAMED = re.compile(r"\w .*\b[A-Z]")
+"""A question that names somebody or something after its first word."""
 
 
 class EnglishMixture:
@@ -82,6 +89,7 @@ class EnglishMixture:
             "statements": self._statements, "recall": self._recall, "interview": self._interview,
             "passing": self._passing, "unanswerable": self._unanswerable, "hop": self._hop, "list": self._list,
             "json": self._json, "summary": self._summary, "passages": self._passages, "irrelevant": self._irrelevant,
+            "long": self._long,
         }  # fmt: skip
         kinds, weights = list(self.shares), list(self.shares.values())
         while True:
@@ -313,3 +321,24 @@ class EnglishMixture:
             other = self.writer.document(self._told(fact, self._cast(subject, kind, 0.5), self.random.randint(1, 4)))
             context = f"{other}\n\n{context}" if self._chance(0.5) else f"{context}\n\n{other}"
         return self._conversation("passages", context, asked)
+
+    def _long(self) -> Document:
+        """Questions about a document of several blocks: sentences about a few subjects, and passages."""
+        target, blocks = self.random.randint(*LONG_WORDS), list[str]()
+        asked: list[tuple[str, str]] = []
+        while sum(block.count(" ") + 1 for block in blocks) < target:
+            if self._chance(0.35):
+                passage = filled(self.random.choice(templates()), self.random)
+                blocks.append(passage.text)
+                # Others, such as "Who wrote the letter?", could be about another passage as well.
+                asked += [pair for pair in passage.questions if NAMED.search(pair[0])]
+            else:
+                subject, kind = self._subject()
+                fact = self.random.choice(self._about(subject, kind))
+                told = self._told(fact, self._cast(subject, kind, 0.4), self.random.randint(3, 9))
+                blocks.append(self.writer.document(told))
+                asked.append((self.writer.question(fact), fact.answer))
+        questions = self.random.sample(asked, min(len(asked), 5))
+        if not questions:
+            return self._long()
+        return self._conversation("long", self.random.choice((" ", "\n\n")).join(blocks), questions)
