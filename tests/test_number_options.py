@@ -24,6 +24,7 @@ GIVEN = {
     "eval": ["--task", "world", "--output", "out"],
     "search": ["--task", "world_swap", "--sampler", "tpe", "--output", "out"],
     "paper": ["--output", "out"],
+    "suite": ["--output", "out"],
     "bench": [],
     "check": ["--questions", "questions.csv"],
     "calibrate": [],

@@ -284,7 +284,7 @@ def test_files_that_are_no_table(tmp_path):
     (tmp_path / "latin.csv").write_bytes("question,answer,text\nWo?,Köln,So.\n".encode("latin-1"))
     assert "latin.csv is not UTF-8 text (byte 26)" in refused(tmp_path / "latin.csv")
     (tmp_path / "a.xlsx").write_bytes(b"PK")
-    assert refused(tmp_path / "a.xlsx").endswith(".parquet. Save the spreadsheet as CSV in UTF-8.")
+    assert refused(tmp_path / "a.xlsx").endswith(".parquet, .pqt. Save the spreadsheet as CSV in UTF-8.")
     assert "not CSV" in refused(of_text(tmp_path / "open.csv", 'question,answer,text\na,b,"c\n'))
     assert "not TSV" in refused(of_text(tmp_path / "q.tsv", 'question\tanswer\ttext\na\tb\t"c" d\n'))
     assert "this row has more" in refused(of_text(tmp_path / "more.csv", "question,answer,text\na,b,c,d\n"))

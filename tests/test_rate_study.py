@@ -92,7 +92,7 @@ def test_an_interrupted_study_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rate_without_labels, "WANTED", {"adamw 1": (1e-3,), "adamw 3": (1e-3,), "adamw 10": (5e-4,)})
     monkeypatch.setattr(rate_without_labels, "DEV_ROWS", dict.fromkeys(("contradicts", "agrees", "irrelevant"), 2))
     monkeypatch.setattr(rate_without_labels, "TEST_ROWS", 1)
-    monkeypatch.setattr(rate_without_labels, "NEUTRAL_DOCUMENTS", 1)
+    monkeypatch.setattr(rate_without_labels, "NEUTRAL_DOCUMENTS", 2)
     monkeypatch.setattr(rate_without_labels, "NEUTRAL_QUESTIONS", 2)
     arguments = [str(MODEL_DIR), "--output", str(tmp_path)]
     rate_without_labels.main(arguments)
