@@ -256,6 +256,10 @@ def test_templates_choose_fill_and_write_articles():
         "very older",
         "older",
     }
+    assert {choose("there are [|almost] no fish", Random(seed)) for seed in range(20)} == {
+        "there are no fish",
+        "there are almost no fish",
+    }
     assert fill("{a:job1} of {town}", {"job1": "engraver", "town": "Oakmere"}) == "an engraver of Oakmere"
     assert fill("{s}'s singer", {"s": "the Velvet Foxes"}) == "the Velvet Foxes' singer"
     assert [with_article(word) for word in ("ukulele", "umbrella maker", "oboe", "baker")] == [
