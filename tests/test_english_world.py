@@ -390,7 +390,11 @@ def test_disagreeing_rows_state_both_answers_in_their_order(part, rows):
         for row in rows[split, part]:
             assert row.answers == (row.second,)
             assert row.first != row.second
-            assert row.context.find(row.first) > -1
+            starts = [
+                re.search(rf"\b{re.escape(each)}\b", row.context, re.IGNORECASE).start()
+                for each in (row.first, row.second)
+            ]
+            assert starts[0] < starts[1], row
             assert mentions(row.context, row.first)
             assert mentions(row.context, row.second)
     for row in rows["world_disagree", part]:
