@@ -256,6 +256,10 @@ def test_templates_choose_fill_and_write_articles():
         "very older",
         "older",
     }
+    assert {choose("there are [|almost] no fish", Random(seed)) for seed in range(20)} == {
+        "there are no fish",
+        "there are almost no fish",
+    }
     assert fill("{a:job1} of {town}", {"job1": "engraver", "town": "Oakmere"}) == "an engraver of Oakmere"
     assert fill("{s}'s singer", {"s": "the Velvet Foxes"}) == "the Velvet Foxes' singer"
     assert [with_article(word) for word in ("ukulele", "umbrella maker", "oboe", "baker")] == [
@@ -386,7 +390,11 @@ def test_disagreeing_rows_state_both_answers_in_their_order(part, rows):
         for row in rows[split, part]:
             assert row.answers == (row.second,)
             assert row.first != row.second
-            assert row.context.find(row.first) > -1
+            starts = [
+                re.search(rf"\b{re.escape(each)}\b", row.context, re.IGNORECASE).start()
+                for each in (row.first, row.second)
+            ]
+            assert starts[0] < starts[1], row
             assert mentions(row.context, row.first)
             assert mentions(row.context, row.second)
     for row in rows["world_disagree", part]:

@@ -23,11 +23,15 @@ def _pieces(template: str) -> tuple[tuple[str, ...], ...]:
 
 
 def choose(template: str, random: Random) -> str:
-    """The template with one alternative of each `[one|another]`, drawn by `random`."""
+    """The template with one alternative of each `[one|another]`, drawn by `random`.
+
+    An empty alternative between two spaces takes one of them along.
+    """
     pieces = _pieces(template)
     if len(pieces) == 1:
         return template
-    return "".join(piece[0] if len(piece) == 1 else piece[int(random.random() * len(piece))] for piece in pieces)
+    text = "".join(piece[0] if len(piece) == 1 else piece[int(random.random() * len(piece))] for piece in pieces)
+    return text.replace("  ", " ")
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
