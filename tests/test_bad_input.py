@@ -151,14 +151,12 @@ def test_truncate_cuts_the_document_and_not_the_question(
         return original(preparer, prompt, *more)
 
     monkeypatch.setattr(Preparer, "request", request)
-    said = ask(fastmem, llama, "--truncate", text="The mayor is Bo. " * 60)
+    said = ask(fastmem, llama, "--truncate", "--learning-rate", "0.01", text="The mayor is Bo. " * 60)
     assert said.code == 0
     assert "note: the document was cut to " in said.err
     assert f"\nQuestion: {QUESTION}<|eot_id|>" in prompts_seen[0]
     assert "Context: The mayor is Bo. The mayor" in prompts_seen[0]
-    # The note, what the paper's rate did to this model, and the summary; no output of transformers.
-    assert [line.partition(":")[0] for line in said.err.splitlines()[:2]] == ["note", "note"], said.err
-    assert said.err.count("\n") == 3
+    assert said.err.count("\n") == 2  # the note and the summary, no output of transformers
 
 
 def test_truncate_cannot_cut_a_question(fastmem: Runner, llama: Path) -> None:
@@ -316,7 +314,6 @@ def test_out_of_memory_while_loading(fastmem: Runner, llama: Path, monkeypatch: 
     assert line.endswith("Options that help: --dtype, --device.")
 
 
-@pytest.mark.skip(reason="the notice of a hardly memorized document stands before the expected line")
 def test_an_interrupt_while_streaming(fastmem: Runner, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastmem.answer.running_batch import Stream
 
@@ -325,7 +322,7 @@ def test_an_interrupt_while_streaming(fastmem: Runner, llama: Path, monkeypatch:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Stream, "__iter__", pieces)
-    said = ask(fastmem, llama)
+    said = ask(fastmem, llama, "--learning-rate", "0.01")
     assert (said.code, said.out) == (130, "half a\n")
     assert said.err == "interrupted: the model is unchanged and no file is incomplete.\n"
 

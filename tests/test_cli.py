@@ -60,7 +60,6 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stderr == "{0} []\n"
 
 
-@pytest.mark.skip(reason="the help of the new command suite is not described yet")
 def test_help_describes_every_command(fastmem: Runner) -> None:
     said = fastmem("--help")
     rows = dict(line.split(maxsplit=1) for line in said.out.split("Commands:\n")[1].splitlines())

@@ -14,7 +14,7 @@ from fastmem.documents import document_parts
 from fastmem.memory.memory import Step
 from fastmem.prompts import question_prompt, token_count
 
-RECIPE = ("--learning-rate", "1e-3", "--steps", 2)
+RECIPE = ("--learning-rate", "1e-2", "--steps", 2)
 ANSWER = ("--max-new-tokens", 4, *RECIPE)
 FIRST = "The office of Tarn opens at eight and closes at noon. " * 6
 SECOND = "The mayor is Bo Lind, who was elected in spring. " * 6
@@ -41,7 +41,6 @@ def document(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.skip(reason="the notice of a hardly memorized document stands before the expected lines")
 def test_a_document_that_is_too_long_is_answered_from_its_part(fastmem: Runner, base, llm, document) -> None:
     refused = refusal(fastmem("ask", QUESTION, "-c", document, "-m", base, *ANSWER))
     assert refused.endswith("Options that help: --truncate, --part-tokens.")
@@ -53,13 +52,12 @@ def test_a_document_that_is_too_long_is_answered_from_its_part(fastmem: Runner, 
     assert (found.json["part"], found.json["parts"]) == (2, 2)
     text = document_parts(document.read_text(), TOKENS, lambda text: token_count(llm.tokenizer, text))[1]
     assert text == SECOND.strip()
-    expected = llm.answer(QUESTION, text, recipe=Recipe(learning_rate=1e-3, steps=2), max_new_tokens=4)
+    expected = llm.answer(QUESTION, text, recipe=Recipe(learning_rate=1e-2, steps=2), max_new_tokens=4)
     assert found.json["text"] == expected.text
     assert found.json["prompt_tokens"] == len(llm.ids(question_prompt(text, QUESTION)))
     assert found.json["trace"][0]["loss"] == expected.memory.trace[0].loss
 
 
-@pytest.mark.skip(reason="the notice of a hardly memorized document stands before the expected lines")
 def test_a_document_that_fits_is_one_part(fastmem: Runner, base, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text(SECOND)
     found = fastmem(

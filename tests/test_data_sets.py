@@ -443,7 +443,6 @@ def answer(folder: Path, texts: dict[str, list[str]]) -> None:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.skip(reason="the comparison words scores of other kinds true and false")
 def test_a_run_is_graded_again_and_compared(run, fastmem):
     same = "The answer is: Jon Marsh"
     answer(run, {"base": [same, "Ada Quill", "Ada Quill", "?"], "fastmem": [same, "Eva Stone", "Ada Quill", "Max"]})

@@ -164,7 +164,6 @@ def test_the_rows_of_the_authors_code(tmp_path, monkeypatch):
     assert (len(whole.examples), whole.selection) == (3, "")
 
 
-@pytest.mark.skip(reason="two parts of FaithEval are not pinned yet")
 def test_pins():
     pinned = {task.hub for task in TASKS.values() if task.hub}
     assert {hub.id for hub in pinned if len(hub.revision) != 40} == {

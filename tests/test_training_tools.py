@@ -34,23 +34,23 @@ def test_orthogonal_brings_every_singular_value_near_one():
     assert values.max() < 1.3
 
 
-@pytest.mark.skip(reason="the shape is now an argument of train_tokenizer")
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_shape_gives_a_model_of_its_family(family):
-    tokenizer = train_tokenizer(TEXTS, 300)
-    model = new_model(tokenizer, 0, Shape(family, 300, 32, 48, 2, 4))
+    shape = Shape(family, 300, 32, 48, 2, 4)
+    tokenizer = train_tokenizer(TEXTS, shape)
+    model = new_model(tokenizer, 0, shape)
     assert model.config.model_type == family
     ids = tokenizer(TEXTS[0], return_tensors="pt").input_ids
     assert model(ids).logits.shape == (1, ids.shape[1], 300)
-    assert torch.equal(model(ids).logits, new_model(tokenizer, 0, Shape(family, 300, 32, 48, 2, 4))(ids).logits)
+    assert torch.equal(model(ids).logits, new_model(tokenizer, 0, shape)(ids).logits)
 
 
-@pytest.mark.skip(reason="the stages moved to training_worlds.WORLDS")
 def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     from tools import train_embedded_model as tool
 
-    stages = (tool.STAGES[0]._replace(tokens=6000), tool.STAGES[1]._replace(tokens=6000))
-    monkeypatch.setattr(tool, "STAGES", stages)
+    world = tool.WORLDS["made-up"]
+    short = world._replace(stages=tuple(stage._replace(tokens=6000) for stage in world.stages[:2]))
+    monkeypatch.setitem(tool.WORLDS, "made-up", short)
     monkeypatch.setattr(tool, "CHECKPOINT_STEPS", 2)
     small = (
         "--vocabulary 400 --hidden-size 32 --intermediate-size 48 --layers 1 --heads 2 --batch-tokens 1024 --rows 1"

@@ -108,7 +108,7 @@ def suite(
     ] = None,
     limit: Limit = None,
 ) -> None:
-    """The data sets of the field with all methods and their own metrics. Resumable; --limit estimates the cost.
+    """The data sets of the field with all methods. Resumable; --limit estimates the cost.
 
     Tasks whose data are neither in the folder nor on the hub are named and left out.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastmem.lab.report.content import mean_text, notes
 from fastmem.lab.report.results import Results
-from fastmem.lab.report.run_comparison import FORMS, MethodPair, RunComparison
+from fastmem.lab.report.run_comparison import MethodPair, RunComparison
 from fastmem.lab.report.table import markdown_table
 from fastmem.lab.scores.grading import Record
 from fastmem.lab.tasks.example import Example
@@ -106,9 +106,7 @@ def _listed_row(c: RunComparison, example: Example, a: Record, b: Record) -> str
     for score in c.scores:
         first, second = a["scores"].get(score), b["scores"].get(score)
         if first != second:
-            words = ("right", "wrong") if score in FORMS else ("true", "false")
-            found = f"{_grade(first, *words)} in A, {_grade(second, *words)} in B"
-            verdicts.setdefault(found, []).append(c.titles[score])
+            verdicts.setdefault(f"{_grade(first)} in A, {_grade(second)} in B", []).append(c.titles[score])
     verdict = "; ".join(f"{' and '.join(names)} {words}" for words, names in verdicts.items())
     question = [] if example.kind == "summary" else [f"question: {_short(example.question)}"]
     gold = " | ".join(map(_short, example.answers))
@@ -116,10 +114,10 @@ def _listed_row(c: RunComparison, example: Example, a: Record, b: Record) -> str
     return "\n".join([f"- {example.id}: {verdict}", *(f"  - {line}" for line in lines)])
 
 
-def _grade(value: float | bool | None, true: str, false: str) -> str:
+def _grade(value: float | bool | None) -> str:
     if value is None:
         return "missing"
-    return (true if value else false) if isinstance(value, bool) else f"{value:.3f}"
+    return ("right" if value else "wrong") if isinstance(value, bool) else f"{value:.3f}"
 
 
 def _answer(row: Record) -> str:
