@@ -45,7 +45,8 @@ def test_every_shape_gives_a_model_of_its_family(family):
     assert torch.equal(model(ids).logits, new_model(tokenizer, 0, shape)(ids).logits)
 
 
-def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize("muon", ["torch", "batched"])
+def test_an_interrupted_training_goes_on_to_the_same_weights(muon, tmp_path, monkeypatch):
     from tools import train_embedded_model as tool
 
     world = tool.WORLDS["made-up"]
@@ -55,7 +56,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypat
     small = (
         "--vocabulary 400 --hidden-size 32 --intermediate-size 48 --layers 1 --heads 2 --batch-tokens 1024 --rows 1"
     )
-    options = [*small.split(), "--precision", "float32"]
+    options = [*small.split(), "--precision", "float32", "--muon", muon]
     tool.main(["--output", str(tmp_path / "whole"), *options])
     write, written = tool.Checkpoint.write, []
 

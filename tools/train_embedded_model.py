@@ -5,7 +5,7 @@ A tokenizer (byte-level BPE) and a Llama of 5.2 million weights, trained on 16.6
 89 minutes. Without such units, `--precision float32` is twice as fast (2,300 tokens per second against 1,050).
 
 `--world english` trains on the world in plain English instead: 140 million tokens, which need a GPU (`--device cuda
---batch-tokens 32768`).
+--batch-tokens 32768 --muon batched`).
 
 The seed determines the weights: two runs on the same machine with the same number of threads are equal, also if one of
 them was interrupted: the run goes on from its last checkpoint, which is kept in the output folder. The output is an
@@ -18,7 +18,9 @@ Other shapes, seeds and vocabularies give models to test a rule on that nothing 
 import argparse
 import json
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from tools.batched_muon import BatchedMuon
 from tools.model_shapes import FAMILIES, Shape, new_model, train_tokenizer
 from tools.training_batches import Batch, Stage, batches, render
 from tools.training_worlds import WORLDS, World
@@ -33,6 +36,10 @@ from tools.training_worlds import WORLDS, World
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_STEPS = 200
 MADE_UP = WORLDS["made-up"]
+MUON: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "torch": partial(torch.optim.Muon, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+    "batched": partial(BatchedMuon, weight_decay=0.02),
+}
 
 
 class Checkpoint(NamedTuple):
@@ -69,12 +76,12 @@ def loss_of(model: PreTrainedModel, batch: Batch, precision: str) -> torch.Tenso
     return (losses * weights).sum() / weights.sum()
 
 
-def optimizers_of(model: PreTrainedModel) -> tuple[torch.optim.Optimizer, ...]:
+def optimizers_of(model: PreTrainedModel, muon: str = "torch") -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the inner matrices (it needs about half as many tokens as AdamW), AdamW for embeddings and norms."""
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     outer = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
     return (
-        torch.optim.Muon(inner, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        MUON[muon](inner),
         torch.optim.AdamW(outer, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     )
 
@@ -92,7 +99,7 @@ def train(
     args: the parsed options. tokens: of the stages before. checkpoint: one of this stage, to go on from; the batches
     before it are made again and skipped.
     """
-    optimizers = optimizers_of(model)
+    optimizers = optimizers_of(model, args.muon)
     if checkpoint is not None:
         model.load_state_dict(checkpoint.model)
         for optimizer, state in zip(optimizers, checkpoint.optimizers, strict=True):
@@ -159,6 +166,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
     parser.add_argument("--device", default="cpu", help="of the training and the measuring, such as cuda")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16", help="of the products")
+    parser.add_argument("--muon", choices=sorted(MUON), default="torch", help="batched is faster (batched_muon.py)")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument(
