@@ -45,9 +45,10 @@ from fastmem import FastMem, Memory, Recipe, Tokens
 from fastmem.answer.cache import PrefixCache
 from fastmem.answer.detokenize import Detokenizer
 from fastmem.documents import document_parts, fitting_part, sentences
+from fastmem.lab.report.content import mean_text
 from fastmem.lab.run.run_files import Appender, Record, complete_rows
 from fastmem.lab.scores.qa import paper_correct, paper_normalize
-from fastmem.lab.scores.statistics import Mean, compare, mean
+from fastmem.lab.scores.statistics import compare, mean
 from fastmem.lab.search.search import is_searched
 from fastmem.lab.tasks import Example, embedded_world, load
 from fastmem.learn.surprisal import token_surprisals
@@ -237,10 +238,10 @@ def print_table(rows: Sequence[Record]) -> None:
     for key, found in columns.items():
         prompt, memory, recipe = key
         right = [one and one["right"] for one in found]
-        shown = [_text(mean(right, groups))]
+        shown = [mean_text(mean(right, groups))]
         for other in ((prompt, "none", ""), (prompt, "whole", recipe)):
             against = None if other == key or not recipe else [one and one["right"] for one in columns[other]]
-            shown.append("" if against is None else _text(compare(against, right, groups).difference, "+"))
+            shown.append("" if against is None else mean_text(compare(against, right, groups).difference, "+"))
         means = [f"{mean([one and one[name] for one in found]).value:.3g}" for name in ("holds_answer", "tokens")]
         passes = mean([one and one["passes"] for one in found]).value
         print(f"| {' | '.join([prompt, memory, recipe, *shown, *means])} | {passes:.0f} |")
@@ -272,7 +273,7 @@ def decide(columns: Mapping[Cell, Sequence[Record | None]], groups: Sequence[str
             if pairs:
                 first, second, judged = map(list, zip(*pairs, strict=True))
                 found = compare(first, second, judged)
-                text = f"{_text(found.difference, '+')} on {found.n} questions of the other half"
+                text = f"{mean_text(found.difference, '+')} on {found.n} questions of the other half"
                 said.append(f"{recipe}, {way}: {best[1]} less the whole document {text}")
     return said
 
@@ -288,12 +289,6 @@ def _keys(rows: Sequence[Record]) -> list[Cell]:
 
 def _cell(row: Record, key: Cell) -> Record | None:
     return next((c for c in row["cells"] if (c["prompt"], c["memory"], c["recipe"]) == key), None)
-
-
-def _text(found: Mean, sign: str = "") -> str:
-    if found.low is None or found.high is None:
-        return f"{found.value:{sign}.3f}"
-    return f"{found.value:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
 
 
 def main() -> None:

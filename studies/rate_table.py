@@ -4,7 +4,6 @@ DIR holds a folder for every model, as `rate_without_labels.py` writes them. Int
 """
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from fastmem.lab.scores.statistics import Mean, compare
+from fastmem.lab.report.content import mean_text
+from fastmem.lab.run.run_files import complete_rows, read_json
+from fastmem.lab.scores.statistics import compare
 from studies.rate_without_labels import LIMIT, SIGNAL, SIGNALS, STEPS, WANTED, searched_rate
 
 CHOOSING, CONFIRMING = ("embedded", "nq-mini", "neox"), ("gemma", "qwen", "llama")
@@ -32,11 +33,10 @@ class Measured:
 
     @classmethod
     def read(cls, folder: Path) -> "Measured":
-        def rows(path: Path) -> list[dict[str, Any]]:
-            return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-        signals = json.loads((folder / "signals.json").read_text())["points"]
-        return cls(folder.name, signals, rows(folder / "dev.jsonl"), rows(folder / "test.jsonl"))
+        dev, test = (
+            complete_rows(path)[1] if path.exists() else [] for path in (folder / "dev.jsonl", folder / "test.jsonl")
+        )
+        return cls(folder.name, read_json(folder / "signals.json")["points"], dev, test)
 
     def share(self, kind: str, point: str) -> float:
         """The share of right answers on development rows."""
@@ -113,16 +113,9 @@ def test_table(models: Sequence[Measured]) -> list[str]:
             base, searched, rule = ([row["scores"][name] for row in rows] for name in ("base", "searched", "rule"))
             ratio = median(row["seconds"]["rule"] / row["seconds"]["searched"] for row in rows)
             means = " | ".join(f"{sum(scores) / len(rows):.3f}" for scores in (base, searched, rule))
-            against = [_interval(compare(other, rule).difference) for other in (searched, base)]
+            against = [mean_text(compare(other, rule).difference, "+") for other in (searched, base)]
             lines.append(f"| {model.name} | {len(rows)} | {kind} | {means} | {' | '.join(against)} | {ratio:.2f} |")
     return lines
-
-
-def _interval(difference: Mean) -> str:
-    assert difference.value is not None
-    if difference.low is None or difference.high is None:
-        return f"{difference.value:+.3f}"
-    return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 
 def figure(models: Sequence[Measured], path: Path) -> None:

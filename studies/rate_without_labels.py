@@ -26,7 +26,6 @@ is written as it goes; a second call continues.
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +39,7 @@ import torch
 from fastmem import FastMem, Recipe
 from fastmem.answer.running_batch import answers
 from fastmem.calibrate import UnrelatedAnswers
-from fastmem.lab.run.run_files import write_json
+from fastmem.lab.run.run_files import Appender, complete_rows, read_json, write_json
 from fastmem.lab.search.search import is_searched, score_of
 from fastmem.lab.tasks import Example
 from fastmem.learn.memorize import drain
@@ -212,13 +211,12 @@ def searched_rate(rows: Sequence[Mapping[str, Any]], variant: str) -> float:
     return equal[len(equal) // 2]
 
 
-def appended(path: Path, wanted: Sequence[tuple[str, Example]]) -> Iterator[tuple[int, str, Example]]:
+def missing(file: Appender, wanted: Sequence[tuple[str, Example]]) -> Iterator[tuple[int, str, Example]]:
     """The rows that the file does not have yet, with their numbers."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    done = {(row["kind"], row["id"]) for row in map(json.loads, lines)}
+    done = {(row["kind"], row["id"]) for row in file.rows}
     for number, (kind, example) in enumerate(wanted):
         if (kind, example.id) not in done:
-            print(f"{path.name}: row {number + 1} of {len(wanted)}", end="\r", flush=True)
+            print(f"{file.path.name}: row {number + 1} of {len(wanted)}", end="\r", flush=True)
             yield number, kind, example
 
 
@@ -240,25 +238,23 @@ def main(arguments: list[str] | None = None) -> None:
         if not signals_path.exists():
             write_json(signals_path, {"points": measure_signals(llm, material, variants)})
         wanted = [(kind, e) for kind, rows in material.rows.items() for e in rows[: DEV_ROWS[kind]]]
-        for _, kind, example in appended(dev_path, wanted):
-            row = {"kind": kind, "id": example.id, **dev_row(llm, example, variants)}
-            with dev_path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        with Appender(dev_path) as file:
+            for _, kind, example in missing(file, wanted):
+                file.append({"kind": kind, "id": example.id, **dev_row(llm, example, variants)})
         return
-    dev_rows = [json.loads(line) for line in dev_path.read_text().splitlines()]
-    rule = rate_at(json.loads(signals_path.read_text())["points"], f"adamw {STEPS}", SIGNAL, LIMIT)
+    dev_rows = complete_rows(dev_path)[1]
+    rule = rate_at(read_json(signals_path)["points"], f"adamw {STEPS}", SIGNAL, LIMIT)
     searched = searched_rate(dev_rows, f"adamw {SEARCHED_STEPS}")
     recipes = {
         "rule": replace(llm.recipe, learning_rate=rule, steps=STEPS),
         "searched": replace(llm.recipe, learning_rate=searched, steps=SEARCHED_STEPS),
     }
     print(f"rule: {rule:.2g}, {STEPS} steps; searched: {searched:.2g}, {SEARCHED_STEPS} steps", flush=True)
-    path = args.output / "test.jsonl"
     wanted = [(kind, e) for kind, rows in material.rows.items() for e in rows[:TEST_ROWS]]
-    for number, kind, example in appended(path, wanted):
-        row = {"kind": kind, "id": example.id, "rates": {"rule": rule, "searched": searched}}
-        with path.open("a") as file:
-            file.write(json.dumps(row | test_row(llm, example, recipes, number)) + "\n")
+    with Appender(args.output / "test.jsonl") as file:
+        for number, kind, example in missing(file, wanted):
+            row = {"kind": kind, "id": example.id, "rates": {"rule": rule, "searched": searched}}
+            file.append(row | test_row(llm, example, recipes, number))
 
 
 if __name__ == "__main__":

@@ -47,8 +47,10 @@ def fitting_part_of(llm: "FastMem", document: str, most: int | None, question: s
     from fastmem.documents import fitting_part
 
     parts = parts_of(llm, document, most)
+    if len(parts) == 1:
+        return parts[0]
     part = parts[fitting_part(question, [part.text for part in parts])]
-    if part.count > 1 and not quiet:
+    if not quiet:
         say(f"note: answering from {part.place} of the document, whose words fit best; it begins {_beginning(part)}.")
     return part
 

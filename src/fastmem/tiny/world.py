@@ -87,7 +87,7 @@ def invent(kind: str, random: Random) -> str:
     return random.choice(NAME_SHAPES[kind]).format(invented_word(random), invented_word(random))
 
 
-def _stable_hash(*parts: object) -> int:
+def stable_hash(*parts: object) -> int:
     """A number that depends on the texts only; Python's `hash` of a str differs between processes."""
     return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:6], "big")
 
@@ -282,7 +282,7 @@ def swapped(fact: Fact, random: Random) -> Fact:
 
 def _example(split: str, fact: Fact) -> Example:
     """The example for a fact. `world` and `world_swap` differ in the answer only."""
-    random = Random(_stable_hash(SEED, fact.subject, fact.relation.name))
+    random = Random(stable_hash(SEED, fact.subject, fact.relation.name))
     writer = Writer(random, trained=False)
     example_id = f"{split}/{fact.relation.name}/{fact.subject.lower().replace(' ', '-')}"
     question = writer.question(fact)
@@ -320,5 +320,5 @@ def examples(split: str, part: Part = "dev", limit: int | None = None) -> tuple[
     chosen = [fact for fact in source if part_of(fact.subject) == part]
     if split == "world_turned":  # no statement of a profession names the answer first
         chosen = [fact for fact in chosen if any(map(is_answer_first, fact.relation.statements))]
-    chosen.sort(key=lambda fact: _stable_hash(fact.subject, fact.relation.name))
+    chosen.sort(key=lambda fact: stable_hash(fact.subject, fact.relation.name))
     return tuple(_example(split, fact) for fact in chosen[:limit])

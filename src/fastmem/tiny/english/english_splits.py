@@ -19,7 +19,6 @@
 `part` is `dev` or `test`; no subject is in both. No form that a measured row uses is used in training.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -55,6 +54,7 @@ from fastmem.tiny.english.measured_documents import (
     unanswerable,
 )
 from fastmem.tiny.english.written_by_hand import written_by_hand
+from fastmem.tiny.world import stable_hash
 
 MAX_DRAWS = 500
 
@@ -98,21 +98,16 @@ _SPLITS: dict[str, tuple[Callable[[], list[Row]], Maker]] = {
 SPLITS = (*_SPLITS, "world_free")
 
 
-def _stable_hash(*parts: object) -> int:
-    """A number that depends on the texts only; Python's `hash` of a str differs between processes."""
-    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:6], "big")
-
-
 @cache
 def _rows(split: str, part: Part) -> tuple[Row, ...]:
     chosen = [row for row in _SPLITS[split][0]() if part_of(row.subject) == part]
-    return tuple(sorted(chosen, key=lambda row: _stable_hash(row.subject, row.name)))
+    return tuple(sorted(chosen, key=lambda row: stable_hash(row.subject, row.name)))
 
 
 def _made(split: str, row: Row, make: Maker) -> Example:
     """The first example of a row that has the promised property. Each draw has a seed of its own."""
     for draw in range(MAX_DRAWS):
-        found = make(row, Random(_stable_hash(SEED, row.subject, row.name, draw)))
+        found = make(row, Random(stable_hash(SEED, row.subject, row.name, draw)))
         if found is not None:
             slug = "".join(c if c.isalnum() else "-" for c in row.subject.lower())
             return replace(found, id=f"{split}/{row.name}/{slug}")

@@ -30,6 +30,7 @@ class Row(NamedTuple):
 
 
 Maker = Callable[[Row, Random], Example | None]
+Told = Callable[[Fact, Fact], Fact]  # (the fact, the same with another answer) -> what a document tells
 
 
 def others_about(
@@ -69,7 +70,7 @@ def example(row: Row, context: str, question: str, answer: str, original: str = 
     return Example("", context, question, (answer,), (original,) if original else (), **more)  # type: ignore[arg-type]
 
 
-def _telling(row: Row, random: Random, order: Order, told: Callable[[Fact, Fact], Fact]) -> Example | None:
+def _telling(row: Row, random: Random, order: Order, told: Told) -> Example | None:
     """A document that tells what `told` chooses of the fact and the fact with another answer; it mentions one only."""
     fact = row.facts[0]
     other = swapped(fact, random)
@@ -93,20 +94,21 @@ def alone(row: Row, random: Random) -> Example | None:
 
 def agreeing(row: Row, random: Random) -> Example | None:
     """A document that states the fact. The draws are those of `swap`, which must be possible as well."""
-    state = random.getstate()
-    if _telling(row, random, "subject", lambda fact, other: other) is None:
-        return None
-    random.setstate(state)
-    return _telling(row, random, "subject", lambda fact, other: fact)
+    return _one_of_two(row, random, lambda fact, other: fact, lambda fact, other: other)
 
 
 def swap(row: Row, random: Random) -> Example | None:
     """The document of `agreeing` with another answer."""
+    return _one_of_two(row, random, lambda fact, other: other, lambda fact, other: fact)
+
+
+def _one_of_two(row: Row, random: Random, told: Told, otherwise: Told) -> Example | None:
+    """What tells `told`, if the same draws also give a document that tells `otherwise`."""
     state = random.getstate()
-    if _telling(row, random, "subject", lambda fact, other: fact) is None:
+    if _telling(row, random, "subject", otherwise) is None:
         return None
     random.setstate(state)
-    return _telling(row, random, "subject", lambda fact, other: other)
+    return _telling(row, random, "subject", told)
 
 
 def turned(row: Row, random: Random) -> Example | None:
