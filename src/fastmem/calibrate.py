@@ -3,8 +3,8 @@
 A memory should change what a model says about its document and nothing else. The *drift* measures the second: the mean
 of KL(untouched || memorized) over the tokens of the untouched model's own answers to questions about other documents,
 which stand in the prompt. It grows with the rate (about with its square), so the rate at which it reaches a limit is
-found by bisection, with a handful of documents. docs/results/rate.md has the proof on six models, and what was tried
-instead. `auto_recipe.py` keeps what is found.
+found by bisection, with a handful of documents. docs/results/rate.md has what it reaches on six models, where it
+fails, and what was tried instead. `auto_recipe.py` keeps what is found.
 """
 
 import json
@@ -27,9 +27,9 @@ from fastmem.torch_modes import in_own_modes
 
 NEUTRAL_FILE = Path(__file__).parent / "neutral.jsonl"
 MOST_DRIFT = 0.003
-"""Between 0.0026 and 0.0028 at the best rates of the three models it was chosen on (docs/results/rate.md)."""
+"""At 2e-3 and three steps it is 0.0026 to 0.0028 on the three models it was chosen on (docs/results/rate.md)."""
 STEPS = 3
-"""Three steps at about three times the rate do what the paper's ten do, in a third of the time (docs/log.md)."""
+"""Three steps take 0.42 to 0.47 of the time of the paper's ten (docs/results/rate.md)."""
 LOWEST_RATE, RATES = 1e-6, 17  # doubling, up to 0.066
 ANSWER_TOKENS = 24
 
