@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from collections.abc import Iterator
 
 import pytest
@@ -133,6 +134,22 @@ def test_without_answers_the_changes_are_listed(check):
     assert "changed: " in listed.out
     assert "  →  " in listed.out
     assert "there is no verdict" in listed.err
+
+
+@pytest.mark.parametrize(("questions", "command"), [("answered.csv", "check"), ("bare.csv", "ask")])
+def test_the_command_to_go_on_with_runs(check, world, capsys, questions, command):
+    question = examples("world_swap", "dev", 1)[0].question
+    (line,) = [
+        line
+        for line in check("--methods", "fastmem", "--limit", "4", questions=questions).out.splitlines()
+        if line.startswith("go on with: ")
+    ]
+    filled = {"QUESTION": question, "FILE": str(world / questions)}
+    words = [filled.get(word, word) for word in shlex.split(line.removeprefix("go on with: "))]
+    assert words[:2] == ["fastmem", command]
+    assert words[words.index("--documents") + 1] == str(world / "pages")
+    found = Runner(capsys)(*words[1:])
+    assert found.code == 0, found.err
 
 
 def test_a_rate_that_does_nothing_is_said(check):

@@ -92,7 +92,8 @@ def check(
     results = load_results(target)
     verdict = judged(results)
     method = verdict.method if verdict is not None else chosen_from[0]
-    notes, command = _notes(results, method, verdict), _command(model, target, method, verdict, questions)
+    notes, word = _notes(results, method, verdict), verdict.word if verdict is not None else ""
+    command = _command(model, questions, columns, documents, target, word, method)
     page, changed = target / "check.html", changes(results, method)
     run_files.write_text(page, check_page(results, verdict, method, changed, notes, command))
     if output.json:
@@ -136,17 +137,28 @@ def _notes(results: "Results", method: str, verdict: "Verdict | None") -> list[s
     return notes
 
 
-def _command(model: ModelFlags, folder: Path, method: str, verdict: "Verdict | None", questions: Path) -> str:
-    """The command to go on with."""
-    given = ["--model", model.model] if model.model else []
-    if verdict is not None and verdict.word in ("harms", "no difference"):
-        words = ["fastmem", "search", "--task", "qa", "--data", str(questions), *given, "--output", f"{folder}-search"]
-    elif verdict is not None and verdict.word == "too few questions":
-        words = ["fastmem", "check", *given, "--questions", "MORE_QUESTIONS", "--output", f"{folder}-more"]
+def _command(
+    model: ModelFlags,
+    questions: Path,
+    columns: str | None,
+    documents: Path | None,
+    folder: Path,
+    verdict: str,
+    method: str,
+) -> str:
+    """The command to go on with: capital letters stand for what the person fills in."""
+    loaded = model.given()
+    named = [*(["--columns", columns] if columns else []), *(["--documents", str(documents)] if documents else [])]
+    recipe = ["--recipe", str(folder / "recipe.json")]
+    if verdict in ("harms", "no difference"):
+        words = ["search", "--task", "qa", "--data", str(questions), *named, *loaded, "--output", f"{folder}-search"]
+    elif verdict == "too few questions":
+        words = ["check", "--questions", "FILE", *named, *loaded, *recipe, "--output", f"{folder}-more"]
     else:
-        words = ["fastmem", "ask", "QUESTION", "--context", "DOCUMENT", *given, "--method", method]
-        words += ["--recipe", str(folder / "recipe.json")]
-    return shlex.join(words)
+        folder_given = documents is not None and documents.is_dir()
+        place = ["--documents", str(documents)] if folder_given else ["--context", str(documents or "FILE")]
+        words = ["ask", "QUESTION", *place, *loaded, "--method", method, *recipe]
+    return shlex.join(["fastmem", *words])
 
 
 def _document(results: "Results", verdict: "Verdict | None", method: str) -> dict[str, Any]:

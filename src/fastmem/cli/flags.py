@@ -157,6 +157,12 @@ class ModelFlags:
             remove_system_turn(llm.tokenizer)
         return llm
 
+    def given(self) -> list[str]:
+        """The flags as words of a command line."""
+        values = {"--model": self.model, "--dtype": self.dtype, "--device": self.device}
+        words = [word for flag, value in values.items() if value is not None for word in (flag, value)]
+        return [*words, "--no-system-turn"] if self.no_system_turn else words
+
 
 @dataclass(frozen=True)
 class RecipeFlags:
