@@ -283,6 +283,24 @@ def test_without_a_tokenizer_only_tokens_come() -> None:
         llm.generate(Tokens([1, 2, 3]), stop="x")
 
 
+IDS = torch.arange(5, 14)
+
+
+@pytest.mark.parametrize(
+    "prompt", [IDS, IDS[None], IDS.numpy(), {"input_ids": IDS}, None, 3, b"text", [IDS], ["a", None]]
+)
+def test_what_is_no_prompt_is_refused_with_what_to_give(llm: FastMem, prompt: object) -> None:
+    with pytest.raises(InputError, match=r"give a text, chat messages, or token ids as Tokens\(ids\)") as refused:
+        llm.generate(prompt)  # type: ignore[call-overload]
+    assert refused.value.field == "prompt"
+
+
+@pytest.mark.parametrize("document", [IDS, None, 3, b"text", ["a", 3]])
+def test_a_document_that_is_not_one_text_is_refused(llm: FastMem, document: object) -> None:
+    with pytest.raises(InputError, match="the context must be one text"):
+        llm.memorize(document)  # type: ignore[arg-type]
+
+
 def test_empty_questions_and_prompts(llm: FastMem) -> None:
     with pytest.raises(InputError, match="the question is empty"):
         llm.answer(" ", CONTEXT)

@@ -245,7 +245,8 @@ class FastMem:
         each. method: one of `METHODS`. options: the fields of `Decoding`; for a list of prompts `without_context` and
         `prefix` may be lists. Errors: `InputError`, `MemoryMismatchError`, `ResourceError`.
         """
-        if isinstance(prompt, str | Tokens) or (prompt and isinstance(prompt[0], dict)):
+        # Chat messages are a list and one prompt. Whatever is no list is one prompt, too, and refused if it cannot be.
+        if not isinstance(prompt, list | tuple) or (prompt and isinstance(prompt[0], dict)):
             return self.stream(prompt, memory, method, **options).run()  # type: ignore[arg-type]
         many: list[Any] = list(prompt)
         given = {"memory": memory} | {k: options.pop(k) for k in ("without_context", "prefix") if k in options}

@@ -83,7 +83,7 @@ def _prompt(given: Any) -> Any:
     return given
 
 
-PROMPT = Other("a text, chat messages or Tokens", _prompt)
+PROMPT = Other("a text, chat messages, or token ids as Tokens(ids)", _prompt)
 
 
 # The paper's user turn for extractive question answering (NQ, NQ-SWAP, HotpotQA), up to the context.
@@ -205,8 +205,13 @@ def in_place(tokenizer: Any, prompt: str, context: str, start: int = 0) -> Token
 
 
 def require_text(context: str) -> str:
-    """The context, stripped. Errors: `InputError` where there is none."""
-    if not isinstance(context, str) or not context.strip():
+    """The context, stripped. Errors: `InputError` where there is none, or where it is not one text."""
+    if not isinstance(context, str):
+        raise InputError(
+            f"the context must be one text, or token ids as Tokens(ids); given {type(context).__name__}.",
+            field="context",
+        )
+    if not context.strip():
         raise InputError("the context is empty: give the document to be faithful to, as text.")
     if (half := SURROGATE.search(context)) is not None:
         raise InputError(

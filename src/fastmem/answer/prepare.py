@@ -56,7 +56,9 @@ class Preparer:
             return prompt.ids
         if isinstance(prompt, str):
             if not prompt.strip():
-                raise InputError("the prompt is empty: give a text, chat messages or Tokens.", field="prompt")
+                raise InputError(
+                    "the prompt is empty: give a text, chat messages, or token ids as Tokens(ids).", field="prompt"
+                )
             prompt = [{"role": "user", "content": prompt}]
         return prompts.chat_ids(self.require_tokenizer(), prompt)
 
