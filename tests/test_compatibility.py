@@ -1,0 +1,67 @@
+"""Files that version 0.1.0 (commit f23b68b) wrote are read: memories, and the folder of a run.
+
+`data/written-by-0.1.0` was written on one thread with torch 2.13.0: two memories of `recorded_memories.CASES`, and
+`fastmem eval --task world_swap --methods base,fastmem --limit 3`, of whose summary only the name of the platform was
+shortened.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from command_line import Runner
+from conftest import ROOT
+from families import build
+from fastmem import FastMem, Memory, Recipe, Tokens
+from fastmem.lab.run.run_files import read_examples, read_rows
+from recorded_memories import CASES, DOCUMENT
+
+WRITTEN = ROOT / "tests" / "data" / "written-by-0.1.0"
+PROMPT = Tokens(DOCUMENT.ids[:9])
+
+
+@pytest.mark.parametrize("case", ["llama", "lora"])
+def test_a_memory_file_gives_the_same_answers(case: str) -> None:
+    family, changes = CASES[case]
+    llm = FastMem(build(family), None)
+    read = Memory.load(WRITTEN / f"memory-{case}.safetensors")
+    made = llm.memorize(DOCUMENT, Recipe(**changes))
+    assert read.recipe == made.recipe
+    assert read.base == made.base
+    for name, tensor in made.tensors.items():
+        torch.testing.assert_close(read.tensors[name], tensor, rtol=0, atol=1e-6)
+    options = {"max_new_tokens": 6, "ignore_eos": True}
+    answers = [llm.generate(PROMPT, memory=memory, **options).token_ids for memory in (read, made)]
+    assert answers[0] == answers[1]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(WRITTEN / "run", tmp_path / "run"))
+
+
+def test_the_folder_of_a_run_is_reported(run: Path, capsys) -> None:
+    found = Runner(capsys)("report", run, "--format", "json", "-q")
+    assert found.code == 0, found.err
+    right = {}
+    for method in ("base", "fastmem"):
+        rows = [row for row in read_rows(run) if row["method"] == method]
+        right[method] = sum(row["scores"]["paper_correct"] for row in rows) / len(rows)
+    assert right == {"base": pytest.approx(1 / 3), "fastmem": 1.0}
+    text = json.dumps(json.loads(found.out))
+    assert "0.333" in text
+    assert "0.1.0" in (run / "summary.json").read_text()
+
+
+def test_the_folder_of_a_run_is_complete_or_continued(run: Path, capsys) -> None:
+    before = (run / "rows.jsonl").read_text()
+    (run / "rows.jsonl").write_text("".join(before.splitlines(keepends=True)[:-1]))
+    arguments = ("--task", "world_swap", "--methods", "base,fastmem", "--limit", 3, "--output", run, "-q")
+    found = Runner(capsys)("eval", *arguments)
+    assert found.code == 0, found.err
+    texts = {(row["id"], row["method"]): row["text"] for row in map(json.loads, before.splitlines())}
+    assert {(row["id"], row["method"]): row["text"] for row in read_rows(run)} == texts
+    assert len(read_examples(run)) == 3
