@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CODE := src tests bench studies examples tools
-# Without an NVIDIA driver, the version of torch that was tested (README, "Install", says how to get its CPU build); with
-# one, the installed torch or pip's default.
+# The package index of torch's CPU builds, which pytorch.org shows; pip's own choice includes CUDA (README, "Install").
+TORCH_INDEX ?=
+# Without an NVIDIA driver, the version of torch that was tested; with one, the installed torch or pip's default.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo -c constraints/cpu.txt)
 
 .PHONY: demo test test-slow check format docs clean
@@ -36,6 +37,7 @@ clean:
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q --index-url $(TORCH_INDEX) $(CONSTRAINTS) torch)
 
 $(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints/cpu.txt
 	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e .

@@ -4,13 +4,20 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def blocks(language: str) -> list[str]:
@@ -79,3 +86,12 @@ def test_the_flags_that_follow_the_authors_exist() -> None:
 def test_pages_contain_no_machine_paths() -> None:
     for page in PAGES:
         assert not re.search(r"/(work|tmp|root|home)/", page.read_text()), page.name
+
+
+def test_only_the_metadata_names_the_owner_of_the_repository() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (owner,) = {re.search(r"github\.com/([^/]+)/fastmem", url)[1] for url in project["urls"].values()}  # type: ignore[index]
+    named = f"github.com/{owner}/fastmem"
+    others = [path for path in [*PAGES, ROOT / "CITATION.cff", *(ROOT / ".github").rglob("*.yml")] if path.is_file()]
+    assert others
+    assert [path for path in others if named in path.read_text()] == []
