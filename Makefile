@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 # Without an NVIDIA driver, the version of torch that was tested; with one, the installed torch or pip's default.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo -c constraints/cpu.txt)
 
-.PHONY: demo test test-slow check format docs clean
+.PHONY: demo test test-slow check format docs site clean
 demo: $(VENV)/.core
 	$(BIN)/fastmem demo
 
@@ -32,8 +32,11 @@ format: $(VENV)/.dev
 docs: $(VENV)/.test
 	$(BIN)/python -m tools.command_reference docs/cli.md
 
+site: $(VENV)/.site
+	$(BIN)/zensical build --clean --strict
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,4 +52,8 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints/cpu.txt
 
 $(VENV)/.dev: $(VENV)/.test
 	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e ".[dev]"
+	touch $@
+
+$(VENV)/.site: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e ".[site]"
 	touch $@

@@ -61,9 +61,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_extras_name_every_optional_package() -> None:
-    assert {*EXTRAS, "all", "test", "test-quantized", "test-frameworks", "test-fuzz", "quality", "dev"} == PROJECT[
-        "optional-dependencies"
-    ].keys()
+    assert {
+        *EXTRAS,
+        "all",
+        "test",
+        "test-quantized",
+        "test-frameworks",
+        "test-fuzz",
+        "quality",
+        "site",
+        "dev",
+    } == PROJECT["optional-dependencies"].keys()
     assert PROJECT["optional-dependencies"]["all"] == [f"fastmem[{','.join(EXTRAS)}]"]
 
 
