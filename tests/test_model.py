@@ -1,6 +1,7 @@
 """The face of the library: text in and out, streams, stops, lengths, threads, and a model never written to."""
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -299,6 +300,45 @@ def test_what_is_no_prompt_is_refused_with_what_to_give(llm: FastMem, prompt: ob
 def test_a_document_that_is_not_one_text_is_refused(llm: FastMem, document: object) -> None:
     with pytest.raises(InputError, match="the context must be one text"):
         llm.memorize(document)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("memory", ["policy.safetensors", Path("policy.safetensors"), 3])
+def test_what_is_no_memory_is_refused_with_how_to_get_one(llm: FastMem, memory: object) -> None:
+    calls = (
+        lambda: llm.generate(QUESTION, memory=memory),  # type: ignore[call-overload]
+        lambda: llm.generate([QUESTION], memory=[memory]),  # type: ignore[list-item]
+        lambda: llm.answer(QUESTION, CONTEXT, memory=memory),  # type: ignore[arg-type]
+    )
+    for call in calls:
+        with pytest.raises(
+            InputError, match=r"give a Memory, as memorize returns it and Memory\.load reads it"
+        ) as refused:
+            call()
+        assert refused.value.field == "memory"
+
+
+def test_several_memories_for_one_prompt_are_refused(llm: FastMem) -> None:
+    with pytest.raises(InputError, match="give a Memory"):
+        llm.generate(QUESTION, memory=[llm.memorize(CONTEXT)])  # type: ignore[call-overload]
+
+
+def test_names_in_place_of_a_model_and_a_tokenizer_are_refused(llm: FastMem) -> None:
+    for call, field in (
+        (lambda: FastMem("Qwen/Qwen3-0.6B"), "model"),
+        (lambda: FastMem(None), "model"),
+        (lambda: FastMem(llm.model, "Qwen/Qwen3-0.6B"), "tokenizer"),
+    ):
+        with pytest.raises(InputError, match=r"use FastMem\.from_pretrained with a hub id or a folder") as refused:
+            call()
+        assert refused.value.field == field
+
+
+def test_what_a_prompt_of_python_shows_of_a_model_and_a_memory_is_short(llm: FastMem) -> None:
+    memory = llm.memorize(CONTEXT)
+    assert repr(memory).startswith(f"Memory(layers [-1] of '{llm.name}', {memory.size_bytes:,} bytes, ")
+    assert f"cross entropy {memory.trace[0].cross_entropy:.3g} to " in repr(memory)
+    assert len(repr(memory)) < 200
+    assert repr(llm) == f"FastMem('{llm.name}', {llm.split_model.depth} layers, cpu)"
 
 
 def test_empty_questions_and_prompts(llm: FastMem) -> None:

@@ -48,6 +48,20 @@ def load(
     return model, tokenizer
 
 
+def require_loaded(model: Any, tokenizer: Any) -> None:
+    """Errors: `InputError` for a name where a loaded model or a loaded tokenizer is needed."""
+    for part, given, fits in (
+        ("model", model, isinstance(model, torch.nn.Module)),
+        ("tokenizer", tokenizer, tokenizer is None or callable(tokenizer)),
+    ):
+        if not fits:
+            raise InputError(
+                f"{part} is {given!r}: give a loaded {part}, or use FastMem.from_pretrained with a hub id "
+                "or a folder.",
+                field=part,
+            )
+
+
 def quieten() -> None:
     """Let transformers log only errors from now on, and draw no progress bars."""
     transformers.logging.set_verbosity_error()

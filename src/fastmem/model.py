@@ -32,8 +32,8 @@ from fastmem.errors import InputError
 from fastmem.learn.budget import plan
 from fastmem.learn.memorize import Run, drain, memorizing, read
 from fastmem.learn.optimize import Reading
-from fastmem.loading import load
-from fastmem.memory.compatibility import require_same
+from fastmem.loading import load, require_loaded
+from fastmem.memory.compatibility import require_memory, require_same
 from fastmem.memory.effect import warn_of_effects
 from fastmem.memory.memory import Base, Memory, Step
 from fastmem.memory.memory_modules import MemoryModules
@@ -61,6 +61,7 @@ class FastMem:
     """
 
     def __init__(self, model: Any, tokenizer: Any = None, *, recipe: RecipeChoice = None, prefix_bytes: int = 0):
+        require_loaded(model, tokenizer)
         self.model, self.tokenizer = model, tokenizer
         self.prefixes = PrefixCache(checked(prefix_bytes, Number(0, whole=True), "prefix_bytes"))
         self.split_model = SplitModel(model)
@@ -69,6 +70,9 @@ class FastMem:
         self.name: str = getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.revision: str | None = getattr(model.config, "_commit_hash", None)
         self.modules = MemoryModules(self.split_model)
+
+    def __repr__(self) -> str:
+        return f"FastMem({self.name!r}, {self.split_model.depth} layers, {self.split_model.device})"
 
     @classmethod
     @in_own_modes
@@ -142,8 +146,7 @@ class FastMem:
     def _memorized(
         self, document: Tokens, recipe: Recipe, on_step: OnStep, text: str | None, cache: Any = None
     ) -> Memory:
-        run = self.memorizing(document, recipe, text=text, cache=cache, watch=on_step is not None)
-        return drain(run, on_step)[0]
+        return drain(self.memorizing(document, recipe, text=text, cache=cache, watch=on_step is not None), on_step)[0]
 
     @in_own_modes
     def memorizing(
@@ -206,6 +209,7 @@ class FastMem:
         """The FFN modules of a memory in the model's type, made once per memory. Errors: `MemoryMismatchError`."""
         if memory is None:
             return None
+        require_memory(memory)
         self._follow_model()
         if memory not in self.modules:
             self.require(memory)
@@ -309,7 +313,7 @@ class FastMem:
             request = request if cache is None else replace(request, prefix=Prefix(request.prompt, cache))
             seconds = time.perf_counter() - started
         elif memorized and memory is not None:
-            prompts.warn_of_another_text(memory.details, (context, asked.context))
+            prompts.warn_of_another_text(require_memory(memory).details, (context, asked.context))
         # 3. The answer.
         if memorized and memory is not None:
             request = self.with_memory(request, memory)
@@ -339,8 +343,7 @@ class FastMem:
 
     def shareable_cache(self) -> DynamicCache | None:
         """A new cache for `read` that other requests can go on from; None if the model's state cannot be shared."""
-        cache = new_cache(self.model.config)
-        return cache if joinable(cache) else None
+        return cache if joinable(cache := new_cache(self.model.config)) else None
 
     def ids(self, prompt: Prompt) -> Tensor:
         """Token ids [S] of a prompt, up to where the answer begins."""

@@ -1,4 +1,4 @@
-"""Check that a memory was made for a model and its tokenizer."""
+"""Check that a memory is one, and was made for a model and its tokenizer."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -7,8 +7,15 @@ from torch import Tensor
 
 from fastmem.errors import InputError, MemoryMismatchError
 from fastmem.memory.memory import Base, Memory
+from fastmem.ranges import Other, checked, instance_of
 
 log = logging.getLogger("fastmem")
+MEMORY = Other("a Memory, as memorize returns it and Memory.load reads it from a file", instance_of(Memory))
+
+
+def require_memory(memory: Memory) -> Memory:
+    """The memory. Errors: `InputError` for anything else, such as the path of a file."""
+    return checked(memory, MEMORY, "memory")
 
 
 def require_same(

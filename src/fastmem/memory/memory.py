@@ -43,7 +43,7 @@ class Base:
     revision: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Memory:
     """The tuned FFN of one document, as a difference from the base.
 
@@ -58,6 +58,17 @@ class Memory:
     trace: tuple[Step, ...] = ()
     stopped: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        loss = (
+            f", cross entropy {self.trace[0].cross_entropy:.3g} to {self.trace[-1].cross_entropy:.3g}"
+            if self.trace
+            else ""
+        )
+        return (
+            f"Memory(layers {list(self.recipe.layers)} of {self.base.name!r}, {self.size_bytes:,} bytes, "
+            f"{self.recipe.steps} steps at {self.recipe.learning_rate:g}{loss})"
+        )
 
     @property
     def size_bytes(self) -> int:
