@@ -26,7 +26,6 @@ is written as it goes; a second call continues.
 """
 
 import argparse
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ import torch
 
 from fastmem import FastMem, Recipe
 from fastmem.answer.running_batch import answers
-from fastmem.calibrate import UnrelatedAnswers
+from fastmem.calibrate import LIMITS, Point, own_answers
 from fastmem.lab.run.run_files import Appender, complete_rows, read_json, write_json
 from fastmem.lab.search.search import is_searched, score_of
 from fastmem.lab.tasks import Example
@@ -63,8 +62,7 @@ DEV_ROWS = {"contradicts": 100, "agrees": 70, "irrelevant": 70}
 TEST_ROWS = 500
 NEUTRAL_DOCUMENTS, NEUTRAL_QUESTIONS = 16, 20
 SIGNALS = ("drift", "drift_reading", "first_kl", "kl", "loss_fall", "change")
-# Chosen on the first three models, see docs/results/rate.md.
-SIGNAL, LIMIT, STEPS, SEARCHED_STEPS = "drift_reading", 0.003, 3, 10
+STEPS, SEARCHED_STEPS = 3, 10
 
 
 @dataclass(frozen=True)
@@ -118,9 +116,9 @@ def nq_material(path: Path, part: world.Part) -> Material:
 
 def measure_signals(llm: FastMem, material: Material, wanted: Wanted) -> list[dict[str, Any]]:
     """One object per variant and rate: the mean of every signal over the documents without labels."""
-    unrelated = UnrelatedAnswers(llm, material.questions)
+    unrelated = own_answers(llm, material.questions)
     about = [question_prompt(d, q) for d, q in zip(material.documents, reversed(material.questions), strict=False)]
-    reading_answers = UnrelatedAnswers(llm, about)
+    reading_answers = own_answers(llm, about)
     found: dict[Variant, list[dict[str, float]]] = {}
     for number, text in enumerate(material.documents):
         reading = llm.read(llm.memory_tokens(text))
@@ -129,8 +127,8 @@ def measure_signals(llm: FastMem, material: Material, wanted: Wanted) -> list[di
             now = effect(llm, reading, memory)
             found.setdefault(variant, []).append(
                 {
-                    "drift": unrelated.drift(llm.ffn(memory) or {}),
-                    "drift_reading": reading_answers.drift(llm.ffn(memory) or {}, skip=(number,)),
+                    "drift": unrelated.losses(llm.ffn(memory) or {})[1],
+                    "drift_reading": reading_answers.losses(llm.ffn(memory) or {}, skip=(number,))[1],
                     "first_kl": memory.trace[1].kl if len(memory.trace) > 1 else now.kl,
                     "kl": now.kl,
                     "loss_fall": 1 - now.cross_entropy / untouched.cross_entropy,
@@ -146,20 +144,17 @@ def measure_signals(llm: FastMem, material: Material, wanted: Wanted) -> list[di
     return means
 
 
-def rate_at(signals: Sequence[Mapping[str, Any]], variant: str, signal: str, limit: float) -> float:
-    """The largest rate at which the signal is at most `limit`, between two tried ones by a power of the rate."""
-    points = sorted((p["rate"], p[signal]) for p in signals if p["variant"] == variant)
-    below = [i for i, (_, value) in enumerate(points) if value <= limit]
-    if not below:
-        return points[0][0]
-    low = below[-1]
-    if low == len(points) - 1:
-        return points[-1][0]
-    (rate, value), (next_rate, next_value) = points[low], points[low + 1]
-    if not 0 < value < next_value or not math.isfinite(next_value):
-        return rate
-    power = math.log(next_value / value) / math.log(next_rate / rate)
-    return float(f"{rate * (limit / value) ** (1 / power):.2g}")
+def rule_rate(signals: Sequence[Mapping[str, Any]]) -> float:
+    """The rate of `fastmem.calibrate`'s rule, from the signals of three steps at the rates of this study."""
+    points = [
+        Point(p["rate"], p["drift_reading"], p["loss_fall"], 1.0, 1.0 - p["loss_fall"])
+        for p in sorted(signals, key=lambda p: p["rate"])
+        if p["variant"] == f"adamw {STEPS}"
+    ]
+    low = max((i for i, point in enumerate(points) if LIMITS.allow(point)), default=-1)
+    if low < 0 or low == len(points) - 1:
+        return points[max(low, 0)].learning_rate
+    return float(f"{LIMITS.between(points[low], points[low + 1]):.2g}")
 
 
 def answered(llm: FastMem, example: Example, made: Sequence[tuple[str, Memory | None]]) -> dict[str, float]:
@@ -243,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
                 file.append({"kind": kind, "id": example.id, **dev_row(llm, example, variants)})
         return
     dev_rows = complete_rows(dev_path)[1]
-    rule = rate_at(read_json(signals_path)["points"], f"adamw {STEPS}", SIGNAL, LIMIT)
+    rule = rule_rate(read_json(signals_path)["points"])
     searched = searched_rate(dev_rows, f"adamw {SEARCHED_STEPS}")
     recipes = {
         "rule": replace(llm.recipe, learning_rate=rule, steps=STEPS),

@@ -17,7 +17,7 @@ import torch
 from command_line import Runner, refusal, save
 from families import build
 from fastmem import FastMem, InputError, Memory, Recipe, Tokens, auto_recipe, calibrate
-from fastmem.calibrate import Calibration, Neutral, Point
+from fastmem.calibrate import Calibration, Limits, Neutral, Point
 from fastmem.memory.recipe import AutoRecipe, chosen_recipe
 from tiny_tokenizer import build_tokenizer
 
@@ -52,7 +52,7 @@ def invented(monkeypatch) -> list[Recipe]:
 
     def invent(llm, neutral, recipe, **_):
         found.append(recipe)
-        points = (Point(1e-4, 1e-3, 2.0, 1.0), Point(2e-4, math.inf, 2.0, math.nan))
+        points = (Point(1e-4, 1e-3, 0.5, 2.0, 1.0), Point(2e-4, math.inf, math.nan, 2.0, math.nan))
         return Calibration(replace(recipe, learning_rate=1e-4 * len(found)), points, True)
 
     monkeypatch.setattr(auto_recipe, "calibrate", invent)
@@ -167,7 +167,7 @@ def test_texts_template_limit_and_rule_are_part_of_the_name(invented, monkeypatc
     assert plain.recipe
     assert len(invented) == 2
     for number, (name, value) in enumerate(
-        {"RULE": 3, "MOST_DRIFT": 1e-4, "read_neutral": lambda: Neutral(("Rain.",), ("Who?",))}.items(), 3
+        {"RULE": 0, "LIMITS": Limits(1e-4), "read_neutral": lambda: Neutral(("Rain.",), ("Who?",))}.items(), 3
     ):
         monkeypatch.setattr(auto_recipe, name, value)
         assert new().recipe

@@ -15,12 +15,12 @@ from fastmem.calibrate import (
     LOWEST_RATE,
     RATES,
     Calibration,
+    Limits,
     Neutral,
     OtherDocuments,
     Point,
-    UnrelatedAnswers,
     calibrate,
-    crossing,
+    own_answers,
     read_neutral,
 )
 from fastmem.cli.calibration_chart import draw, require_drawable
@@ -41,7 +41,7 @@ def llm(request):
 @pytest.mark.parametrize("layers", [(-1,), (-2,)])
 def test_drift_is_the_divergence_of_two_whole_passes(llm, layers):
     memory = llm.memorize(NEUTRAL.documents[0], Recipe(learning_rate=1e-2, steps=3, layers=layers))
-    found = UnrelatedAnswers(llm, NEUTRAL.questions, layers).drift(llm.ffn(memory))
+    found = own_answers(llm, NEUTRAL.questions, layers).losses(llm.ffn(memory))[1]
     divergences = []
     for question in NEUTRAL.questions:
         prompt, answer = llm.ids(question), llm.generate(question, max_new_tokens=ANSWER_TOKENS).token_ids
@@ -51,25 +51,48 @@ def test_drift_is_the_divergence_of_two_whole_passes(llm, layers):
         divergences += every[len(prompt) - 1 : -1].tolist()
     assert found == pytest.approx(sum(divergences) / len(divergences), rel=1e-3)
     assert found > 1e-6
-    assert UnrelatedAnswers(llm, NEUTRAL.questions, layers).drift({}) == 0.0
+    assert own_answers(llm, NEUTRAL.questions, layers).losses({})[1] == 0.0
+
+
+ONLY_DRIFT = Limits(drift=1e-3, learnt=0.0, drift_until_learnt=1e-3)
+"""Every rate that lowers a loss counts as learnt."""
 
 
 def test_the_rate_is_where_the_drift_reaches_the_limit(llm):
-    limit = 1e-3
-    found = calibrate(llm, NEUTRAL, most_drift=limit)
+    found = calibrate(llm, NEUTRAL, limits=ONLY_DRIFT)
     assert found.bounded
     assert len(found.points) <= 5
     rates = [point.learning_rate for point in found.points]
     assert rates == sorted(rates)
-    below = max(point.learning_rate for point in found.points if point.drift <= limit)
-    above = min(point.learning_rate for point in found.points if point.drift > limit)
+    below = max(point.learning_rate for point in found.points if point.drift <= 1e-3)
+    above = min(point.learning_rate for point in found.points if point.drift > 1e-3)
     assert above == 2 * below
     assert below <= found.recipe.learning_rate <= above
     others = OtherDocuments.of(llm, NEUTRAL, (-1,))
     memories = [llm.memorize(text, found.recipe) for text in NEUTRAL.documents]
     drifts = [others.drift(number, llm.ffn(memory)) for number, memory in enumerate(memories)]
-    assert sum(drifts) / len(drifts) == pytest.approx(limit, rel=0.3)
-    assert calibrate(llm, NEUTRAL, most_drift=limit) == found
+    assert sum(drifts) / len(drifts) == pytest.approx(1e-3, rel=0.3)
+    assert calibrate(llm, NEUTRAL, limits=ONLY_DRIFT) == found
+
+
+def test_a_document_that_is_not_learnt_gets_a_larger_rate(llm):
+    small = calibrate(llm, NEUTRAL, limits=Limits(1e-6, 0.0, 1e-6)).recipe.learning_rate
+    learnt = calibrate(llm, NEUTRAL, limits=Limits(1e-6, 0.1, math.inf))
+    assert learnt.recipe.learning_rate > 2 * small
+    falls = []
+    for text in NEUTRAL.documents:
+        tokens = llm.memory_tokens(text)
+        memory = llm.memorize(tokens, learnt.recipe)
+        before, after = (
+            torch.nn.functional.cross_entropy(
+                llm.logits(tokens.ids, one)[:-1][tokens.scored[1:]].double(), tokens.ids[1:][tokens.scored[1:]]
+            ).item()
+            for one in (None, memory)
+        )
+        falls.append(1 - after / before)
+    assert sum(falls) / len(falls) == pytest.approx(0.1, rel=0.1)
+    wider = calibrate(llm, NEUTRAL, limits=Limits(1e-6, 0.1, 1e-5)).recipe.learning_rate
+    assert small < wider < learnt.recipe.learning_rate
 
 
 def test_drift_is_that_of_answers_about_the_other_documents(llm):
@@ -77,24 +100,44 @@ def test_drift_is_that_of_answers_about_the_other_documents(llm):
     others = OtherDocuments.of(llm, NEUTRAL, (-1,))
     for own, other, question in ((0, 1, "What is it?"), (1, 0, "Who?")):
         prompt = question_prompt(NEUTRAL.documents[other], question)
-        assert others.drift(own, ffn) == UnrelatedAnswers(llm, [prompt]).drift(ffn)
+        assert others.drift(own, ffn) == own_answers(llm, [prompt]).losses(ffn)[1]
     single = OtherDocuments.of(llm, Neutral(NEUTRAL.documents[:1], ("Who?",)), (-1,))
     assert single.about == (None,) * len(read_neutral().documents)  # those of the set that comes with FastMem
-    assert single.drift(0, ffn) == single.answers.drift(ffn) > 0
+    assert single.drift(0, ffn) == single.answers.losses(ffn)[1] > 0
 
 
 def test_limits_that_no_rate_reaches_are_said(llm):
-    low = calibrate(llm, NEUTRAL, most_drift=-1.0)
+    low = calibrate(llm, NEUTRAL, limits=Limits(-1.0, -math.inf))
     assert (low.bounded, low.recipe.learning_rate) == (False, LOWEST_RATE)
-    high = calibrate(llm, NEUTRAL, most_drift=math.inf)
+    high = calibrate(llm, NEUTRAL, limits=Limits(math.inf, -math.inf))
     assert not high.bounded
     assert high.recipe.learning_rate == pytest.approx(LOWEST_RATE * 2 ** (RATES - 1), rel=0.05)
 
 
-def test_between_two_rates_the_drift_is_taken_as_a_power():
-    below, above = Point(1e-3, 1e-4, 1.0, 1.0), Point(2e-3, 4e-4, 1.0, 1.0)
-    assert crossing(below, above, 2e-4) == pytest.approx(1e-3 * math.sqrt(2))
-    assert crossing(below, Point(2e-3, math.inf, 1.0, 1.0), 2e-4) == 1e-3
+def point(rate, drift, fall):
+    return Point(rate, drift, fall, 1.0, 1.0 - fall)
+
+
+@pytest.mark.parametrize(
+    ("limits", "factor"),
+    [
+        (Limits(2e-4, 0.0, 2e-4), 2**0.5),  # the drift is a power of the rate: here its square
+        (Limits(1e-5, 0.5, 1.0), 2**0.25),  # the fall is linear in the logarithm of the rate
+        (Limits(1e-5, 0.5, 1.1e-4), (1.1) ** 0.5),  # not learnt, but at the wider limit
+        (Limits(2e-4, 0.5, 1.0), 2**0.5),  # the larger of the two
+        (Limits(1e-5, 0.9, 3e-4), 3**0.5),  # never learnt
+        (Limits(1e-5, 0.3, 3e-4), 1.0),  # learnt already
+    ],
+)
+def test_between_two_rates_a_limit_is_reached(limits, factor):
+    low, high = point(1e-3, 1e-4, 0.4), point(2e-3, 4e-4, 0.8)
+    assert limits.between(low, high) == pytest.approx(1e-3 * factor)
+
+
+def test_next_to_a_rate_that_diverged_the_last_one_that_did_not_is_taken():
+    diverged = Point(2e-3, math.inf, -math.inf, 1.0, math.inf)
+    assert Limits().between(point(1e-3, 1e-4, 0.4), diverged) == 1e-3
+    assert not Limits().allow(diverged)
 
 
 def test_the_model_is_untouched(llm):
@@ -144,7 +187,7 @@ def test_the_command_writes_a_recipe_that_others_read(tmp_path, capsys):
 
 def test_progress_ends_at_its_total(llm):
     seen = []
-    found = calibrate(llm, NEUTRAL, most_drift=1e-3, on_progress=seen.append)
+    found = calibrate(llm, NEUTRAL, limits=ONLY_DRIFT, on_progress=seen.append)
     done = [progress.done for progress in seen]
     assert done == [*range(2 * len(found.points) + 1), 10]  # two documents, at most five rates
     assert {progress.total for progress in seen} == {10}
@@ -206,7 +249,7 @@ def test_pieces_are_cut_to_tokens():
 def test_documents_of_ones_own(tmp_path, folder, fastmem, monkeypatch):
     model = save(build("llama"), tmp_path / "model")
     seen = []
-    found = Calibration(Recipe(learning_rate=1e-4, steps=3), (Point(1e-4, 1e-3, 2.0, 1.0),), True)
+    found = Calibration(Recipe(learning_rate=1e-4, steps=3), (point(1e-4, 1e-3, 0.5),), True)
     monkeypatch.setattr(
         "fastmem.auto_recipe.calibrate", lambda _, neutral, recipe, **__: seen.append(neutral) or found
     )
@@ -229,7 +272,7 @@ def test_documents_of_ones_own(tmp_path, folder, fastmem, monkeypatch):
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_the_curve_is_drawn(tmp_path, ending):
     pytest.importorskip("matplotlib")
-    points = (Point(1e-4, 1e-3, 2.0, 1.0), Point(2e-4, 5e-3, 2.0, 0.5), Point(8e-4, math.inf, 2.0, math.nan))
+    points = (point(1e-4, 1e-3, 0.5), point(2e-4, 5e-3, 0.7), Point(8e-4, math.inf, math.nan, 1.0, math.nan))
     file = tmp_path / f"rates.{ending}"
     require_drawable(file)
     draw(Calibration(Recipe(learning_rate=1.4e-4, steps=3), points, True), file, "a model")
@@ -238,7 +281,15 @@ def test_the_curve_is_drawn(tmp_path, ending):
         assert content.startswith(b"\x89PNG")
     else:
         shown = content.decode()
-        for text in ("a model, 3 steps", "limit, 0.003", "taken, 0.00014", "0.0008 diverged", "learning rate"):
+        for text in (
+            "a model, 3 steps",
+            "limit, 0.002",
+            "limit while not learnt, 0.012",
+            "learnt, 60% less",
+            "taken, 0.00014",
+            "0.0008 diverged",
+            "learning rate",
+        ):
             assert f"<!-- {text} -->" in shown, text
 
 

@@ -8,6 +8,7 @@ import torch
 from studies import memory_variants, rate_without_labels
 
 from fastmem import FastMem, Recipe
+from fastmem.calibrate import LIMITS
 from fastmem.learn.memorize import drain
 from fastmem.tiny import MODEL_DIR
 
@@ -71,11 +72,20 @@ def test_every_wanted_variant_comes_once_and_changes_the_document(llm, reading):
         assert now.kl == pytest.approx(0.5, rel=0.1) if variant.name == "ridge" else now.kl > 0, variant
 
 
-def test_rate_at_a_limit_is_exact_for_a_power_of_the_rate():
-    signals = [{"variant": "adamw 3", "rate": r, "drift": 3 * r**2} for r in (0.001, 0.002, 0.004, 0.008)]
-    assert rate_without_labels.rate_at(signals, "adamw 3", "drift", 3 * 0.003**2) == pytest.approx(0.003)
-    assert rate_without_labels.rate_at(signals, "adamw 3", "drift", 1e-9) == 0.001
-    assert rate_without_labels.rate_at(signals, "adamw 3", "drift", 1.0) == 0.008
+def test_the_rule_of_the_study_is_that_of_the_product():
+    rates = (0.001, 0.002, 0.004, 0.008)
+    signals = [{"variant": "adamw 3", "rate": r, "drift_reading": 100 * r**2, "loss_fall": 100 * r} for r in rates]
+    signals += [{"variant": "adamw 10", "rate": 1.0, "drift_reading": 0.0, "loss_fall": 0.0}]
+    drift = (LIMITS.drift / 100) ** 0.5  # 0.0045: the fall is 0.4 at 0.004, so it is not learnt there
+    learnt = 0.004 * 2**0.5  # 0.6, half way between 0.4 and 0.8 in the logarithm
+    assert drift < learnt < (LIMITS.drift_until_learnt / 100) ** 0.5
+    assert rate_without_labels.rule_rate(signals) == pytest.approx(learnt, rel=0.01)
+    slow = [one | {"loss_fall": one["loss_fall"] / 100} for one in signals]
+    assert rate_without_labels.rule_rate(slow) == 0.008  # never learnt, and the drift stays within its wider limit
+    fast = [one | {"loss_fall": 0.9} for one in signals]
+    assert rate_without_labels.rule_rate(fast) == pytest.approx(drift, rel=0.02)
+    wild = [one | {"drift_reading": 1.0} for one in signals]
+    assert rate_without_labels.rule_rate(wild) == 0.001
 
 
 def test_searched_rate_is_the_best_harmless_one(monkeypatch):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmem.atomic_write import replacing
-from fastmem.calibrate import MOST_DRIFT, Calibration, Neutral, OnProgress, Point, calibrate, read_neutral, settings
+from fastmem.calibrate import LIMITS, Calibration, Neutral, OnProgress, Point, calibrate, read_neutral, settings
 from fastmem.memory.recipe import AutoRecipe, Recipe
 from fastmem.model import FastMem
 from fastmem.split.fingerprint import sampled_digest
@@ -22,7 +22,7 @@ from fastmem.split.fingerprint import sampled_digest
 log = logging.getLogger("fastmem")
 
 FOLDER = "FASTMEM_CACHE"  # environment variable
-RULE = 2
+RULE = 3
 """Raised whenever `calibrate` finds another rate for the same model and texts."""
 MOST_BYTES = 2**20  # of a file that is read; one has about 1,500
 
@@ -56,7 +56,7 @@ def _found(llm: FastMem, auto: AutoRecipe, on_progress: OnProgress) -> Recipe:
     place = f", kept in {found.file}" if found.made and found.file else ""
     log.info("automatic recipe: learning rate %g, %d steps%s.", recipe.learning_rate, recipe.steps, place)
     if not found.calibration.bounded:
-        log.warning("no learning rate in the range drifts as much as allowed; the nearest one was taken.")
+        log.warning("no learning rate in the range reaches the limits; the nearest one was taken.")
     return recipe
 
 
@@ -93,7 +93,7 @@ def _identity(llm: FastMem, neutral: Neutral, recipe: Recipe) -> dict[str, Any]:
         "weights": _sha256([llm.base().digest, sampled_digest(llm.split_model.model)]),
         **llm.reader,
         "texts": _sha256([neutral.documents, neutral.questions]),
-        "most_drift": MOST_DRIFT,
+        "limits": asdict(LIMITS),
         "recipe": fields,
     }
 

@@ -1,10 +1,11 @@
-"""Find a learning rate for a model without labels: the largest at which its answers about other texts stay.
+"""Find a learning rate for a model without labels: large enough that documents are learnt, with little other change.
 
 A memory should change what a model says about its document and nothing else. The *drift* measures the second: the mean
 of KL(untouched || memorized) over the tokens of the untouched model's own answers to questions about other documents,
-which stand in the prompt. It grows with the rate (about with its square), so the rate at which it reaches a limit is
-found by bisection, with a handful of documents. docs/results/rate.md has what it reaches on six models, where it
-fails, and what was tried instead. `auto_recipe.py` keeps what is found.
+which stand in the prompt. The *fall* measures the first: the share of its loss that a document loses. Both grow with
+the rate, so the rate at which they reach their limits is found by bisection, with a handful of documents.
+docs/results/rate.md has what it reaches, where it fails, and what was tried instead. `auto_recipe.py` keeps what is
+found.
 """
 
 import json
@@ -19,6 +20,7 @@ from fastmem.errors import InputError
 from fastmem.learn.budget import CHUNK_POSITIONS
 from fastmem.learn.memorize import drain
 from fastmem.learn.objective import Chunk
+from fastmem.learn.optimize import Reading
 from fastmem.memory.recipe import AutoRecipe, Recipe, changed_recipe
 from fastmem.model import FastMem
 from fastmem.prompts import Tokens, question_prompt
@@ -26,8 +28,6 @@ from fastmem.split.hooks import FFN, Activations
 from fastmem.torch_modes import in_own_modes
 
 NEUTRAL_FILE = Path(__file__).parent / "neutral.jsonl"
-MOST_DRIFT = 0.003
-"""At 2e-3 and three steps it is 0.0026 to 0.0028 on the three models it was chosen on (docs/results/rate.md)."""
 STEPS = 3
 """Three steps take 0.42 to 0.47 of the time of the paper's ten (docs/results/rate.md)."""
 LOWEST_RATE, RATES = 1e-6, 17  # doubling, up to 0.066
@@ -46,14 +46,42 @@ class Neutral:
 class Point:
     """What a rate does, as means over the documents.
 
-    drift: nats per token of an answer about another document; inf if a run diverged. loss_before, loss_after: the
-    cross entropy of the document in nats per token, before the first update and before the last.
+    drift: nats per token of an answer about another document; inf if a run diverged. fall: the share of a document's
+    cross entropy that is gone after the last update. loss_before, loss_after: that cross entropy, in nats per token.
     """
 
     learning_rate: float
     drift: float
+    fall: float
     loss_before: float
     loss_after: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a rate may do. The defaults were chosen on eight models (docs/results/rate.md).
+
+    drift: always allowed. drift_until_learnt: allowed while the documents are not learnt, that is while less than the
+    share `learnt` of their loss is gone.
+    """
+
+    drift: float = 0.002
+    learnt: float = 0.6
+    drift_until_learnt: float = 0.012
+
+    def allow(self, point: Point) -> bool:
+        """Whether the rate of a point is small enough."""
+        return point.drift <= (self.drift_until_learnt if point.fall < self.learnt else self.drift)
+
+    def between(self, low: Point, high: Point) -> float:
+        """The rate between two neighbours at which a limit is reached; low is allowed, high is not."""
+        learnt = _rate_of_fall(low, high, self.learnt)
+        return max(
+            _rate_of_drift(low, high, self.drift), min(learnt, _rate_of_drift(low, high, self.drift_until_learnt))
+        )
+
+
+LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -107,44 +135,52 @@ def read_neutral(path: Path = NEUTRAL_FILE) -> Neutral:
     return Neutral(tuple(found["document"]), tuple(found["question"]))
 
 
-class UnrelatedAnswers:
-    """The untouched model's own answers to prompts, on which drift is measured."""
+class ReadTexts:
+    """Texts that were read once, and their losses with any FFN."""
 
     @in_own_modes
     @torch.no_grad()
-    def __init__(self, llm: FastMem, prompts: Sequence[str], layers: Sequence[int] = (-1,)):
+    def __init__(self, llm: FastMem, readings: Sequence[Reading]):
         self.split_model = llm.split_model
-        self._answers: list[tuple[Activations, list[Chunk]]] = []
-        answers = llm.generate(list(prompts), max_new_tokens=ANSWER_TOKENS)
-        for text, answer in zip(prompts, answers, strict=True):
-            prompt = llm.ids(text).cpu()
-            ids = torch.cat([prompt, torch.tensor(answer.token_ids, dtype=torch.int64)])
-            reading = llm.read(Tokens(ids, torch.arange(len(ids)) >= len(prompt)), layers)
+        self._texts: list[tuple[Activations, list[Chunk]]] = []
+        for reading in readings:
             untouched = self.split_model.tail(reading.activations).split(CHUNK_POSITIONS)
             targets = reading.targets.split(CHUNK_POSITIONS)
             chunks = [Chunk(self.split_model.head, *each) for each in zip(targets, untouched, strict=True)]
-            self._answers.append((reading.activations, chunks))
+            self._texts.append((reading.activations, chunks))
 
     @in_own_modes
     @torch.no_grad()
-    def drift(self, ffn: FFN, skip: Container[int] = ()) -> float:
-        """Mean KL(untouched || with `ffn`), in nats per token; inf if it is not finite.
+    def losses(self, ffn: FFN, skip: Container[int] = ()) -> tuple[float, float]:
+        """(cross entropy, KL(untouched || with `ffn`)), means in nats per token; inf where they are not finite.
 
-        skip: the numbers of answers that are left out, from 0.
+        skip: the numbers of texts that are left out, from 0. An empty `ffn` is the untouched one.
         """
         found = []
-        for activations, chunks in (answer for number, answer in enumerate(self._answers) if number not in skip):
+        for activations, chunks in (text for number, text in enumerate(self._texts) if number not in skip):
             parts = self.split_model.tail(activations, ffn).split(CHUNK_POSITIONS)
-            found += [chunk.losses(part)[:, 1] for chunk, part in zip(chunks, parts, strict=True)]
-        mean = torch.cat(found).mean().item()
-        return mean if math.isfinite(mean) else math.inf
+            found += [chunk.losses(part) for chunk, part in zip(chunks, parts, strict=True)]
+        cross_entropy, kl = (
+            value if math.isfinite(value) else math.inf for value in torch.cat(found).mean(0).tolist()
+        )
+        return cross_entropy, kl
+
+
+def own_answers(llm: FastMem, prompts: Sequence[str], layers: Sequence[int] = (-1,)) -> ReadTexts:
+    """The untouched model's own answers to prompts, whose KL is the drift."""
+    readings = []
+    for text, answer in zip(prompts, llm.generate(list(prompts), max_new_tokens=ANSWER_TOKENS), strict=True):
+        prompt = llm.ids(text).cpu()
+        ids = torch.cat([prompt, torch.tensor(answer.token_ids, dtype=torch.int64)])
+        readings.append(llm.read(Tokens(ids, torch.arange(len(ids)) >= len(prompt)), layers))
+    return ReadTexts(llm, readings)
 
 
 @dataclass(frozen=True)
 class OtherDocuments:
     """Answers about all documents but the one that is memorized. about: the number of the document of each answer."""
 
-    answers: UnrelatedAnswers
+    answers: ReadTexts
     about: tuple[int | None, ...]
 
     @classmethod
@@ -160,12 +196,27 @@ class OtherDocuments:
         pairs = [(documents[n % len(documents)], neutral.questions[n % len(neutral.questions)]) for n in range(count)]
         prompts = [_prompt_that_fits(llm, *pair) for pair in pairs]
         about = tuple(None if alone else n % len(documents) for n in range(count))
-        return cls(UnrelatedAnswers(llm, prompts, layers), about)
+        return cls(own_answers(llm, prompts, layers), about)
 
     def drift(self, document: int, ffn: FFN) -> float:
-        """The drift of a memory of the document with this number, as `UnrelatedAnswers.drift`."""
+        """The drift of a memory of the document with this number, in nats per token; inf if it is not finite."""
         own = [number for number, about in enumerate(self.about) if about == document]
-        return self.answers.drift(ffn, skip=own)
+        return self.answers.losses(ffn, skip=own)[1]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document to memorize. loss: its cross entropy with the untouched model, in nats per token."""
+
+    reading: Reading
+    text: ReadTexts
+    loss: float
+
+    @classmethod
+    def of(cls, llm: FastMem, reading: Reading) -> "Document":
+        """The document of a reading."""
+        text = ReadTexts(llm, [reading])
+        return cls(reading, text, text.losses({})[0])
 
 
 def _prompt_that_fits(llm: FastMem, document: str, question: str) -> str:
@@ -184,10 +235,10 @@ def calibrate(
     neutral: Neutral | None = None,
     recipe: Recipe | None = None,
     *,
-    most_drift: float = MOST_DRIFT,
+    limits: Limits = LIMITS,
     on_progress: OnProgress = None,
 ) -> Calibration:
-    """The recipe with the largest rate at which the drift is at most `most_drift`.
+    """The recipe with the largest rate that the limits allow.
 
     neutral: by default the English set that comes with FastMem. recipe: all but its rate; by default the paper's, with
     `STEPS` steps. on_progress: called at the beginning, after each document and at the end. A document that
@@ -207,14 +258,15 @@ def calibrate(
     advance(0)
     others = OtherDocuments.of(llm, neutral, recipe.layers)
     placed = replace(recipe, placement="assistant") if recipe.placement == "prompt" else recipe
-    documents = [llm.memory_tokens(text, placed, truncate=True) for text in neutral.documents]
+    tokens = [llm.memory_tokens(text, placed, truncate=True) for text in neutral.documents]
+    documents = [Document.of(llm, llm.read(each, recipe.layers)) for each in tokens]
     found: dict[int, Point] = {}
 
     def allowed(index: int) -> bool:
         nonlocal last
         at_rate = replace(recipe, learning_rate=LOWEST_RATE * 2**index)
         last = found[index] = tried(llm, documents, others, at_rate, lambda: advance(1))
-        return last.drift <= most_drift
+        return limits.allow(last)
 
     low, high = -1, RATES  # allowed, not allowed
     while high - low > 1:
@@ -223,13 +275,13 @@ def calibrate(
     advance(total - done)
     points = tuple(found[index] for index in sorted(found))
     bounded = low >= 0 and high < RATES
-    rate = crossing(found[low], found[high], most_drift) if bounded else LOWEST_RATE * 2 ** max(low, 0)
+    rate = limits.between(found[low], found[high]) if bounded else LOWEST_RATE * 2 ** max(low, 0)
     return Calibration(replace(recipe, learning_rate=float(f"{rate:.2g}")), points, bounded)
 
 
 def tried(
     llm: FastMem,
-    documents: Sequence[Tokens],
+    documents: Sequence[Document],
     others: OtherDocuments,
     recipe: Recipe,
     on_document: Callable[[], None] = lambda: None,
@@ -238,19 +290,36 @@ def tried(
     drifts, losses = [], []
     for number, document in enumerate(documents):
         # Not `memorize`: that a high rate diverges is no reason for a warning here.
-        (memory,) = drain(llm.memorizing(document, recipe, watch=False))
-        drifts.append(math.inf if memory.stopped else others.drift(number, llm.ffn(memory) or {}))
+        (memory,) = drain(llm.memorizing(document.reading, recipe, watch=False))
+        ffn = llm.ffn(memory) or {}
+        drifts.append(math.inf if memory.stopped else others.drift(number, ffn))
+        losses.append(document.text.losses(ffn)[0])
         llm.release(memory)
-        if memory.trace:
-            losses.append((memory.trace[0].cross_entropy, memory.trace[-1].cross_entropy))
         on_document()
-    before, after = (sum(each) / len(each) for each in zip(*losses, strict=True)) if losses else (math.nan, math.nan)
-    return Point(recipe.learning_rate, sum(drifts) / len(drifts), before, after)
+    before = [document.loss for document in documents]
+    fall = _mean([1 - now / was for was, now in zip(before, losses, strict=True)])
+    return Point(recipe.learning_rate, _mean(drifts), fall, _mean(before), _mean(losses))
 
 
-def crossing(below: Point, above: Point, most_drift: float) -> float:
-    """The rate between two at which the drift is `most_drift`, if it is a power of the rate."""
-    if not math.isfinite(above.drift) or not 0 < below.drift < above.drift:
-        return below.learning_rate
-    power = math.log(above.drift / below.drift) / math.log(above.learning_rate / below.learning_rate)
-    return below.learning_rate * (most_drift / below.drift) ** (1 / power)
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _rate_of_drift(low: Point, high: Point, limit: float) -> float:
+    """The rate between two at which the drift is `limit`, if it is a power of the rate; else the nearer of the two."""
+    if high.drift <= limit:
+        return high.learning_rate
+    if not math.isfinite(high.drift) or not 0 < low.drift < limit:
+        return low.learning_rate
+    power = math.log(high.drift / low.drift) / math.log(high.learning_rate / low.learning_rate)
+    return low.learning_rate * (limit / low.drift) ** (1 / power)
+
+
+def _rate_of_fall(low: Point, high: Point, limit: float) -> float:
+    """The rate between two at which the fall is `limit`, if it is linear in the logarithm of the rate."""
+    if low.fall >= limit:
+        return low.learning_rate
+    if not high.fall >= limit:
+        return high.learning_rate
+    share = (limit - low.fall) / (high.fall - low.fall)
+    return low.learning_rate * (high.learning_rate / low.learning_rate) ** share

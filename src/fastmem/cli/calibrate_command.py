@@ -37,8 +37,9 @@ def calibrate(
 ) -> None:
     """Find the learning rate of a model, without labels.
 
-    It is the largest rate at which the model's own answers about other documents stay what they were. Three steps
-    instead of ten, unless --steps says otherwise. Takes about as long as memorizing 20 documents.
+    It is the largest rate at which the model's own answers about other documents stay what they were, or a larger one
+    within a wider limit if the documents are not learnt at that rate. Three steps instead of ten, unless --steps says
+    otherwise. Takes about as long as memorizing 20 documents.
 
     What is found is kept in a cache folder ($FASTMEM_CACHE, or the platform's), so it is found once per model. Without
     --documents, --neutral and single values it is what --recipe auto uses, which finds it on first use.
@@ -104,7 +105,7 @@ def calibrate(
     if found.file is not None and not output.quiet:
         say(f"kept in {found.file}" if found.made else f"found before, in {found.file}")
     if not found.calibration.bounded:
-        say("note: no rate in the range drifts as much as allowed; the nearest one was taken.")
+        say("note: no rate in the range reaches the limits; the nearest one was taken.")
 
 
 def _record(point: "Point") -> dict[str, float | None]:

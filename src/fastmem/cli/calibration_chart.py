@@ -32,7 +32,7 @@ def draw(found: "Calibration", path: Path, model: str) -> None:
     from matplotlib.figure import Figure
 
     from fastmem.atomic_write import replacing
-    from fastmem.calibrate import MOST_DRIFT
+    from fastmem.calibrate import LIMITS
 
     rate = found.recipe.learning_rate
     points = [point for point in found.points if math.isfinite(point.drift)]
@@ -40,7 +40,14 @@ def draw(found: "Calibration", path: Path, model: str) -> None:
         figure = Figure(figsize=(6.4, 5), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True)
         upper.plot([p.learning_rate for p in points], [p.drift for p in points], "o-", color=LINE, label="drift")
-        upper.axhline(MOST_DRIFT, color=LIMIT, linewidth=1, label=f"limit, {MOST_DRIFT:g}")
+        upper.axhline(LIMITS.drift, color=LIMIT, linewidth=1, label=f"limit, {LIMITS.drift:g}")
+        upper.axhline(
+            LIMITS.drift_until_learnt,
+            color=LIMIT,
+            linewidth=1,
+            linestyle="--",
+            label=f"limit while not learnt, {LIMITS.drift_until_learnt:g}",
+        )
         for point in found.points:
             if point not in points:
                 place = upper.get_xaxis_transform()
@@ -56,8 +63,11 @@ def draw(found: "Calibration", path: Path, model: str) -> None:
         upper.set_ylabel("drift, nats per token of an\nanswer about another document")
         tried = [p for p in found.points if math.isfinite(p.loss_after)]
         rates = [p.learning_rate for p in tried]
-        lower.plot(rates, [p.loss_before for p in tried], "--", color=SECOND, label="before the first update")
-        lower.plot(rates, [p.loss_after for p in tried], "o-", color=LINE, label="before the last update")
+        lower.plot(rates, [p.loss_before for p in tried], "--", color=SECOND, label="untouched")
+        lower.plot(rates, [p.loss_after for p in tried], "o-", color=LINE, label="memorized")
+        if tried:
+            learnt = (1 - LIMITS.learnt) * tried[0].loss_before
+            lower.axhline(learnt, color=LIMIT, linewidth=1, label=f"learnt, {LIMITS.learnt:.0%} less")
         lower.set_ylabel("loss of the documents,\nnats per token")
         lower.set_xlabel("learning rate")
         lower.set_xscale("log")
