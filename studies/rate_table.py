@@ -13,12 +13,14 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
+from fastmem.calibrate import LIMITS
 from fastmem.lab.report.content import mean_text
 from fastmem.lab.run.run_files import complete_rows, read_json
 from fastmem.lab.scores.statistics import compare
-from studies.rate_without_labels import LIMIT, SIGNAL, SIGNALS, STEPS, WANTED, searched_rate
+from studies.rate_without_labels import SIGNALS, STEPS, WANTED, rule_rate, searched_rate
 
-CHOOSING, CONFIRMING = ("embedded", "nq-mini", "neox"), ("gemma", "qwen", "llama")
+CHOOSING = ("embedded", "nq-mini", "neox", "qwen", "gemma", "llama", "gemma-long", "llama-long")
+CONFIRMING = ("qwen-small", "neox-small")
 PLATEAU, MOST_LOST = 0.02, 0.01
 
 
@@ -82,10 +84,29 @@ def signal_table(models: Sequence[Measured]) -> list[str]:
 
 
 def plateau_table(models: Sequence[Measured]) -> list[str]:
-    """Every model's plateau and the rates of the search and of the rule, on development rows."""
+    """For three steps, every model's plateau, the signals there, and the rates of the search and of the rule."""
+    variant = f"adamw {STEPS}"
     lines = [
-        "| model | base | way | best rate | contradicts, agrees, irrelevant there | plateau |",
+        "| model | contradicts: base, best | plateau | drift there | fall there | rate of the rule |",
         "|---|---|---|---|---|---|",
+    ]
+    for model in models:
+        best = model.share("contradicts", f"{variant} {searched_rate(model.dev, variant):.3g}")
+        rates = model.plateau(variant)
+        spans = [rates] + [
+            [model.signal(variant, rate, name) for rate in rates] for name in ("drift_reading", "loss_fall")
+        ]
+        shown = " | ".join(f"{min(span):.2g} to {max(span):.2g}" if span else "none" for span in spans)
+        base = model.share("contradicts", "base")
+        lines.append(f"| {model.name} | {base:.2f}, {best:.2f} | {shown} | {rule_rate(model.signals):.2g} |")
+    return lines
+
+
+def way_table(models: Sequence[Measured]) -> list[str]:
+    """The best rate of every way to memorize, and what it reaches, on development rows."""
+    lines = [
+        "| model | base | way | best rate | contradicts, agrees, irrelevant there |",
+        "|---|---|---|---|---|",
     ]
     for model in models:
         kinds = [k for k in ("contradicts", "agrees", "irrelevant") if any(row["kind"] == k for row in model.dev)]
@@ -93,9 +114,7 @@ def plateau_table(models: Sequence[Measured]) -> list[str]:
         for variant in [name for name in WANTED if any(p["variant"] == name for p in model.signals)]:
             rate = searched_rate(model.dev, variant)
             there = ", ".join(f"{model.share(kind, f'{variant} {rate:.3g}'):.2f}" for kind in kinds)
-            rates = model.plateau(variant)
-            span = f"{min(rates):.2g} to {max(rates):.2g}" if rates else "none"
-            lines.append(f"| {model.name} | {base} | {variant} | {rate:.2g} | {there} | {span} |")
+            lines.append(f"| {model.name} | {base} | {variant} | {rate:.2g} | {there} |")
     return lines
 
 
@@ -119,25 +138,33 @@ def test_table(models: Sequence[Measured]) -> list[str]:
 
 
 def figure(models: Sequence[Measured], path: Path) -> None:
-    """What three steps gain on contradicting documents, by rate and by the signal of the rule."""
-    drawn, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+    """What three steps gain on contradicting documents, by rate, by drift and by fall."""
+    drawn, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained", sharey=True)
     variant = f"adamw {STEPS}"
     for model in models:
         style = "-" if model.name in CHOOSING else "--"
         base = model.share("contradicts", "base")
         gains = [model.share("contradicts", f"{variant} {rate:.3g}") - base for rate in WANTED[variant]]
-        signal = [max(model.signal(variant, rate, SIGNAL), 1e-7) for rate in WANTED[variant]]
-        axes[0].plot(WANTED[variant], gains, style, marker="o", markersize=3, label=model.name)
-        axes[1].plot(signal, gains, style, marker="o", markersize=3)
-    axes[1].axvline(LIMIT, color="#888888", linewidth=1)
+        drift, fall = (
+            [max(model.signal(variant, rate, name), 1e-7) for rate in WANTED[variant]]
+            for name in ("drift_reading", "loss_fall")
+        )
+        for side, values in zip(axes, (WANTED[variant], drift, fall), strict=True):
+            side.plot(values, gains, style, marker="o", markersize=3, linewidth=1, label=model.name)
+    axes[1].axvline(LIMITS.drift, color="#888888", linewidth=1)
+    axes[1].axvline(LIMITS.drift_until_learnt, color="#888888", linewidth=1, linestyle=":")
+    axes[2].axvline(LIMITS.learnt, color="#888888", linewidth=1)
     axes[0].set_xlabel("learning rate, three steps")
-    axes[1].set_xlabel("drift on unrelated answers, nats per token; the line is the limit")
+    axes[1].set_xlabel("drift, nats per token; lines: limits")
+    axes[2].set_xlabel("fall of the document's loss; line: learnt")
+    axes[2].set_xlim(0, 1)
     axes[0].set_ylabel("gain on contradicting documents")
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, fontsize=7)
     for side in axes:
-        side.set_xscale("log")
         side.axhline(0, color="#cccccc", linewidth=1, zorder=0)
         side.spines[["top", "right"]].set_visible(False)
+    for side in axes[:2]:
+        side.set_xscale("log")
     drawn.savefig(path)
 
 
@@ -151,7 +178,8 @@ def main() -> None:
     models = [Measured.read(args.folder / name) for name in wanted]
     choosing = [model for model in models if model.name in CHOOSING]
     print("Limits that suit the models on which the rule was chosen\n", *signal_table(choosing), sep="\n")
-    print("\nDevelopment rows\n", *plateau_table(models), sep="\n")
+    print("\nThree steps, development rows\n", *plateau_table(models), sep="\n")
+    print("\nAll ways, development rows\n", *way_table(models), sep="\n")
     print("\nTest rows\n", *test_table(models), sep="\n")
     if args.figure:
         figure(models, args.figure)

@@ -16,10 +16,12 @@ Design. For every model:
 3. `test.jsonl`: 500 test rows of each kind (NQ: all that are left), with the base, with ten steps at the rate that was
    best on `dev` with labels, and with three steps at the rate of the rule; both in turn, with their seconds.
 
-Decision. The signal and its limit are chosen on three models (the embedded one, nq-mini, a GPT-NeoX). On the others
-(Gemma, Qwen3, Llama: other seeds, other vocabularies) the rule counts as confirmed if three steps at its rate are, on
-test rows, within 0.02 of the searched ten on contradicting documents, lose at most 0.01 against the base on agreeing
-and on irrelevant ones, and take at most 0.4 of the time. `rate_table.py` prints that table.
+Decision. The rule is `fastmem.calibrate`'s. Its signals and limits were chosen on eight models: the embedded one,
+nq-mini, a GPT-NeoX, and two each of Gemma and Llama and one of Qwen3, which had been meant to confirm an earlier rule
+(drift alone) and refuted it. On two others (another Qwen3 and another GPT-NeoX) the rule counts as confirmed if three
+steps at its rate are, on test rows, within 0.02 of the searched ten on contradicting documents, lose at most 0.01
+against the base on agreeing and on irrelevant ones, and take at most 0.4 of the time. `rate_table.py` prints that
+table.
 
 On the models that confirm, `--variants "adamw 3,adamw 10"` leaves out the ways that only the choice needs. Every file
 is written as it goes; a second call continues.
