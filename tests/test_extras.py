@@ -22,7 +22,7 @@ from lab_runs import write_questions
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {
     name: PROJECT["optional-dependencies"][name]
-    for name in ("eval", "search", "serve", "json-schema", "peft", "documents", "plot", "lm-eval")
+    for name in ("eval", "search", "serve", "json-schema", "peft", "documents", "plot", "ray", "lm-eval")
 }
 # Import names; the last two come with datasets and lm_eval.
 OPTIONAL = [re.split(r"[\[<>=]", one)[0].replace("-", "_") for packages in EXTRAS.values() for one in packages]

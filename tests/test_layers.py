@@ -60,6 +60,7 @@ PLACES = {
     "safetensors": ("memory/memory_file.py", "loading.py", "export.py", "tiny/"),
     "datasets": ("lab/tasks/", "lab/harness/"),
     "optuna": ("lab/search/",),
+    "ray": ("lab/workers/ray_workers.py",),
     "jinja2": ("lab/report/",),
     "fastapi": ("serve/",),
     "platformdirs": ("auto_recipe.py",),

@@ -1,4 +1,4 @@
-"""A search gives the same points with one process or several killed ones, and never uses reported rows."""
+"""A search gives the same points when it is killed and goes on, and never uses reported rows."""
 
 import json
 import os
@@ -12,9 +12,11 @@ import lab_runs
 from fastmem import FastMem, Recipe
 from fastmem.errors import InputError, RunError
 from fastmem.lab.report.search_landscape import landscape, search_table
+from fastmem.lab.run.run_files import Appender, complete_rows
 from fastmem.lab.search.grid import Space
 from fastmem.lab.search.search import best, part_of, search_grid, search_tpe, searchable
 from fastmem.lab.tasks import load
+from fastmem.lab.workers import Lost, ThisProcess
 from lab_runs import SPACE, questions, write_questions
 
 
@@ -58,7 +60,7 @@ def test_the_grid_keeps_every_point_and_the_best_recipe(llm, tmp_path):
         search_grid(llm, Space(Recipe()), questions(tmp_path), tmp_path / "run", max_new_tokens=4)
 
 
-def test_two_processes_of_which_one_is_killed(llama, tokenizer, tmp_path):
+def test_a_killed_search_goes_on_in_another_process(llama, tokenizer, tmp_path):
     llama.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     data = write_questions(tmp_path / "rows.json")
@@ -70,6 +72,32 @@ def test_two_processes_of_which_one_is_killed(llama, tokenizer, tmp_path):
     assert many["points"] == one["points"]
     ids = [json.loads(line)["id"] for line in (tmp_path / "many/tried.jsonl").read_text().splitlines()]
     assert sorted(ids) == sorted(e.id for e in load("nq_swap", data).examples)
+
+
+def test_a_second_process_on_one_folder_is_refused(llm, tmp_path):
+    found = search_grid(llm, SPACE, questions(tmp_path), tmp_path / "run", max_new_tokens=4)
+    with (
+        Appender(tmp_path / "run" / "tried.jsonl"),
+        pytest.raises(RunError, match="another process is writing") as said,
+    ):
+        search_grid(llm, SPACE, questions(tmp_path), tmp_path / "run", max_new_tokens=4)
+    assert "--workers N" in str(said.value)
+    assert search_grid(llm, SPACE, questions(tmp_path), tmp_path / "run", max_new_tokens=4) == found
+
+
+def test_an_example_that_is_given_up_counts_as_wrong_everywhere(llm, tmp_path):
+    class Losing(ThisProcess):
+        def results(self, make, units):
+            first, *others = units
+            yield Lost(first, "its worker died 3 times")
+            yield from super().results(make, others)
+
+    workers = Losing(llm)
+    found = search_grid(llm, SPACE, questions(tmp_path), tmp_path / "run", max_new_tokens=4, workers=workers)
+    assert all((point["n"], point["errors"]) == (6, 1) for point in found["points"])
+    (row,) = [row for row in complete_rows(tmp_path / "run" / "tried.jsonl")[1] if row["error"]]
+    assert row["error"] == "its worker died 3 times"
+    assert set(row["scores"]) == {0.0}
 
 
 def test_tpe_goes_on_from_its_journal(llm, tmp_path):

@@ -10,6 +10,7 @@ import typer
 from fastmem.cli.eval_commands import ProgressReporter, names, resumable
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.output import Status, emit, say
+from fastmem.cli.worker_flags import WorkerFlags
 from fastmem.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ DEFAULT_METHODS = "fastmem,fastmem+cd,fastmem+adacd"
 def check(
     model: ModelFlags,
     recipe: RecipeFlags,
+    workers: WorkerFlags,
     output: OutputFlags,
     questions: Annotated[
         Path, typer.Option("--questions", metavar="FILE", help="Questions with answers: csv, tsv, jsonl, parquet.")
@@ -72,7 +74,7 @@ def check(
     own = recipe.recipe is not None or recipe.learning_rate is not None or model.model is None
     chosen = recipe if own else replace(recipe, recipe="auto")
     experiment = Experiment(TASK, ("base", *chosen_from), chosen.known(), max_new_tokens=max_new_tokens)
-    target = folder or Path(f"check-{questions.stem}")
+    target, here = folder or Path(f"check-{questions.stem}"), workers.driver(model)
     with Status(quiet=output.quiet) as status:
         status("reading the questions ...")
         found = read_questions(
@@ -83,11 +85,12 @@ def check(
             answers_required=False,
         )
         experiment.headline(found.examples)
-        llm = model.load(status)
+        llm = here.load(status)
         experiment = replace(experiment, recipe=chosen.of(llm, status))
         reporter = ProgressReporter(status, output.quiet)
-        with resumable(reporter, target):
-            run(llm, experiment, Data(TASK, found.examples, found.source, found.revision), target, reporter)
+        data = Data(TASK, found.examples, found.source, found.revision)
+        with workers.opened(model, llm) as answering, resumable(reporter, target):
+            run(llm, experiment, data, target, reporter, answering)
     run_files.write_json(target / "recipe.json", recipe_values(experiment.recipe))
     results = load_results(target)
     verdict = judged(results)

@@ -11,6 +11,7 @@ import typer
 
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, fields_named, given_values, option, with_flags
 from fastmem.cli.output import Status, emit, say
+from fastmem.cli.worker_flags import WorkerFlags
 from fastmem.errors import InputError, one_of
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def evaluate(
     data: DataFlags,
     answers: AnswerFlags,
     scorers: ScorerFlags,
+    workers: WorkerFlags,
     output: OutputFlags,
     task: Annotated[
         str,
@@ -170,6 +172,7 @@ def evaluate(
         )
 
     # Checks the arguments before anything is loaded.
+    here = workers.driver(model)
     checked = {each: experiment(name, recipe.known(), "cpu") for each, name in tasks.items()}
     folders = {each: output_dir / each if len(tasks) > 1 else output_dir for each in tasks}
     summaries = {}
@@ -178,17 +181,18 @@ def evaluate(
         data_of_task = {each: part_of(data.load(name), part) for each, name in tasks.items()}  # type: ignore[arg-type]
         for each, loaded in data_of_task.items():
             checked[each].headline(loaded.examples)
-        llm = model.load(status)
+        llm = here.load(status)
         made = recipe.of(llm, status)
-        for each, folder in folders.items():
-            planned = replace(
-                checked[each],
-                recipe=made,
-                scorers=scorers.scorers(str(llm.split_model.device)),
-            )
-            reporter = ProgressReporter(status, output.quiet, f"{each}: " if len(tasks) > 1 else "")
-            with resumable(reporter, folder):
-                summaries[each] = run(llm, planned, data_of_task[each], folder, reporter)
+        with workers.opened(model, llm) as answering:
+            for each, folder in folders.items():
+                planned = replace(
+                    checked[each],
+                    recipe=made,
+                    scorers=scorers.scorers(str(llm.split_model.device)),
+                )
+                reporter = ProgressReporter(status, output.quiet, f"{each}: " if len(tasks) > 1 else "")
+                with resumable(reporter, folder):
+                    summaries[each] = run(llm, planned, data_of_task[each], folder, reporter, answering)
     if output.json:
         emit(summaries if len(tasks) > 1 else next(iter(summaries.values())))
     else:

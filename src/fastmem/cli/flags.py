@@ -49,8 +49,8 @@ def with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
         values = dict(given)
         made = {name: flags(**{f.name: given.pop(f.name) for f in fields(flags)}) for name, flags in classes.items()}
         for flags in made.values():
-            if isinstance(flags, RecipeFlags | DecodingFlags):
-                flags.check()
+            if check := getattr(flags, "check", None):
+                check()
         for name, value in values.items():
             if isinstance(value, int | float):
                 require_usable(name, value)

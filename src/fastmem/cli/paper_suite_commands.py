@@ -10,6 +10,7 @@ from fastmem.cli.eval_commands import AnswerFlags, ProgressReporter, ScorerFlags
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, given_values, with_flags
 from fastmem.cli.output import Status, emit, say
 from fastmem.cli.report_command import publish
+from fastmem.cli.worker_flags import WorkerFlags
 from fastmem.errors import InputError, TaskError, one_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def paper(
     recipe: RecipeFlags,
     answers: AnswerFlags,
     scorers: ScorerFlags,
+    workers: WorkerFlags,
     output: OutputFlags,
     output_dir: Folder,
     data: Annotated[
@@ -75,6 +77,7 @@ def paper(
         _do(
             status,
             model,
+            workers,
             output,
             output_dir,
             loaded,
@@ -94,6 +97,7 @@ def suite(
     model: ModelFlags,
     recipe: RecipeFlags,
     answers: AnswerFlags,
+    workers: WorkerFlags,
     output: OutputFlags,
     output_dir: Folder,
     tasks: Annotated[
@@ -137,6 +141,7 @@ def suite(
         _do(
             status,
             model,
+            workers,
             output,
             output_dir,
             loaded,
@@ -152,6 +157,7 @@ def suite(
 def _do(
     status: Status,
     model: ModelFlags,
+    workers: WorkerFlags,
     output: OutputFlags,
     folder: Path,
     loaded: "tuple[Mapping[str, Data], Mapping[str, str]]",
@@ -174,14 +180,14 @@ def _do(
             say(f"note: {task} has no data: {reason}")
     outcomes: list[Outcome] = []
     if data:
-        llm = model.load(status)
+        llm = workers.driver(model).load(status)
         reporter = ProgressReporter(status, output.quiet)
 
         def on_progress(run: "Run", progress: "Progress") -> None:
             reporter.prefix = f"{run.name}: "
             reporter(progress)
 
-        with resumable(reporter, folder):
+        with workers.opened(model, llm) as answering, resumable(reporter, folder):
             outcomes = do_runs(
                 llm,
                 folder,
@@ -189,6 +195,7 @@ def _do(
                 data,
                 limit=limit,
                 on_progress=on_progress,
+                workers=answering,
                 **options(str(llm.split_model.device)),
             )
     status("")

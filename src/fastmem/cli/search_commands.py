@@ -21,6 +21,7 @@ from fastmem.cli.flags import (
     with_flags,
 )
 from fastmem.cli.output import Status, emit, say
+from fastmem.cli.worker_flags import WorkerFlags
 from fastmem.errors import one_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 def search(
     model: ModelFlags,
     data: DataFlags,
+    workers: WorkerFlags,
     output: OutputFlags,
     task: Annotated[
         str, typer.Option("--task", metavar="NAME", help="nq_swap, qa, world_swap, ..., or a Python file.")
@@ -59,8 +61,8 @@ def search(
 
     The recipe is written to a file.
 
-    The other half is for `eval --part held-out`. Several processes may share one --output. If the command is
-    interrupted, run it again to continue.
+    The other half is for `eval --part held-out`. If the command is interrupted, run it again
+    to continue.
 
     \b
     Examples:
@@ -93,7 +95,7 @@ def search(
     examples = searchable(data.load(task, "dev" if task.startswith("world") else None), on_test)
     check_examples(examples)
     with Status(quiet=output.quiet) as status:
-        llm = model.load(status)
+        llm = workers.driver(model).load(status)
         reporter = ProgressReporter(status, output.quiet)
         unit = "examples" if sampler == "grid" else "trials"
 
@@ -101,11 +103,12 @@ def search(
             reporter.finished = f"{progress.done} {unit}"
             reporter.show(f"{progress.done} of {progress.total} {unit}, {duration(progress.seconds)}")
 
-        with resumable(reporter, output_dir):
+        found, tokens = space(llm.recipe), max_new_tokens
+        with workers.opened(model, llm) as answering, resumable(reporter, output_dir):
             if sampler == "grid":
-                result = search_grid(llm, space(llm.recipe), examples, output_dir, max_new_tokens, on_progress)
+                result = search_grid(llm, found, examples, output_dir, tokens, on_progress, answering)
             else:
-                result = search_tpe(llm, space(llm.recipe), examples, output_dir, trials, max_new_tokens, on_progress)
+                result = search_tpe(llm, found, examples, output_dir, trials, tokens, on_progress, answering)
     best, recipe_file = result["best"], output_dir / "recipe.json"
     if output.json:
         emit({"best": best, "points": len(result["points"]), "recipe": str(recipe_file)})

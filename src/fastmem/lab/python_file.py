@@ -31,6 +31,10 @@ class PythonFile:
     digest: str
     module: ModuleType
 
+    def __reduce__(self) -> tuple[Callable[..., "PythonFile"], tuple[str, str, str]]:
+        """Another process executes the file itself."""
+        return same_file, (str(self.path.resolve()), self.what, self.digest)
+
     @property
     def label(self) -> str:
         """Its name without folders, which differ between machines."""
@@ -75,6 +79,14 @@ def load_file(name: str | Path, what: str) -> PythonFile:
         raise InputError(f"the {what} file {str(name)!r} cannot be read: {error.strerror}.", field=what) from error
     digest = hashlib.sha256(source).hexdigest()[:16]
     return PythonFile(path, what, digest, _executed(path.resolve(), what, source))
+
+
+def same_file(name: str, what: str, digest: str) -> PythonFile:
+    """`load_file` of a file that has to be the same. Errors: `InputError`."""
+    file = load_file(name, what)
+    if file.digest != digest:
+        raise file.error("it was changed since the command began")
+    return file
 
 
 @functools.cache

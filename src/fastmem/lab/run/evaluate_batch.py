@@ -1,11 +1,12 @@
-"""Evaluate a batch of examples with a method: memorize, answer, grade. The result is one row per example.
+"""Evaluate a batch of examples with its methods: memorize, answer, grade. The result is a row per example and method.
 
 An error in one example becomes a row with that error; the other examples are still answered.
 """
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from fastmem.answer.cache import Prefix
 from fastmem.answer.request import Request
 from fastmem.answer.running_batch import Answer, answers
 from fastmem.device_memory import PeakMemory
-from fastmem.errors import InputError
+from fastmem.errors import InputError, RunError
 from fastmem.lab.run.experiment import ONE_SHOT, Experiment, file_score
 from fastmem.lab.run.own_method import OwnMethod
 from fastmem.lab.run.run_files import Record
@@ -51,6 +52,25 @@ class _Prepared:
     made: Memorized | None
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Examples that are answered together. methods: those of which rows are missing. base_texts: the base's answers by
+    id, as far as they are there."""
+
+    examples: tuple[Example, ...]
+    methods: tuple[str, ...]
+    base_texts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """The rows of a batch with one method. seconds: that they took."""
+
+    method: str
+    rows: list[Record]
+    seconds: float
+
+
 class BatchEvaluator:
     """Evaluates the examples of one experiment, a batch at a time.
 
@@ -63,6 +83,27 @@ class BatchEvaluator:
         self.peak = PeakMemory(llm.split_model.device)
         self._memories: dict[tuple[str, str], Memorized | Exception] = {}
         self._reported: set[str] = set()  # names of missing scores
+        self._warm: set[str] = set()  # methods
+
+    def __call__(self, batch: Batch) -> Iterator[BatchRows]:
+        """The rows of every missing method, as they are made."""
+        base_texts = dict(batch.base_texts)
+        for method in batch.methods:
+            if method not in self._warm:
+                self._warm.add(method)
+                self.warm_up(batch.examples[0], method)
+            started = time.perf_counter()
+            rows = self.rows(batch.examples, method, base_texts)
+            if method == "base":
+                base_texts |= {row["id"]: row["text"] for row in rows}
+            yield BatchRows(method, rows, time.perf_counter() - started)
+
+    def given_up(self, batch: Batch, reason: str) -> Iterator[BatchRows]:
+        """Rows with an error for a batch that was not answered."""
+        for method in batch.methods:
+            error = RunError(reason)
+            rows = [self._row(e, method, _digest(e.prompt.encode()), error=error) for e in batch.examples]
+            yield BatchRows(method, self._graded(rows, batch.examples), 0.0)
 
     def warm_up(self, example: Example, method: str) -> None:
         """Memorize and answer an example in one step and two tokens, so that what a first run costs once (code that is
@@ -88,13 +129,16 @@ class BatchEvaluator:
                 found[example.id] = self._row(example, method, _digest(example.prompt.encode()), error=error)
         for prepared, answer, seconds in self._answers(ready):
             found[prepared.example.id] = self._answered(prepared, method, answer, seconds, len(ready), base_texts)
-        rows = [found[example.id] for example in batch]
-        self._score(rows, batch)
-        rows = [with_scores(row, self.experiment.own_scores, e) for row, e in zip(rows, batch, strict=True)]
+        rows = self._graded([found[example.id] for example in batch], batch)
         for row in rows:
             self._report_once(row["missing"])
-        peak = self.peak.bytes
-        return [row | {"peak_bytes": peak} for row in rows]
+        return rows
+
+    def _graded(self, rows: list[Record], batch: Sequence[Example]) -> list[Record]:
+        """The rows with their scores and the peak of the memory that is used."""
+        self._score(rows, batch)
+        peak = {"peak_bytes": self.peak.bytes}
+        return [with_scores(row, self.experiment.own_scores, e) | peak for row, e in zip(rows, batch, strict=True)]
 
     def _prepared(self, example: Example, method: str) -> _Prepared:
         llm, e, wanted = self.llm, self.experiment, self.experiment.method(method)

@@ -10,6 +10,7 @@ from fastmem.errors import MissingPackageError, TaskError, one_of
 from fastmem.lab.run.experiment import Experiment
 from fastmem.lab.run.runner import Progress, run
 from fastmem.lab.tasks import Data, load
+from fastmem.lab.workers import Workers
 from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
 
@@ -67,12 +68,13 @@ def do_runs(
     *,
     limit: int | None = None,
     on_progress: Callable[[Run, Progress], None] | None = None,
+    workers: Workers | None = None,
     **options: Any,
 ) -> list[Outcome]:
     """Do the runs whose task has `data` (task -> examples), each in its own folder below `folder`.
 
-    limit: use only this many examples of each task, to estimate the cost of the whole. options: further fields of
-    `Experiment`.
+    limit: use only this many examples of each task, to estimate the cost of the whole. workers: as for
+    `run`. options: further fields of `Experiment`.
     """
     outcomes = []
     for each in planned:
@@ -81,7 +83,8 @@ def do_runs(
         whole = data[each.task]
         experiment = Experiment(each.task, each.methods, each.recipe, **options)
         report = None if on_progress is None else functools.partial(on_progress, each)
-        summary = run(llm, experiment, replace(whole, examples=whole.examples[:limit]), folder / each.name, report)
+        data_used = replace(whole, examples=whole.examples[:limit])
+        summary = run(llm, experiment, data_used, folder / each.name, report, workers)
         # All methods of a run share one memory, but the rows of each include its cost.
         costs = [method["seconds"] for method in summary["methods"].values()]
         memorizing = [seconds["trunk"] + seconds["steps"] for seconds in costs]

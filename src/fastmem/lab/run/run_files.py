@@ -43,7 +43,9 @@ class Appender:
         except BlockingIOError as error:
             self._file.close()
             raise RunError(
-                f"another process is writing to {path.parent}: wait for it, or give another folder.", field="output"
+                f"another process is writing to {path.parent}: wait for it, or give another folder. Several processes "
+                "work on one folder with --workers N.",
+                field="output",
             ) from error
         end, self.rows = complete_rows(path)
         self._file.truncate(end)

@@ -1,18 +1,19 @@
-"""The runner: answers all examples with all methods in batches, writes each row at once, and resumes after a stop.
+"""The runner: all examples are answered with all methods in batches; it writes each row at once, and resumes.
 
 A batch is determined by the order of the examples, not by the rows that are missing. So a run that was killed decodes
 the interrupted batch again as a whole and writes its missing rows, which are identical to those of an undisturbed run.
 """
 
+import functools
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fastmem.environment import environment
 from fastmem.lab.run import run_files
-from fastmem.lab.run.evaluate_batch import BatchEvaluator
+from fastmem.lab.run.evaluate_batch import Batch, BatchEvaluator, BatchRows
 from fastmem.lab.run.experiment import (
     Experiment,
     by_context,
@@ -25,6 +26,7 @@ from fastmem.lab.run.experiment import (
 from fastmem.lab.run.run_files import Appender, Record
 from fastmem.lab.scores import grading
 from fastmem.lab.tasks import Data, Example, Kind, cut
+from fastmem.lab.workers import Lost, ThisProcess, Workers
 from fastmem.model import FastMem
 
 
@@ -46,8 +48,11 @@ def run(
     data: Data,
     folder: Path,
     on_progress: Callable[[Progress], None] | None = None,
+    workers: Workers | None = None,
 ) -> Record:
     """Answer every example with every method. Returns the summary, which is also written to `folder`.
+
+    workers: who answers; by default this process. The rows do not depend on it, except for their order and seconds.
 
     It resumes an earlier run of the same experiment. If it is interrupted, finished rows are kept and a summary of
     them is written. Errors: `RunError` for the folder of another run, a folder that is in use or cannot be written,
@@ -62,7 +67,7 @@ def run(
         record_methods(folder, experiment.own_methods, appender.rows)
         loop = _Loop(llm, experiment, examples, appender, on_progress)
         try:
-            loop.run()
+            loop.run(workers or ThisProcess(llm))
         finally:
             # The methods of this start, then those of earlier ones.
             methods = tuple(dict.fromkeys([*experiment.methods, *(row["method"] for row in appender.rows)]))
@@ -83,35 +88,38 @@ class _Loop:
         self.experiment, self.examples, self.appender = experiment, examples, appender
         self.on_progress = on_progress or (lambda _: None)
         self.evaluator = BatchEvaluator(llm, experiment)
-        self.seconds: dict[str, float] = defaultdict(float)  # by method, in this process
-        self.measured: Counter[str] = Counter()  # examples by method, in this process
+        self.seconds: dict[str, float] = defaultdict(float)  # by method, in this start
+        self.measured: Counter[str] = Counter()  # examples by method, in this start
         self.done = {(row["id"], row["method"]) for row in appender.rows}
-        self.base_texts = {row["id"]: row["text"] for row in appender.rows if row["method"] == "base"}
         self.started = time.perf_counter()
+        self.parallel = 1
 
-    def run(self) -> None:
-        size = self.experiment.batch_size
+    def run(self, workers: Workers) -> None:
+        self.parallel = workers.count
         self._report()
-        for start in range(0, len(self.examples), size):
-            batch = self.examples[start : start + size]
-            for method in self.experiment.methods:
-                if any((example.id, method) not in self.done for example in batch):
-                    self._answer(batch, method)
+        make = functools.partial(BatchEvaluator, experiment=self.experiment)
+        for found in workers.results(make, self._batches()):
+            for rows in self.evaluator.given_up(found.unit, found.reason) if isinstance(found, Lost) else [found]:
+                self._write(rows)
 
-    def _answer(self, batch: Sequence[Example], method: str) -> None:
-        if not self.measured[method]:
-            self.evaluator.warm_up(batch[0], method)
-        started = time.perf_counter()
-        rows = self.evaluator.rows(batch, method, self.base_texts)
-        for row in rows:
-            if method == "base":
-                self.base_texts[row["id"]] = row["text"]
-            if (row["id"], method) not in self.done:
+    def _batches(self) -> Iterator[Batch]:
+        """The batches that lack rows."""
+        base_texts = {row["id"]: row["text"] for row in self.appender.rows if row["method"] == "base"}
+        for start in range(0, len(self.examples), self.experiment.batch_size):
+            batch = tuple(self.examples[start : start + self.experiment.batch_size])
+            missing = tuple(m for m in self.experiment.methods if any((e.id, m) not in self.done for e in batch))
+            if missing:
+                texts = {e.id: base_texts[e.id] for e in batch if e.id in base_texts}
+                yield Batch(batch, missing, texts)
+
+    def _write(self, found: BatchRows) -> None:
+        for row in found.rows:
+            if (row["id"], found.method) not in self.done:
                 self.appender.append(row)
                 self.appender.rows.append(row)
-                self.done.add((row["id"], method))
-        self.seconds[method] += time.perf_counter() - started
-        self.measured[method] += len(batch)
+                self.done.add((row["id"], found.method))
+        self.seconds[found.method] += found.seconds
+        self.measured[found.method] += len(found.rows)
         self._report()
 
     def _report(self) -> None:
@@ -119,7 +127,7 @@ class _Loop:
         left = wanted - Counter(method for _, method in self.done)
         seconds_left = None
         if all(self.measured[method] for method in left):
-            seconds_left = sum(n * self.seconds[m] / self.measured[m] for m, n in left.items())
+            seconds_left = sum(n * self.seconds[m] / self.measured[m] for m, n in left.items()) / self.parallel
         errors = sum(bool(row["error"]) for row in self.appender.rows)
         elapsed = time.perf_counter() - self.started
         self.on_progress(Progress(wanted.total() - left.total(), wanted.total(), errors, elapsed, seconds_left))

@@ -1,4 +1,4 @@
-"""Search for a recipe, over a whole grid or with TPE. A search can be resumed and shared by several processes.
+"""Search for a recipe, over a whole grid or with TPE. A search can be resumed; one process at a time works on it.
 
 Rows that are reported are never searched: questions are split by their hash, one half is searched, the other is held
 out for evaluation. Data with a split for development (the embedded world's "dev") are searched whole.
@@ -6,16 +6,15 @@ out for evaluation. Data with a split for development (the embedded world's "dev
     search.json    the task, data, model and space; at the end or on an interrupt every point with its mean, the best
                    one, the cost, and how much of the search is done
     tried.jsonl    grid: one line per example with the score of every point
-    journal.log    tpe: Optuna's journal
+    journal.log    tpe: Optuna's journal; lock is held by the process that writes to it
     recipe.json    the best recipe, as `read_recipe` reads it
 """
 
-import fcntl
+import functools
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,15 +23,16 @@ from fastmem.errors import InputError, RunError
 from fastmem.extras import require
 from fastmem.lab.run import run_files
 from fastmem.lab.run.experiment import file_score, identity_of_model, model_name, recipe_values, task_score
-from fastmem.lab.run.run_files import Record
+from fastmem.lab.run.run_files import Appender, Record
 from fastmem.lab.scores import grading, statistics, summary
 from fastmem.lab.scores.own_metric import try_out
 from fastmem.lab.search.grid import Grid, Space
 from fastmem.lab.tasks import Data, Example, Task
 from fastmem.lab.tasks.example import Score
+from fastmem.lab.workers import Lost, ThisProcess, Workers
 from fastmem.model import FastMem
 
-TRIED, JOURNAL, RECIPE = "tried.jsonl", "journal.log", "recipe.json"
+TRIED, JOURNAL, RECIPE, LOCK = "tried.jsonl", "journal.log", "recipe.json", "lock"
 Part = Literal["searched", "held-out", "all"]
 PARTS: tuple[Part, ...] = ("searched", "held-out", "all")
 SEED = 0
@@ -40,7 +40,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Progress:
-    """done: examples (grid) or trials (tpe) finished by all processes, of `total`."""
+    """done: examples (grid) or trials (tpe) that are finished, of `total`."""
 
     done: int
     total: int
@@ -110,36 +110,50 @@ def search_grid(
     folder: Path,
     max_new_tokens: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    workers: Workers | None = None,
 ) -> Record:
-    """Score every point on every example. Several processes may share a folder; each takes the next free example.
+    """Score every point on every example. workers: who does it; by default this process.
 
-    Returns the content of `search.json`. Errors: `RunError` for the folder of another search; `MissingPackageError`.
+    Returns the content of `search.json`. Errors: `RunError` for the folder of another search, or one that another
+    process works on; `MissingPackageError`.
     """
     new_tokens = max_new_tokens or data.definition.max_new_tokens
     header = _open_search_folder(llm, space, data, folder, "grid", new_tokens)
-    grid, tried, started = Grid(llm, space, new_tokens), folder / TRIED, time.perf_counter()
-    own = task_score(data.definition)
-    tried.touch()
-    try:
-        while True:
-            done = _tried_ids(tried)
-            left = [(i, e) for i, e in enumerate(data.examples) if e.id not in done]
+    tried, started = folder / TRIED, time.perf_counter()
+    with Appender(tried) as appender:
+        done = {row["id"] for row in appender.rows}
+        left = [example for example in data.examples if example.id not in done]
+
+        def report() -> None:
             if on_progress:
-                on_progress(Progress(len(done), len(data.examples), time.perf_counter() - started))
-            if not left:
-                break
-            for index, example in left:
-                with _locked(folder, index) as locked:
-                    if locked and example.id not in _tried_ids(tried):
-                        _append(tried, _scored(grid, example, own))
-                        break
-            else:  # other processes work on all examples that are left
-                time.sleep(0.2)
-    finally:
-        rows = run_files.complete_rows(tried)[1]
-        seconds = sum(row["seconds"] for row in rows)
-        result = _write(folder, header, _point_scores(space, rows), seconds, len(rows), len(data.examples))
+                on_progress(Progress(len(appender.rows), len(data.examples), time.perf_counter() - started))
+
+        try:
+            report()
+            for row in _scored_by(workers or ThisProcess(llm), space, data.definition, new_tokens, left):
+                appender.append(row)
+                appender.rows.append(row)
+                report()
+        finally:
+            rows = appender.rows
+            seconds = sum(row["seconds"] for row in rows)
+            result = _write(folder, header, _point_scores(space, rows), seconds, len(rows), len(data.examples))
     return result
+
+
+def _scored_by(
+    workers: Workers, space: Space, task: Task, new_tokens: int, examples: Sequence[Example]
+) -> Iterator[Record]:
+    """The rows of these examples, in any order. One that was given up counts as wrong at every point."""
+    make = functools.partial(_scorer, space=space, task=task, new_tokens=new_tokens)
+    for found in workers.results(make, examples):
+        yield _row(found.unit, space, None, 0.0, found.reason) if isinstance(found, Lost) else found
+
+
+def _scorer(llm: FastMem, *, space: Space, task: Task, new_tokens: int) -> Callable[[Example], list[Record]]:
+    """What a worker does with an example."""
+    grid, own = Grid(llm, space, new_tokens), task_score(task)
+    return lambda example: [_scored(grid, example, own)]
 
 
 def _scored(grid: Grid, example: Example, own: Score | None) -> Record:
@@ -148,12 +162,16 @@ def _scored(grid: Grid, example: Example, own: Score | None) -> Record:
     try:
         scores, error = [score_of(text, example, own) for text in grid.texts(example)], None
     except Exception as problem:
-        scores, error = [0.0] * len(grid.space.points), f"{type(problem).__name__}: {problem}"
+        scores, error = None, f"{type(problem).__name__}: {problem}"
+    return _row(example, grid.space, scores, time.perf_counter() - started, error)
+
+
+def _row(example: Example, space: Space, scores: list[float] | None, seconds: float, error: str | None) -> Record:
     return {
         "id": example.id,
         "group": example.group or example.id,
-        "scores": scores,
-        "seconds": round(time.perf_counter() - started, 4),
+        "scores": [0.0] * len(space.points) if scores is None else scores,
+        "seconds": round(seconds, 4),
         "error": error,
     }
 
@@ -166,13 +184,14 @@ def search_tpe(
     trials: int,
     max_new_tokens: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    workers: Workers | None = None,
 ) -> Record:
     """Score points suggested by Optuna's TPE until the folder has `trials` of them.
 
     Rate, KL weight and alpha are suggested between the smallest and the largest of the space's values (rate and KL on
     a logarithmic scale), layers among its values. Each trial scores all of the space's steps in one run, and its value
-    is the best of these. All processes of a folder share one journal. Returns the content of `search.json`. Errors:
-    `RunError` for the folder of another search; `MissingPackageError`.
+    is the best of these. workers: who scores the examples. Returns the content of `search.json`. Errors: `RunError`
+    for the folder of another search, or one that another process works on; `MissingPackageError`.
     """
     new_tokens = max_new_tokens or data.definition.max_new_tokens
     header = _open_search_folder(llm, space, data, folder, "tpe", new_tokens)
@@ -181,7 +200,7 @@ def search_tpe(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     started = time.perf_counter()
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL)))
-    own = task_score(data.definition)
+    answering = workers or ThisProcess(llm)
     study = optuna.create_study(study_name="fastmem", direction="maximize", storage=storage, load_if_exists=True)
     finished = (optuna.trial.TrialState.COMPLETE,)
 
@@ -194,17 +213,17 @@ def search_tpe(
             layers=(space.layers[trial.suggest_categorical("layers", list(range(len(space.layers))))],),
             alphas=(_between(trial, "alpha", space.alphas, log=False),),
         )
-        grid = Grid(llm, suggested, new_tokens)
-        points = _point_scores(suggested, [_scored(grid, example, own) for example in data.examples])
+        rows = list(_scored_by(answering, suggested, data.definition, new_tokens, data.examples))
+        points = _point_scores(suggested, rows)
         trial.set_user_attr("points", points)
         trial.set_user_attr("seconds", time.perf_counter() - trial_started)
         return float(max(point["score"] for point in points))
 
+    alone = Appender(folder / LOCK)
     try:
         while len(study.get_trials(deepcopy=False, states=finished)) < trials:
             trial = study.ask()
-            # The seed contains the trial's number, which is unique in the journal, so no process repeats another's
-            # draws.
+            # The seed contains the trial's number, so a search that goes on does not repeat its draws.
             study.sampler = optuna.samplers.TPESampler(seed=SEED + trial.number, constant_liar=True)
             study.tell(trial, objective(trial))
             done = len(study.get_trials(deepcopy=False, states=finished))
@@ -215,6 +234,7 @@ def search_tpe(
         points = [point for trial in complete for point in trial.user_attrs["points"]]
         seconds = sum(trial.user_attrs["seconds"] for trial in complete)
         result = _write(folder, header, points, seconds, len(complete), trials)
+        alone.close()
     return result
 
 
@@ -282,32 +302,3 @@ def _write(folder: Path, header: Record, points: list[Record], seconds: float, d
     if done >= total:
         run_files.write_json(folder / RECIPE, result["best"]["recipe"])
     return result
-
-
-@contextmanager
-def _locked(folder: Path, index: int) -> Iterator[bool]:
-    """Whether this process got the lock of example `index`, one byte of a file. It is released if the process dies."""
-    with (folder / "claims").open("a+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
-        except OSError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            fcntl.lockf(file, fcntl.LOCK_UN, 1, index)
-
-
-def _append(path: Path, row: Record) -> None:
-    """Write one line, under a lock; the incomplete line of a killed process is removed first."""
-    with path.open("r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        end = file.read().rfind(b"\n") + 1
-        file.truncate(end)
-        file.seek(end)
-        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-
-
-def _tried_ids(path: Path) -> set[str]:
-    return {row["id"] for row in run_files.complete_rows(path)[1]}

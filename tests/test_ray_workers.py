@@ -1,0 +1,201 @@
+"""Runs with Ray workers: the same rows as in one process, whatever dies. One Ray per module; clusters are slow."""
+
+import functools
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+import ray_units
+from command_line import Runner, refusal
+from fastmem import FastMem
+from fastmem.errors import InputError, RunError
+from fastmem.lab.run.experiment import Experiment
+from fastmem.lab.run.run_files import read_rows
+from fastmem.lab.run.runner import run
+from fastmem.lab.tasks import load
+from fastmem.lab.workers import Lost, ThisProcess
+from fastmem.lab.workers.ray_workers import MOST_DEATHS, ray_workers
+
+ray = pytest.importorskip("ray")
+TESTS = str(Path(__file__).parent)
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """Ray on this machine with two cores, whose workers find the modules of the tests."""
+    paths = os.pathsep.join([TESTS, str(Path(TESTS).parent / "src")])
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=100 * 2**20,
+        runtime_env={"env_vars": {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}},
+    )
+    yield
+    ray.shutdown()
+
+
+def pool(load_model=ray_units.stub, count=2, digest=ray_units.DIGEST):
+    return ray_workers(load_model, digest, count=count, address=None, cpus=1, gpus=0)
+
+
+def doubled(workers, work, numbers):
+    return list(workers.results(functools.partial(ray_units.doubling, work=work), numbers))
+
+
+def test_every_unit_is_answered_once(local_ray, tmp_path):
+    with pool() as workers:
+        assert workers.count == 2
+        assert sorted(doubled(workers, ray_units.Doubling(str(tmp_path)), range(20))) == [2 * n for n in range(20)]
+        assert sorted(doubled(workers, ray_units.Doubling(str(tmp_path / "none")), [])) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{n}.0" for n in range(20))
+
+
+def test_a_unit_whose_worker_dies_is_answered_again_and_given_up_after_three_deaths(local_ray, tmp_path):
+    with pool() as workers:
+        once = ray_units.Doubling(str(tmp_path), deadly=3, deaths=1)
+        assert sorted(doubled(workers, once, range(8))) == [2 * n for n in range(8)]
+        assert len(list(tmp_path.glob("3.*"))) == 2
+        (tmp_path / "b").mkdir()
+        found = doubled(workers, ray_units.Doubling(str(tmp_path / "b"), deadly=3), range(8))
+        (lost,) = [one for one in found if isinstance(one, Lost)]
+        assert lost.unit == 3
+        assert f"died {MOST_DEATHS} times" in lost.reason
+        assert sorted(one for one in found if isinstance(one, int)) == [2 * n for n in range(8) if n != 3]
+        assert len(list((tmp_path / "b").glob("3.*"))) == MOST_DEATHS
+
+
+def test_an_error_in_a_unit_names_itself_and_the_log(local_ray, tmp_path):
+    with pool() as workers:
+        found = doubled(workers, ray_units.Doubling(str(tmp_path), failing=2), range(4))
+    (lost,) = [one for one in found if isinstance(one, Lost)]
+    assert "ValueError: 2 fails" in lost.reason
+    assert re.search(r"log: .*worker-\*-\d+\.err on node", lost.reason)
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("load_model", "text"), [(ray_units.broken, "there is no such model"), (ray_units.other, "has other weights")]
+)
+def test_workers_that_cannot_start_end_the_command(local_ray, tmp_path, load_model, text):
+    with pool(load_model) as workers, pytest.raises(RunError, match=text):
+        doubled(workers, ray_units.Doubling(str(tmp_path)), range(4))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(model, experiment, data, the rows of one process) of a run with batches of two."""
+    llm = FastMem.from_pretrained(device="cpu")
+    data = load("world_swap", limit=8)
+    experiment = Experiment("world_swap", ("base", "fastmem"), llm.recipe, batch_size=2, max_new_tokens=16)
+    folder = tmp_path_factory.mktemp("one")
+    run(llm, experiment, data, folder, workers=ThisProcess(llm))
+    return llm, experiment, data, texts(folder)
+
+
+def texts(folder):
+    rows = read_rows(folder)
+    found = {(row["id"], row["method"]): (row["text"], row["scores"], row["error"]) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def kill_once(workers):
+    """A function for on_progress: after some rows it kills the worker that is first in the pool."""
+    killed = []
+
+    def on_progress(progress):
+        if progress.rows >= 4 and not killed:
+            killed.append(int(re.search(r"-(\d+)\.err", next(a.log for a in workers.actors if a.log))[1]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    return on_progress
+
+
+def test_a_run_is_the_same_when_a_worker_is_killed_and_goes_on_in_another_way(local_ray, undisturbed, tmp_path):
+    llm, experiment, data, expected = undisturbed
+    with pool(ray_units.embedded, digest=llm.base().digest) as workers:
+        summary = run(llm, experiment, data, tmp_path / "killed", kill_once(workers), workers)
+    assert summary["complete"]
+    assert texts(tmp_path / "killed") == expected
+    rows = (tmp_path / "killed" / "rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "killed" / "rows.jsonl").write_text("".join(rows[:5]))
+    run(llm, experiment, data, tmp_path / "killed")  # goes on in this process
+    assert texts(tmp_path / "killed") == expected
+
+
+def test_a_batch_that_is_given_up_has_rows_with_an_error(undisturbed, tmp_path):
+    llm, experiment, data, expected = undisturbed
+
+    class Losing(ThisProcess):
+        def results(self, make, units):
+            first, *others = units
+            yield Lost(first, "its worker died 3 times (log: somewhere)")
+            yield from super().results(make, others)
+
+    summary = run(llm, experiment, data, tmp_path / "lost", workers=Losing(llm))
+    found = texts(tmp_path / "lost")
+    errors = {key: row[2] for key, row in found.items() if row[2]}
+    assert set(errors.values()) == {"RunError: its worker died 3 times (log: somewhere)"}
+    assert len(errors) == 4  # two examples, two methods
+    assert all(found[key] == expected[key] for key in found if key not in errors)
+    assert summary["complete"]
+    assert summary["methods"]["base"]["errors"] == 2
+
+
+def test_what_is_refused_before_anything_is_loaded(capsys, tmp_path, monkeypatch):
+    fastmem = Runner(capsys)
+    command = ("eval", "--task", "world", "--output", tmp_path / "out")
+    assert "--ray needs --workers N" in refusal(fastmem(*command, "--ray", "auto"))
+    assert "--gpus-per-worker needs --workers N" in refusal(fastmem(*command, "--gpus-per-worker", "1"))
+    assert "workers" in refusal(fastmem(*command, "--workers", "0"))
+    monkeypatch.setattr("fastmem.extras.find_spec", lambda name: None)
+    assert "pip install 'fastmem[ray]'" in refusal(fastmem(*command, "--workers", "2"))
+
+
+def test_an_address_without_a_cluster_is_refused(tmp_path):
+    if ray.is_initialized():
+        ray.shutdown()
+    with (
+        pytest.raises(InputError, match=r"nobody listens at '127\.0\.0\.1:1'"),
+        ray_workers(ray_units.stub, ray_units.DIGEST, count=1, address="127.0.0.1:1", cpus=1, gpus=0),
+    ):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(20))
+def test_nodes_that_are_killed_cost_no_row(attempt, undisturbed, tmp_path):
+    """Three nodes; two raylets are killed in the middle, and a node joins late."""
+    from ray.cluster_utils import Cluster
+
+    llm, experiment, data, expected = undisturbed
+    paths = os.pathsep.join([TESTS, str(Path(TESTS).parent / "src")])
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    nodes = [cluster.add_node(**node) for _ in range(2)]
+    ray.init(
+        cluster.address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": {"PYTHONPATH": paths}}
+    )
+    try:
+        left = list(nodes)
+
+        def on_progress(progress):
+            if left and progress.rows >= 4 * (3 - len(left)):
+                cluster.remove_node(left.pop(), allow_graceful=False)
+                if not left:
+                    cluster.add_node(**node)
+
+        with pool(ray_units.embedded, count=3, digest=llm.base().digest) as workers:
+            run(llm, experiment, data, tmp_path / "out", on_progress, workers)
+        assert texts(tmp_path / "out") == expected
+        assert json.loads((tmp_path / "out" / "summary.json").read_text())["complete"]
+        assert not left
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
