@@ -5,14 +5,15 @@
 
 and the same with `--part test`. `grounding_table.py` prints the tables from DIR.
 
-Question. A memory is another last FFN on the same trunk, so every answer can be scored by both tails, the memorized and
-the original one, without a second model. Does what the tails say together tell, better than the answer's own
+Question. A memory is another last FFN on the same trunk, so every answer can be scored by both tails, the memorized
+and the original one, without a second model. Does what the tails say together tell, better than the answer's own
 probability, whether the answer is what the document says?
 
-Design. Every row is answered by `fastmem`, greedy, with a memory of its document. The answer is then scored three times:
-with the memory, without it, and without it and without the document in the prompt. A row of the output holds, for every
-token of the answer's content (what follows "The answer is:", without final punctuation and without the end token), the
-three log-probabilities and the Jensen-Shannon divergence of the two tails. `grounding_table.py` has the scores.
+Design. Every row is answered by `fastmem`, greedy, with a memory of its document. The answer is then scored three
+times: with the memory, without it, and without it and without the document in the prompt. A row of the output holds,
+for every token of the answer's content (what follows "The answer is:", without final punctuation and without the end
+token), the three log-probabilities and the Jensen-Shannon divergence of the two tails. `grounding_table.py` has the
+scores.
 Rows: documents that contradict what the model knows, that agree, that are irrelevant (the passage of another question,
 which holds neither the subject nor the answer), and, in the embedded world, that name the answer before the subject
 ("turned"). Up to 200 development and 500 test rows of each kind; nq-mini has 116 and 181.
