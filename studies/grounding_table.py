@@ -29,7 +29,7 @@ REDUCED: Mapping[str, Callable[[np.ndarray], float]] = {
 
 
 def _scores(name: str, values: Callable[[np.ndarray], np.ndarray], ways: Sequence[str]) -> dict[str, Score]:
-    return {f"{name}, {way}": lambda tokens, way=way: REDUCED[way](values(tokens)) for way in ways}  # type: ignore[misc]
+    return {f"{name}, {way}": lambda tokens, way=way: REDUCED[way](values(tokens)) for way in ways}
 
 
 PLAIN = _scores("probability", lambda t: t[:, 0], ("mean", "min"))
@@ -59,10 +59,11 @@ class Answers:
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> "Answers":
         tokens = [np.array(row["tokens"], dtype=float) for row in rows]
-        return cls(
-            *(np.array([row[name] for row in rows]) for name in ("kind", "group", "right", "remembered")),
-            scores={name: np.array([score(t) for t in tokens]) for name, score in SCORES.items()},
+        kinds, groups, right, remembered = (
+            np.array([row[name] for row in rows]) for name in ("kind", "group", "right", "remembered")
         )
+        scores = {name: np.array([score(t) for t in tokens]) for name, score in SCORES.items()}
+        return cls(kinds, groups, right, remembered, scores)
 
     def labels(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """By name: (which rows count [N], the label [N])."""
@@ -91,7 +92,7 @@ def auroc(values: np.ndarray, label: np.ndarray, weights: np.ndarray) -> np.ndar
     true, false = (np.add.reduceat((weights * side)[:, order], starts, axis=1) for side in (label, ~label))
     below = np.cumsum(false, axis=1) - false
     with np.errstate(invalid="ignore"):
-        return (true * (below + false / 2)).sum(1) / (true.sum(1) * false.sum(1))  # type: ignore[no-any-return]
+        return (true * (below + false / 2)).sum(1) / (true.sum(1) * false.sum(1))
 
 
 def kept_accuracy(values: np.ndarray, right: np.ndarray, weights: np.ndarray, kept: float) -> np.ndarray:
@@ -100,7 +101,7 @@ def kept_accuracy(values: np.ndarray, right: np.ndarray, weights: np.ndarray, ke
     drawn = weights[:, order]
     before = np.cumsum(drawn, axis=1) - drawn
     inside = np.clip(kept * drawn.sum(1, keepdims=True) - before, 0, drawn)
-    return (inside * right[order]).sum(1) / inside.sum(1)  # type: ignore[no-any-return]
+    return (inside * right[order]).sum(1) / inside.sum(1)
 
 
 def shown(resampled: np.ndarray, sign: str = "") -> str:
@@ -112,7 +113,7 @@ def shown(resampled: np.ndarray, sign: str = "") -> str:
 
 
 def on_dev(models: Mapping[str, Answers], label: str) -> dict[str, list[float]]:
-    """The AUROC of every score on every model's development rows; [] where a model lacks the label."""
+    """By score, the AUROC on every model's development rows."""
     found: dict[str, list[float]] = {}
     for name in SCORES:
         for answers in models.values():
