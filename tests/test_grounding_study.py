@@ -105,6 +105,13 @@ def test_the_rule_wants_a_gain_on_right_and_no_loss_elsewhere():
     assert grounding_table.best(found, list(grounding_table.CANDIDATES)).startswith("log difference")
 
 
+def test_a_regression_finds_the_weights_that_made_the_labels():
+    random = np.random.default_rng(3)
+    x = random.normal(size=(20000, 2))
+    label = random.random(20000) < 1 / (1 + np.exp(-(x @ [2.0, -1.0] + 0.5)))
+    assert grounding_table.fitted(x, label) == pytest.approx([2.0, -1.0, 0.5], abs=0.1)
+
+
 def test_a_second_call_goes_on_and_the_tables_follow(tmp_path, monkeypatch, capsys):
     for part in ("dev", "test"):
         options = ["--output", str(tmp_path / "embedded"), "--part", part]
