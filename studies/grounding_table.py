@@ -29,7 +29,14 @@ REDUCED: Mapping[str, Callable[[np.ndarray], float]] = {
 
 
 def _scores(name: str, values: Callable[[np.ndarray], np.ndarray], ways: Sequence[str]) -> dict[str, Score]:
-    return {f"{name}, {way}": lambda tokens, way=way: REDUCED[way](values(tokens)) for way in ways}
+    def score(way: str) -> Score:
+        return lambda tokens: REDUCED[way](values(tokens))
+
+    return {f"{name}, {way}": score(way) for way in ways}
+
+
+def _negative(score: Score) -> Score:
+    return lambda tokens: -score(tokens)
 
 
 PLAIN = _scores("probability", lambda t: t[:, 0], ("mean", "min"))
@@ -39,10 +46,7 @@ POSITIVE = (
     | _scores("probability difference", lambda t: np.exp(t[:, 0]) - np.exp(t[:, 1]), ("mean", "min", "first"))
     | _scores("divergence", lambda t: t[:, 3], ("mean", "min", "first"))
 )
-CANDIDATES: dict[str, Score] = POSITIVE | {
-    f"- {name}": lambda tokens, score=score: -score(tokens)  # type: ignore[misc]
-    for name, score in POSITIVE.items()
-}
+CANDIDATES = POSITIVE | {f"- {name}": _negative(score) for name, score in POSITIVE.items()}
 SCORES = PLAIN | CONTEXT | CANDIDATES
 
 
