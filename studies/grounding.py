@@ -1,0 +1,170 @@
+"""Is an answer grounded in the document? A score from the two tails, against the answer's own probability.
+
+    python -m studies.grounding --output DIR/embedded --part dev
+    python -m studies.grounding --model nq-mini --data nq_swap_dev_333.json --output DIR/nq-mini --part dev
+
+and the same with `--part test`. `grounding_table.py` prints the tables from DIR.
+
+Question. A memory is another last FFN on the same trunk, so every answer can be scored by both tails, the memorized
+and the original one, without a second model. Does what the tails say together tell, better than the answer's own
+probability, whether the answer is what the document says?
+
+Design. Every row is answered by `fastmem`, greedy, with a memory of its document. The answer is then scored three
+times: with the memory, without it, and without it and without the document in the prompt. A row of the output holds,
+for every token of the answer's content (what follows "The answer is:", without final punctuation and without the end
+token), the three log-probabilities and the Jensen-Shannon divergence of the two tails. `grounding_table.py` has the
+scores.
+Rows: documents that contradict what the model knows, that agree, that are irrelevant (the passage of another question,
+which holds neither the subject nor the answer), and, in the embedded world, that name the answer before the subject
+("turned"). Up to 200 development and 500 test rows of each kind; nq-mini has 116 and 181.
+Labels:
+(a) right: the answer is what the document says. An irrelevant document does not say it, so no answer to it is right.
+(b) from the document rather than from memory: contradicting and turned rows that were answered with one of the two.
+(c) answerable: the document holds the fact (all kinds but irrelevant).
+
+Decision, written before any row was answered. Of the candidates, with either sign, the one with the highest AUROC for
+(a) on development rows, as the mean of both models, is the score. It becomes a part of the product only if, on test
+rows, its AUROC for (a) exceeds that of the better of the two plain probabilities (mean and least log-probability of a
+token; the better one on development rows) with a 95 % interval of the paired difference above 0 on both models, and if
+for (b) and (c) no such interval lies below 0. Otherwise the page of results is all.
+
+Rows are written as they are answered; a second call continues. The kinds take turns, so an unfinished file has all.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from fastmem import FastMem, Memory
+from fastmem.lab.run.run_files import Appender
+from fastmem.lab.scores.grading import graded
+from fastmem.lab.tasks import Example
+from fastmem.tiny import world
+from studies.rate_without_labels import nq_material, world_material
+
+ROWS = {"dev": 200, "test": 500}
+NEW_TOKENS = 32
+NQ_LEARNING_RATE = 1e-3  # docs/evaluation.md, with the default of ten steps
+
+
+def world_rows(part: world.Part) -> dict[str, list[Example]]:
+    """The rows of the embedded world by kind. Their group is the fact, which several kinds ask for."""
+    found = {kind: list(rows) for kind, rows in world_material(part).rows.items()}
+    found["turned"] = [
+        Example(r.id, "question", r.context, r.question, r.answers, r.original_answers)
+        for r in world.examples("world_turned", part)
+    ]
+    return {kind: [replace(e, group=e.id.split("/", 1)[1]) for e in rows] for kind, rows in found.items()}
+
+
+def nq_rows(path: Path, part: world.Part) -> dict[str, list[Example]]:
+    """The rows of NQ-SWAP and NQ, and those of NQ with the passage of another question."""
+    found = {kind: list(rows) for kind, rows in nq_material(path, part).rows.items()}
+    irrelevant = []
+    for row in found["agrees"]:
+        random = Random(row.id)
+        while True:
+            other = random.choice(found["agrees"])
+            if other.group != row.group and not any(world.mentions(other.context, answer) for answer in row.answers):
+                irrelevant.append(replace(row, context=other.context))
+                break
+    return found | {"irrelevant": irrelevant}
+
+
+def content(tokenizer: Any, answer: Sequence[int]) -> slice:
+    """Which tokens of an answer are its content: what follows "The answer is:", up to the last letter or digit.
+
+    All of the answer if nothing would be left.
+    """
+    texts = [tokenizer.decode(answer[: n + 1], skip_special_tokens=True) for n in range(len(answer))]
+    start = next((n + 1 for n, text in enumerate(texts) if text.lower().rstrip().endswith("answer is:")), 0)
+    ends = [
+        n + 1
+        for n, token in enumerate(answer)
+        if any(letter.isalnum() for letter in tokenizer.decode([token], skip_special_tokens=True))
+    ]
+    return slice(start, ends[-1]) if ends and ends[-1] > start else slice(0, len(answer))
+
+
+def divergence(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """[T]: the Jensen-Shannon divergence in nats of two rows of log-probabilities [T, V]."""
+    middle = torch.logaddexp(first, second) - torch.log(torch.tensor(2.0))
+    halves = [(one.exp() * (one - middle)).sum(-1) for one in (first, second)]
+    return (halves[0] + halves[1]) / 2
+
+
+def log_probabilities(llm: FastMem, prompt: torch.Tensor, answer: torch.Tensor, memory: Memory | None) -> torch.Tensor:
+    """[T, V]: of every next token where the T tokens of the answer stand."""
+    logits = llm.logits(torch.cat([prompt, answer]), memory)
+    return logits[len(prompt) - 1 : -1].log_softmax(-1)
+
+
+def token_scores(llm: FastMem, example: Example, answer: Sequence[int], memory: Memory) -> list[list[float]]:
+    """For every token of the content: its log-probability with the memory, without it, and without memory and
+    document; and the divergence of the first two."""
+    ids, chosen = torch.tensor(answer), content(llm.tokenizer, answer)
+    prompt, alone = llm.ids(example.prompt), llm.ids(example.prompt_without_context)
+    memorized, original = (log_probabilities(llm, prompt, ids, one) for one in (memory, None))
+    without = log_probabilities(llm, alone, ids, None)
+    columns = [one.gather(1, ids[:, None])[:, 0] for one in (memorized, original, without)]
+    columns.append(divergence(memorized, original))
+    return [[round(value, 7) for value in token] for token in torch.stack(columns, 1)[chosen].tolist()]
+
+
+def answered(llm: FastMem, kind: str, example: Example) -> dict[str, Any]:
+    """One row of the output."""
+    memory = llm.memorize(example.context)
+    answer = llm.generate(example.prompt, memory, "fastmem", max_new_tokens=NEW_TOKENS)
+    scores = graded(answer.text, example)
+    row = {
+        "kind": kind,
+        "id": example.id,
+        "group": example.group,
+        "text": answer.text,
+        "right": bool(scores["paper_correct"]) and kind != "irrelevant",
+        "remembered": bool(scores["paper_correct"] if kind == "irrelevant" else scores["remembered"]),
+        "tokens": token_scores(llm, example, answer.token_ids, memory),
+    }
+    llm.release(memory)
+    return row
+
+
+def in_turns(rows: dict[str, list[Example]], limit: int) -> Iterator[tuple[str, Example]]:
+    """The first rows of every kind, the kinds in turn."""
+    for number in range(limit):
+        for kind, examples in rows.items():
+            if number < len(examples):
+                yield kind, examples[number]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Answer one part of one model's rows."""
+    parser = argparse.ArgumentParser(prog="python -m studies.grounding", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", help="folder or hub id; the embedded model if left out")
+    parser.add_argument("--data", type=Path, help="NQ-SWAP rows with the paper's columns; default: the embedded world")
+    parser.add_argument("--output", type=Path, required=True, help="folder of this model's results")
+    parser.add_argument("--part", choices=("dev", "test"), default="dev")
+    parser.add_argument("--limit", type=int, help="rows of each kind; default: 200 on dev, 500 on test")
+    args = parser.parse_args(arguments)
+    args.output.mkdir(parents=True, exist_ok=True)
+    llm = FastMem.from_pretrained(args.model, dtype=torch.float32)
+    if args.data:
+        llm.recipe = replace(llm.recipe, learning_rate=NQ_LEARNING_RATE)
+    rows = nq_rows(args.data, args.part) if args.data else world_rows(args.part)
+    wanted = list(in_turns(rows, args.limit or ROWS[args.part]))
+    with Appender(args.output / f"{args.part}.jsonl") as file:
+        done = {(row["kind"], row["id"]) for row in file.rows}
+        for number, (kind, example) in enumerate(wanted):
+            if (kind, example.id) not in done:
+                file.append(answered(llm, kind, example))
+                print(f"{args.part}: row {number + 1} of {len(wanted)}", end="\r", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

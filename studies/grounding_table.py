@@ -1,0 +1,278 @@
+"""The tables and the figure of docs/results/grounding.md: `python -m studies.grounding_table DIR --figure FILE.svg`.
+
+DIR holds a folder for every model, as `grounding.py` writes them. Question, design and decision rule stand there.
+Intervals are 95 %, bootstrap over questions (one is drawn with all its documents), paired in differences.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+from fastmem.lab.report.content import interval_text
+from fastmem.lab.run.run_files import complete_rows
+
+RESAMPLES, SEED = 2000, 0
+ABSTAIN = (0.1, 0.2, 0.5)
+TURNING = ("contradicts", "turned")  # kinds whose documents contradict what the model knows
+
+Score = Callable[[np.ndarray], float]  # of tokens [T, 4]: log p memorized, original, without document; divergence
+REDUCED: Mapping[str, Callable[[np.ndarray], float]] = {
+    "mean": lambda v: float(v.mean()),
+    "min": lambda v: float(v.min()),
+    "first": lambda v: float(v[0]),
+}
+
+
+def _scores(name: str, values: Callable[[np.ndarray], np.ndarray], ways: Sequence[str]) -> dict[str, Score]:
+    def score(way: str) -> Score:
+        return lambda tokens: REDUCED[way](values(tokens))
+
+    return {f"{name}, {way}": score(way) for way in ways}
+
+
+def _negative(score: Score) -> Score:
+    return lambda tokens: -score(tokens)
+
+
+PLAIN = _scores("probability", lambda t: t[:, 0], ("mean", "min"))
+CONTEXT = _scores("document in the prompt", lambda t: t[:, 1] - t[:, 2], ("mean", "min"))
+POSITIVE = (
+    _scores("log difference", lambda t: t[:, 0] - t[:, 1], ("mean", "min", "first"))
+    | _scores("probability difference", lambda t: np.exp(t[:, 0]) - np.exp(t[:, 1]), ("mean", "min", "first"))
+    | _scores("divergence", lambda t: t[:, 3], ("mean", "min", "first"))
+)
+CANDIDATES = POSITIVE | {f"- {name}": _negative(score) for name, score in POSITIVE.items()}
+SCORES = PLAIN | CONTEXT | CANDIDATES
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of one model. kinds, groups, right, remembered: [N]. scores: by name, [N]."""
+
+    kinds: np.ndarray
+    groups: np.ndarray
+    right: np.ndarray
+    remembered: np.ndarray
+    scores: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]]) -> "Answers":
+        tokens = [np.array(row["tokens"], dtype=float) for row in rows]
+        kinds, groups, right, remembered = (
+            np.array([row[name] for row in rows]) for name in ("kind", "group", "right", "remembered")
+        )
+        scores = {name: np.array([score(t) for t in tokens]) for name, score in SCORES.items()}
+        return cls(kinds, groups, right, remembered, scores)
+
+    def labels(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By name: (which rows count [N], the label [N])."""
+        everything, turning = np.full(len(self.kinds), True), np.isin(self.kinds, TURNING)
+        found = {"(a) right, all kinds": (everything, self.right)}
+        for kind in dict.fromkeys(self.kinds.tolist()):
+            if kind != "irrelevant":
+                found[f"(a) right, {kind}"] = (self.kinds == kind, self.right)
+        found["(b) document, not memory"] = (turning & (self.right != self.remembered), self.right)
+        found["(c) answerable"] = (everything, self.kinds != "irrelevant")
+        return found
+
+    def weights(self) -> np.ndarray:
+        """[1 + R, N]: how often every row is drawn: once each, then in every resample of the groups."""
+        random, (_, group) = np.random.default_rng(SEED), np.unique(self.groups, return_inverse=True)
+        count = group.max() + 1
+        drawn = random.multinomial(count, np.full(count, 1 / count), RESAMPLES)[:, group]
+        return np.concatenate([np.ones((1, len(group))), drawn])
+
+
+def auroc(values: np.ndarray, label: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[R]: for every row of weights [R, N], the share of pairs of a true and a false row in which the true one has the
+    larger value; equal values count half. NaN without such a pair."""
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.diff(values[order], prepend=np.nan) != 0)
+    true, false = (np.add.reduceat((weights * side)[:, order], starts, axis=1) for side in (label, ~label))
+    below = np.cumsum(false, axis=1) - false
+    with np.errstate(invalid="ignore"):
+        return (true * (below + false / 2)).sum(1) / (true.sum(1) * false.sum(1))
+
+
+def kept_accuracy(values: np.ndarray, right: np.ndarray, weights: np.ndarray, kept: float) -> np.ndarray:
+    """[R]: the share of right answers among the share `kept` of the rows with the highest values."""
+    order = np.argsort(-values, kind="stable")
+    drawn = weights[:, order]
+    before = np.cumsum(drawn, axis=1) - drawn
+    inside = np.clip(kept * drawn.sum(1, keepdims=True) - before, 0, drawn)
+    return (inside * right[order]).sum(1) / inside.sum(1)
+
+
+def shown(resampled: np.ndarray, sign: str = "") -> str:
+    """The first value, with the interval from the others."""
+    if np.isnan(resampled[0]):
+        return "-"
+    low, high = np.nanpercentile(resampled[1:], [2.5, 97.5])
+    return interval_text(resampled[0], low, high, sign)
+
+
+def on_dev(models: Mapping[str, Answers], label: str) -> dict[str, list[float]]:
+    """By score, the AUROC on every model's development rows."""
+    found: dict[str, list[float]] = {}
+    for name in SCORES:
+        for answers in models.values():
+            rows, truth = answers.labels()[label]
+            once = np.ones((1, int(rows.sum())))
+            found.setdefault(name, []).append(float(auroc(answers.scores[name][rows], truth[rows], once)[0]))
+    return found
+
+
+def best(found: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:
+    """The score with the highest mean over the models."""
+    return max(names, key=lambda name: np.mean(found[name]))
+
+
+def dev_table(models: Mapping[str, Answers], labels: Sequence[str]) -> list[str]:
+    """What every score reaches on development rows; the candidates with a minus sign reach 1 less this."""
+    cells = [f"{label[:3]} {model}" for label in labels for model in models]
+    lines = ["| score | " + " | ".join(cells) + " |", "|---" * (len(cells) + 1) + "|"]
+    found = {label: on_dev(models, label) for label in labels}
+    for name in (*PLAIN, *CONTEXT, *POSITIVE):
+        values = [value for label in labels for value in found[label][name]]
+        lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+    return lines
+
+
+def test_table(models: Mapping[str, Answers], names: Sequence[str], plain: str) -> list[str]:
+    """AUROC of the probability and of these scores for every label, and the differences to the probability."""
+    heads = "".join(f" | {name} | less the probability" for name in names)
+    lines = [f"| model | label | rows, true | {plain}{heads} |", "|---" * (4 + 2 * len(names)) + "|"]
+    for model, answers in models.items():
+        weights = answers.weights()
+        for label, (rows, truth) in answers.labels().items():
+            counted = weights[:, rows]
+            first = auroc(answers.scores[plain][rows], truth[rows], counted)
+            cells = [model, label, f"{rows.sum()}, {truth[rows].sum()}", shown(first)]
+            for name in names:
+                second = auroc(answers.scores[name][rows], truth[rows], counted)
+                cells += [shown(second), shown(second - first, "+")]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def fitted(x: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """[F + 1]: the coefficients of a logistic regression of the label on x [N, F], the constant last; by Newton's
+    method, with a small ridge so that separable rows have a solution."""
+    columns = np.column_stack([x, np.ones(len(x))])
+    found, ridge = np.zeros(columns.shape[1]), 1e-2 * np.eye(columns.shape[1])
+    for _ in range(30):
+        p = 1 / (1 + np.exp(-columns @ found))
+        curvature = (columns * (p * (1 - p))[:, None]).T @ columns + ridge
+        found = found + np.linalg.solve(curvature, columns.T @ (label - p) - ridge @ found)
+    return found
+
+
+def together(dev: Mapping[str, Answers], test: Mapping[str, Answers], names: Sequence[str], plain: str) -> list[str]:
+    """Does anything come on top of the probability? All of `names` in one regression for (a), fitted to a model's
+    development rows, against the probability on its test rows. Not part of the rule."""
+    said = []
+    for model, answers in test.items():
+        known, new = (np.column_stack([one.scores[name] for name in names]) for one in (dev[model], answers))
+        centre, spread = known.mean(0), known.std(0)
+        score = (new - centre) / spread @ fitted((known - centre) / spread, dev[model].right)[:-1]
+        weights = answers.weights()
+        first, second = (auroc(v, answers.right, weights) for v in (answers.scores[plain], score))
+        said.append(f"{model}: {shown(second)}, less the probability {shown(second - first, '+')}")
+    return said
+
+
+def abstention_table(models: Mapping[str, Answers], names: Sequence[str], plain: str) -> list[str]:
+    """The share of right answers (a), after abstaining on those with the lowest scores."""
+    columns = " | ".join(f"lowest {share:.0%} left out" for share in ABSTAIN)
+    lines = [f"| model | all | score | {columns} |", "|---" * (3 + len(ABSTAIN)) + "|"]
+    for model, answers in models.items():
+        weights = answers.weights()
+        everything = shown(kept_accuracy(answers.scores[plain], answers.right, weights, 1))
+        cells = {
+            name: [kept_accuracy(answers.scores[name], answers.right, weights, 1 - share) for share in ABSTAIN]
+            for name in (plain, *names)
+        }
+        for name, found in cells.items():
+            texts = [shown(one) for one in found]
+            if name != plain:
+                texts = [f"{t}; {shown(a - b, '+')}" for t, a, b in zip(texts, found, cells[plain], strict=True)]
+            lines.append(f"| {model} | {everything} | {name} | {' | '.join(texts)} |")
+    return lines
+
+
+def decide(models: Mapping[str, Answers], score: str, plain: str) -> list[str]:
+    """The rule's conditions on test rows, one line each."""
+    said, passed = [], True
+    for model, answers in models.items():
+        weights = answers.weights()
+        for label, (rows, truth) in answers.labels().items():
+            if label.startswith("(a) right, ") and label != "(a) right, all kinds":
+                continue
+            first, second = (auroc(answers.scores[n][rows], truth[rows], weights[:, rows]) for n in (plain, score))
+            low, high = np.nanpercentile((second - first)[1:], [2.5, 97.5])
+            holds = bool(low > 0 if label.startswith("(a)") else high >= 0)
+            passed &= holds
+            said.append(f"{model}, {label}: {shown(second - first, '+')}: {'holds' if holds else 'fails'}")
+    return [*said, f"`{score}` against `{plain}`: {'product' if passed else 'a page of results'}"]
+
+
+def figure(models: Mapping[str, Answers], names: Mapping[str, str], path: Path) -> None:
+    """The share of wrong answers by the share of questions that are answered."""
+    drawn, axes = plt.subplots(1, len(models), figsize=(4.5 * len(models), 3.6), layout="constrained", squeeze=False)
+    shares = np.linspace(0.05, 1, 96)
+    for side, (model, answers) in zip(axes[0], models.items(), strict=True):
+        once = np.ones((1, len(answers.right)))
+        for (name, title), style in zip(names.items(), ("-", "--", ":"), strict=True):
+            right = [kept_accuracy(answers.scores[name], answers.right, once, share)[0] for share in shares]
+            side.plot(shares, 1 - np.array(right), style, label=title)
+        least = np.maximum(0, 1 - answers.right.mean() / shares)
+        side.plot(shares, least, color="#bbbbbb", linewidth=1, label="a perfect score", zorder=0)
+        side.set_title(model, fontsize=10)
+        side.set_xlabel("share of the questions that are answered")
+        side.set_ylim(0, None)
+        side.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("share of these answers that are\nnot what the document says")
+    axes[0][0].legend(frameon=False, fontsize=8)
+    drawn.savefig(path)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m studies.grounding_table", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--figure", type=Path)
+    args = parser.parse_args()
+    names = [name for name in ("embedded", "nq-mini") if (args.folder / name / "dev.jsonl").exists()]
+    dev, test = (
+        {n: Answers.of(complete_rows(args.folder / n / f"{part}.jsonl")[1]) for n in names} for part in ("dev", "test")
+    )
+    labels = ["(a) right, all kinds", "(b) document, not memory", "(c) answerable"]
+    found = on_dev(dev, labels[0])
+    score, plain, context = (best(found, list(scores)) for scores in (CANDIDATES, PLAIN, CONTEXT))
+    counts = ", ".join(f"{n} {len(dev[n].kinds)} and {len(test[n].kinds)}" for n in names)
+    print(f"Development and test rows: {counts}\n\nAUROC on development rows\n", *dev_table(dev, labels), sep="\n")
+    print(f"\nChosen on development rows: {score}; {plain}; {context}")
+    print("\nTest rows\n", *test_table(test, [score, context], plain), sep="\n")
+    print("\nAbstention, test rows\n", *abstention_table(test, [score, context], plain), sep="\n")
+    for title, more in (("the two tails", list(POSITIVE)[::3]), ("with and without the document", [context])):
+        lines = together(dev, test, [plain, *more], plain)
+        print(f"\nThe probability and {title} in one regression\n", *(f"- {line}" for line in lines), sep="\n")
+    print("\nDecision\n", *(f"- {line}" for line in decide(test, score, plain)), sep="\n")
+    if args.figure:
+        titles = {
+            plain: "the answer's probability",
+            score: f"two tails: {score}",
+            context: "with and without document",
+        }
+        figure(test, titles, args.figure)
+
+
+if __name__ == "__main__":
+    main()
