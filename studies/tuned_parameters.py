@@ -60,10 +60,12 @@ def tune(
             tuned.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
         for index in range(recipe.steps):
-            optimizer.zero_grad()
             now = logits(tuned, ids, len(tokens))[0, positions]
             loss, cross_entropy, kl = plain(now, untouched, targets, recipe.kl_weight)
-            loss.backward()
+            # Not `backward`, which would also give every parameter of the model a gradient.
+            gradients = torch.autograd.grad(loss, list(tuned.values()))
+            for tensor, gradient in zip(tuned.values(), gradients, strict=True):
+                tensor.grad = gradient
             trace.append(Step(index, loss.item(), cross_entropy.item(), kl.item()))
             torch.nn.utils.clip_grad_norm_(tuned.values(), recipe.max_grad_norm)
             optimizer.step()
