@@ -50,13 +50,15 @@ class Row:
 class Made:
     """What answers about one document: either requests to FastMem, or logits of ids [B, T] at the last K positions.
 
-    seconds: processor time of making it. bytes: what must be kept to answer again.
+    seconds: processor time of making it. bytes: what must be kept to answer again. loss: on the document, before the
+    last update.
     """
 
     seconds: float = 0.0
     bytes: int = 0
     request: Callable[[Example], Request] | None = None
     logits: Callable[[Tensor, int], Tensor] | None = None
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def answered(llm: FastMem, row: Row, wanted: Sequence[tuple[Way, float]]) -> dic
     given, cells = texts(llm, row, made), {}
     for name, one in made.items():
         right = {kind: bool(score_of(given[name, kind], example)) for kind, example in row.questions}
-        cells[name] = {"right": right, "seconds": round(one.seconds, 4), "bytes": one.bytes}
+        cells[name] = {"right": right, "seconds": round(one.seconds, 4), "bytes": one.bytes, "loss": one.loss}
     return cells
 
 

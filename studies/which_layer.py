@@ -29,6 +29,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fastmem import FastMem
+from fastmem.answer.request import Request
 from fastmem.lab.tasks import Example
 from fastmem.learn.memorize import drain
 from studies import compared_ways
@@ -56,10 +57,10 @@ def ffn(layers: tuple[int, ...]) -> Callable[[FastMem, str, float], Made]:
             lambda: drain(llm.memorizing(llm.memory_tokens(document), recipe, watch=False)),
         )
 
-        def request(example: Example) -> object:
+        def request(example: Example) -> Request:
             return llm.with_memory(llm.prepare(example.prompt, "fastmem", max_new_tokens=NEW_TOKENS), memory)
 
-        return Made(seconds, memory.size_bytes, request)  # type: ignore[arg-type]
+        return Made(seconds, memory.size_bytes, request, loss=memory.trace[-1].loss)
 
     return make
 
@@ -72,8 +73,8 @@ def weights(names: Names) -> Callable[[FastMem, str, float], Made]:
         tokens, logits = llm.memory_tokens(document), logits_of(llm.model)
         own = dict(llm.model.named_parameters(remove_duplicate=False))
         start = {name: own[name] for name in names(llm)}
-        (tuned, _), seconds = timed(lambda: tune(logits, start, tokens, untouched_logits(llm.model, tokens), recipe))
-        return Made(seconds, size_of(tuned), logits=lambda ids, last: logits(tuned, ids, last))
+        (tuned, trace), seconds = timed(lambda: tune(logits, start, tokens, untouched_logits(llm.model, tokens), recipe))
+        return Made(seconds, size_of(tuned), logits=lambda ids, last: logits(tuned, ids, last), loss=trace[-1].loss)
 
     return make
 
