@@ -4,31 +4,32 @@
     python -m studies.alternatives --output DIR/nq-mini --model FOLDER --data nq_swap_dev.json
     python -m studies.alternatives --table --output DIR --figure alternatives.svg    # of both
 
-**Question.** FastMem tunes the last FFN on the document. Does something else give more right answers, does less harm, or
-costs less? In particular: does a better prompt do as well for nothing?
+**Question.** FastMem tunes the last FFN on the document. Does something else give more right answers, does less harm,
+or costs less? In particular: does a better prompt do as well for nothing?
 
-**Design.** Rows, choice of rates and tests are those of `compared_ways.py`; the paper's prompt holds the document in every
-way. All that is tuned has the same objective (cross entropy + 0.1 KL to the untouched model on the document's tokens),
-AdamW, and the same number of steps, at one of three rates chosen on development rows.
+**Design.** Rows, choice of rates and tests are those of `compared_ways.py`; the paper's prompt holds the document in
+every way. All that is tuned has the same objective (cross entropy + 0.1 KL to the untouched model on the document's
+tokens), AdamW, and the same number of steps, at one of three rates chosen on development rows.
 
 - *FastMem*: all weights of the last FFN. *LoRA* (arXiv 2106.09685): rank 8, alpha 16, on the last FFN and all FFNs by
   FastMem's own `parametrization="lora"`, on attention and everywhere by peft. *Full tuning*: every parameter.
 - *Prefix tuning* (arXiv 2101.00190): 16 virtual keys and values in every layer, which begin as those of the prompt's
   opening. *Prompt tuning* (arXiv 2104.08691): 16 virtual tokens in front, which begin as tokens of the vocabulary.
   *p-tuning* (arXiv 2103.10385): 16 virtual tokens made by an MLP. All three by peft.
-- *Query projections* (arXiv 2512.13898): those of every layer, keys and values frozen: what the untouched model has for the
-  same tokens.
+- *Query projections* (arXiv 2512.13898): those of every layer, keys and values frozen: what the untouched model has
+  for the same tokens.
 - *Ridge step*: the last matrix of the last FFN in one closed-form step (`memory_variants.py`); its rate is the KL.
-- For nothing: the document *twice* in the prompt; a *stronger instruction*; the *opinion-based* prompt (arXiv 2303.11315);
-  CAD (arXiv 2305.14739; alpha chosen as the rates are), AdaCAD (arXiv 2409.07394) and DoLa (arXiv 2309.03883).
+- For nothing: the document *twice* in the prompt; a *stronger instruction*; the *opinion-based* prompt (arXiv
+  2303.11315); CAD (arXiv 2305.14739; alpha chosen as the rates are), AdaCAD (arXiv 2409.07394) and DoLa (arXiv
+  2309.03883).
 
-The three rates of a way lie a factor of 4 apart. They were placed before any row was answered: the middle one is about
-where the loss before the last step is lowest, on a document that no measured row uses (`--losses`).
+The three rates of a way lie a factor of 4 apart. They were placed before any row was answered: the middle one is
+about where the loss before the last step is lowest, on a document that no measured row uses (`--losses`).
 
 **Decision rule**, written before the first run. A way is better than FastMem if on contradicting test rows the paired
 difference is above 0 by McNemar's test at 0.05, corrected by Holm over all ways and kinds of a model, and on no other
-kind below 0 likewise. If a way that costs nothing is better, or differs by less than 0.05 with an interval that includes
-0, the README says so.
+kind below 0 likewise. If a way that costs nothing is better, or differs by less than 0.05 with an interval that
+includes 0, the README says so.
 """
 
 import copy
@@ -94,7 +95,7 @@ def ridge(llm: FastMem, document: str, kl: float) -> Memory:
 
 
 def peft_way(config: Callable[[], Any], kept: Callable[[Parameters], int] = size_of) -> Maker:
-    """Tunes what peft adds to a copy of the model. config: of peft. kept: bytes that must be kept of what was tuned."""
+    """Tunes what peft adds to a copy of the model. config: of peft. kept: bytes to keep of what was tuned."""
 
     @functools.lru_cache(1)
     def built(llm: FastMem) -> tuple[Logits, dict[str, Tensor]]:

@@ -30,6 +30,7 @@ from studies.rate_without_labels import nq_material, world_material
 from studies.tuned_parameters import greedy
 
 KINDS = ("contradicts", "turned", "agrees", "irrelevant")
+Cells = dict[str, Any]  # of one row: "name rate" -> right or wrong by kind, seconds, bytes, loss
 NEW_TOKENS = 32
 BASE = "base"
 
@@ -117,7 +118,7 @@ def texts(llm: FastMem, row: Row, made: Mapping[str, Made]) -> dict[tuple[str, s
     given = {key: answer.text for key, answer in zip(requests, found, strict=True)}
     tokenizer, stop = llm.preparer.require_tokenizer(), llm.preparer.stop_ids
     for kind, example in row.questions:
-        prompt, guesses = llm.ids(example.prompt).tolist(), [a.token_ids for a in found]
+        prompt, guesses = llm.ids(example.prompt).tolist(), [list(answer.token_ids) for answer in found]
         for name, one in made.items():
             if one.logits is not None:
                 tokens = greedy(one.logits, prompt, guesses, stop, NEW_TOKENS)
@@ -142,14 +143,23 @@ def key(way: Way, rate: float) -> str:
 
 
 def run(llm: FastMem, rows: Sequence[Row], wanted: Sequence[tuple[Way, float]], path: Path) -> None:
-    """Answer what the file does not have yet."""
+    """Answer what the file does not have yet: each line holds some ways' cells of a row."""
     with Appender(path) as file:
-        done = {row["id"] for row in file.rows}
+        done = {(line["id"], name) for line in file.rows for name in line["cells"]}
         for number, row in enumerate(rows):
-            if row.id not in done:
-                file.append({"id": row.id, "cells": answered(llm, row, wanted)})
+            missing = [(way, rate) for way, rate in wanted if (row.id, key(way, rate)) not in done]
+            if missing:
+                file.append({"id": row.id, "cells": answered(llm, row, missing)})
                 print(f"{path}: row {number + 1} of {len(rows)}", end="\r", flush=True)
     print()
+
+
+def read(path: Path) -> list[Cells]:
+    """The cells of every row by name, from all lines of the row."""
+    merged: dict[str, Cells] = {}
+    for line in complete_rows(path)[1]:
+        merged.setdefault(line["id"], {}).update(line["cells"])
+    return list(merged.values())
 
 
 def study(llm: FastMem, ways: Sequence[Way], folder: Path, data: Path | None, rows: Mapping[world.Part, int]) -> None:
@@ -160,28 +170,40 @@ def study(llm: FastMem, ways: Sequence[Way], folder: Path, data: Path | None, ro
         if part == "dev":
             wanted = [(way, rate) for way in ways if len(way.rates) > 1 for rate in way.rates]
         else:
-            chosen = chosen_rates(complete_rows(folder / "dev.jsonl")[1], ways)
+            chosen = chosen_rates(read(folder / "dev.jsonl"), ways)
             wanted = [(way, chosen[way.name]) for way in ways]
         run(llm, found, wanted, folder / f"{part}.jsonl")
 
 
-def rights(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[bool]]:
-    """By kind, whether the answers of a way were right, row by row."""
-    found: dict[str, list[bool]] = {}
-    for row in rows:
-        for kind, right in row["cells"][name]["right"].items():
-            found.setdefault(kind, []).append(right)
-    return found
+def rights(rows: Sequence[Cells], name: str) -> dict[str, list[bool | None]]:
+    """By kind, whether the answers of a way were right, row by row; None where it has not answered."""
+    kinds = {kind for row in rows for cell in row.values() for kind in cell["right"]}
+    return {
+        kind: [
+            row[name]["right"][kind] if name in row else None
+            for row in rows
+            if any(kind in cell["right"] for cell in row.values())
+        ]
+        for kind in kinds
+    }
 
 
-def chosen_rates(rows: Sequence[Mapping[str, Any]], ways: Sequence[Way]) -> dict[str, float]:
-    """The best rate of every way on these rows; see the head of this file."""
-    found = {}
+def share(values: Sequence[bool | None]) -> float:
+    """Of those that are not None."""
+    given = [value for value in values if value is not None]
+    return sum(given) / max(len(given), 1)
+
+
+def chosen_rates(rows: Sequence[Cells], ways: Sequence[Way]) -> dict[str, float]:
+    """The best rate of every way that these rows have; see the head of this file."""
+    found, answered_by = {}, {name for row in rows for name in row}
     for way in ways:
         if len(way.rates) == 1:
             found[way.name] = way.rates[0]
             continue
-        sums = {r: sum(sum(v) / len(v) for v in rights(rows, key(way, r)).values()) for r in way.rates}
+        if not answered_by.issuperset(key(way, rate) for rate in way.rates):
+            continue
+        sums = {rate: sum(map(share, rights(rows, key(way, rate)).values())) for rate in way.rates}
         equal = [rate for rate in way.rates if math.isclose(sums[rate], max(sums.values()))]
         found[way.name] = equal[len(equal) // 2]
     return found
@@ -200,27 +222,32 @@ def holm(p_values: Sequence[float]) -> list[float]:
 class Results:
     """The test rows of one model, and the rates that its development rows chose, as way -> "name rate"."""
 
-    rows: list[dict[str, Any]]
+    rows: list[Cells]
     names: dict[str, str]
     rates: dict[str, float]
 
     @classmethod
     def read(cls, folder: Path, ways: Sequence[Way]) -> "Results":
-        rates = chosen_rates(complete_rows(folder / "dev.jsonl")[1], ways)
-        return cls(complete_rows(folder / "test.jsonl")[1], {w.name: key(w, rates[w.name]) for w in ways}, rates)
+        """Of the ways that have answered."""
+        rates, rows = chosen_rates(read(folder / "dev.jsonl"), ways), read(folder / "test.jsonl")
+        names = {way.name: key(way, rates[way.name]) for way in ways if way.name in rates}
+        names = {way: name for way, name in names.items() if any(name in row for row in rows)}
+        return cls(rows, names, rates)
 
     @property
     def kinds(self) -> list[str]:
         return [kind for kind in KINDS if kind in self.right(next(iter(self.names)))]
 
-    def right(self, way: str) -> dict[str, list[bool]]:
+    def right(self, way: str) -> dict[str, list[bool | None]]:
         return rights(self.rows, self.names[way])
 
     def median(self, way: str, what: str) -> float:
-        return median(row["cells"][self.names[way]][what] for row in self.rows)
+        name = self.names[way]
+        return median(row[name][what] for row in self.rows if name in row)
 
     def against(self, reference: str) -> dict[tuple[str, str], tuple[Comparison, float]]:
-        """By (way, kind): the comparison with a way, and its p-value (McNemar) corrected over all of these."""
+        """By (way, kind): the comparison with a way on the rows that both answered, and its p-value (McNemar)
+        corrected over all of these."""
         found = {
             (way, kind): compare(self.right(reference)[kind], self.right(way)[kind])
             for way in self.names
@@ -233,16 +260,16 @@ class Results:
 
 def table(results: Results, ways: Sequence[Way], reference: str) -> Iterator[str]:
     """Shares of right answers with the difference to `reference`. *: it differs at 0.05, corrected (Holm)."""
-    counts = {kind: len(right) for kind, right in results.right(reference).items()}
-    heads = ["way", "rate", *(f"{kind} ({counts[kind]})" for kind in results.kinds), "s", "kB"]
+    heads = ["way", "rate", "rows", *results.kinds, "s", "kB"]
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
     against = results.against(reference)
-    for way in ways:
-        cells = [f"{results.rates[way.name]:g}" if len(way.rates) > 1 else ""]
+    for way in (way for way in ways if way.name in results.names):
+        found = results.right(way.name)
+        counts = {str(sum(value is not None for value in found[kind])): None for kind in results.kinds}
+        cells = [f"{results.rates[way.name]:g}" if len(way.rates) > 1 else "", ", ".join(counts)]
         for kind in results.kinds:
-            right = results.right(way.name)[kind]
-            text = f"{sum(right) / len(right):.3f}"
+            text = f"{share(found[kind]):.3f}"
             if way.name != reference:
                 one, p = against[way.name, kind]
                 text += f", {mean_text(one.difference, '+')}{'*' if p < 0.05 else ''}"
@@ -254,17 +281,17 @@ def table(results: Results, ways: Sequence[Way], reference: str) -> Iterator[str
 
 def development_table(folder: Path, ways: Sequence[Way]) -> Iterator[str]:
     """Every rate of every way on development rows: the shares of right answers by kind."""
-    rows = complete_rows(folder / "dev.jsonl")[1]
+    rows = read(folder / "dev.jsonl")
     chosen = chosen_rates(rows, ways)
     for way in ways:
-        if len(way.rates) > 1:
-            shares = {r: [f"{sum(v) / len(v):.2f}" for _, v in _sorted(rights(rows, key(way, r)))] for r in way.rates}
-            cells = [f"{r:g}{' (chosen)' if r == chosen[way.name] else ''}: {', '.join(shares[r])}" for r in way.rates]
+        if len(way.rates) > 1 and way.name in chosen:
+            by_rate = {rate: rights(rows, key(way, rate)) for rate in way.rates}
+            shares = {
+                rate: ", ".join(f"{share(found[kind]):.2f}" for kind in KINDS if kind in found)
+                for rate, found in by_rate.items()
+            }
+            cells = [f"{r:g}{' (chosen)' if r == chosen[way.name] else ''}: {shares[r]}" for r in way.rates]
             yield f"| {way.name} | {' | '.join(cells)} |"
-
-
-def _sorted(found: dict[str, list[bool]]) -> list[tuple[str, list[bool]]]:
-    return sorted(found.items(), key=lambda one: KINDS.index(one[0]))
 
 
 def figure(results: Mapping[str, Results], reference: str, path: Path) -> None:
@@ -279,7 +306,9 @@ def figure(results: Mapping[str, Results], reference: str, path: Path) -> None:
             means = [against[way, kind][0].difference for way in ways]
             places = [place + 0.15 * (1.5 - offset) for place in range(len(ways))]
             values = [mean.value or 0.0 for mean in means]
-            low = [value - (value if mean.low is None else mean.low) for mean, value in zip(means, values, strict=True)]
+            low = [
+                value - (value if mean.low is None else mean.low) for mean, value in zip(means, values, strict=True)
+            ]
             high = [
                 (value if mean.high is None else mean.high) - value for mean, value in zip(means, values, strict=True)
             ]

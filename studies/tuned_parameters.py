@@ -1,14 +1,14 @@
 """Tune any set of parameters on one document by plain autograd, and answer with them.
 
-FastMem's own loop tunes FFNs only, and only its own way. What it is compared with tunes other weights, low-rank factors
-or virtual tokens. All of these are parameters of some module, so one loop does: the whole module runs at every step
-through `torch.func.functional_call`, which puts the tuned tensors in place for the call alone. The model is never
-written to. Objective, optimizer, clipping and weight decay are FastMem's; tuning the last FFN this way gives FastMem's
-losses (tests/test_compared_studies.py).
+FastMem's own loop tunes FFNs only, and only its own way. What it is compared with tunes other weights, low-rank
+factors or virtual tokens. All of these are parameters of some module, so one loop does: the whole module runs at
+every step through `torch.func.functional_call`, which puts the tuned tensors in place for the call alone. The model
+is never written to. Objective, optimizer, clipping and weight decay are FastMem's; tuning the last FFN this way gives
+FastMem's losses (tests/test_compared_studies.py).
 
-`greedy` decodes without a cache, which any module can do: several guesses of the answer are read at once, the one that
-agrees longest with the module's own choices is kept, and so on until the answer ends. The tokens are those of plain
-greedy decoding.
+`greedy` decodes without a cache, which any module can do: several guesses of the answer are read at once, the one
+that agrees longest with the module's own choices is kept, and so on until the answer ends. The tokens are those of
+plain greedy decoding.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -7,18 +7,18 @@
 **Question.** FastMem tunes the last FFN, because nothing above it feeds attention, so the trunk runs once. Is it also
 the best choice, or only the best for its price?
 
-**Design.** The same objective (cross entropy + 0.1 KL on the document's tokens), optimizer and number of steps for every
-set of weights; only the rate differs, one of the same three for all, chosen on development rows
-(`compared_ways.py`). FFNs are tuned by FastMem itself (`Recipe(layers=...)`), which runs the layers below the lowest tuned
-one once; others by `tuned_parameters.py`, which runs the whole model at every step, so their seconds are those of plain
-autograd. Kinds of rows, by the embedded world: the document contradicts what the model knows (world_swap), the same with
-the answer named first (world_turned), agrees with it (world), or agrees and is irrelevant to the question. Of real text:
-NQ-SWAP contradicts, NQ agrees.
+**Design.** The same objective (cross entropy + 0.1 KL on the document's tokens), optimizer and number of steps for
+every set of weights; only the rate differs, one of the same three for all (four times as large for the norms), chosen
+on development rows (`compared_ways.py`). FFNs are tuned by FastMem itself (`Recipe(layers=...)`), which runs the layers below the lowest
+tuned one once; others by `tuned_parameters.py`, which runs the whole model at every step, so their seconds are those
+of plain autograd. Kinds of rows, by the embedded world: the document contradicts what the model knows (world_swap),
+the same with the answer named first (world_turned), agrees with it (world), or agrees and is irrelevant to the
+question. Of real text: NQ-SWAP contradicts, NQ agrees.
 
 **Decision rule**, written before the first run. On contradicting test rows, a set is better than the last FFN if the
-paired difference is above 0 by McNemar's test at 0.05, corrected by Holm over all sets and kinds of a model; and worse
-likewise. The last FFN is the best if no set is better, and the best for its price if every better one takes more than
-twice its seconds or loses on another kind.
+paired difference is above 0 by McNemar's test at 0.05, corrected by Holm over all sets and kinds of a model; and
+worse likewise. The last FFN is the best if no set is better, and the best for its price if every better one takes
+more than twice its seconds or loses on another kind.
 """
 
 import argparse
@@ -26,10 +26,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from fastmem import FastMem
 from fastmem.answer.request import Request
+from fastmem.errors import InputError
 from fastmem.lab.tasks import Example
 from fastmem.learn.memorize import drain
 from studies import compared_ways
@@ -73,7 +72,9 @@ def weights(names: Names) -> Callable[[FastMem, str, float], Made]:
         tokens, logits = llm.memory_tokens(document), logits_of(llm.model)
         own = dict(llm.model.named_parameters(remove_duplicate=False))
         start = {name: own[name] for name in names(llm)}
-        (tuned, trace), seconds = timed(lambda: tune(logits, start, tokens, untouched_logits(llm.model, tokens), recipe))
+        (tuned, trace), seconds = timed(
+            lambda: tune(logits, start, tokens, untouched_logits(llm.model, tokens), recipe)
+        )
         return Made(seconds, size_of(tuned), logits=lambda ids, last: logits(tuned, ids, last), loss=trace[-1].loss)
 
     return make
@@ -126,6 +127,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     made.add_argument("--output", type=Path, required=True, help="folder of this model's results; with --table of all")
     made.add_argument("--model", help="folder or hub id; the embedded model if left out")
     made.add_argument("--data", type=Path, help="NQ-SWAP rows with the paper's columns; default: the embedded world")
+    made.add_argument("--ways", nargs="*", help="only these rows of the table; others can be added later")
     made.add_argument("--dev-rows", type=int, default=60, help="of each kind")
     made.add_argument("--test-rows", type=int, default=200, help="of each kind")
     made.add_argument("--table", action="store_true", help="only print the tables")
@@ -137,6 +139,10 @@ def act(args: argparse.Namespace, compared: Sequence[Way], reference: str) -> No
     """Measure, or print the tables."""
     if not args.table:
         llm = compared_ways.load(args.model)
+        unknown = set(args.ways or ()) - {way.name for way in compared}
+        if unknown:
+            raise InputError(f"--ways has {sorted(unknown)}: give some of {[way.name for way in compared]}.")
+        compared = [way for way in compared if not args.ways or way.name in args.ways]
         compared_ways.study(llm, compared, args.output, args.data, {"dev": args.dev_rows, "test": args.test_rows})
         return
     found = {}

@@ -9,10 +9,8 @@ import torch
 from studies import alternatives, compared_ways, which_layer
 from studies.tuned_parameters import greedy, logits_of, tune, untouched_logits
 
-from fastmem import FastMem
 from fastmem.learn.memorize import drain
 from fastmem.prompts import question_prompt
-from fastmem.tiny import MODEL_DIR
 
 DOCUMENT = "Clara plays the horn in Oakmere. The river of Oakmere is the Alder."
 PROMPT = question_prompt(DOCUMENT, "What does Clara play?")
@@ -29,8 +27,6 @@ def _untouched(llm):
     yield
     after = dict(llm.model.named_parameters())
     assert all(torch.equal(before[name], weight) and weight.grad is None for name, weight in after.items())
-
-
 
 
 @pytest.mark.parametrize("layers", [(-1,), (0,), (-2, -1)])
@@ -79,7 +75,7 @@ def test_the_sets_of_weights_are_what_they_are_called(llm):
     assert sorted(which_layer.attention(llm)) == sorted(name for name in names if "self_attn" in name)
     assert sorted(which_layer.norms(llm)) == sorted(name for name in names if "norm" in name)
     assert len(which_layer.attention(llm, slice(-1, None))) == 4
-    assert which_layer.DEPTH == llm.split_model.depth
+    assert llm.split_model.depth == which_layer.DEPTH
 
 
 def test_keys_and_values_are_those_of_the_untouched_model_whatever_the_queries(llm):
@@ -115,7 +111,7 @@ def test_a_way_of_peft_learns_the_document_and_starts_anew_for_the_next(llm, nam
 def test_prompts_that_cost_nothing_hold_document_and_question():
     assert alternatives.twice("A b.", "Who?").count("A b.") == 2
     assert alternatives.opinion("A b.", "Who is it?").endswith(
-        "Context: Bob said, \"A b.\"\nQuestion: Who is it in Bob's opinion?"
+        'Context: Bob said, "A b."\nQuestion: Who is it in Bob\'s opinion?'
     )
     assert alternatives.stronger("A b.", "Who?").startswith("Answer only from the context")
 
@@ -129,7 +125,7 @@ def test_the_rate_with_most_right_over_the_kinds_is_chosen():
     way = compared_ways.Way("w", (1.0, 2.0, 3.0), lambda *_: None)
     right = {1.0: (0, 1), 2.0: (1, 1), 3.0: (1, 0)}
     rows = [
-        {"cells": {f"w {rate:g}": {"right": {kind: bool(pair[i])}} for rate, pair in right.items()}}
+        {f"w {rate:g}": {"right": {kind: bool(pair[i])}} for rate, pair in right.items()}
         for i, kind in enumerate(("contradicts", "agrees"))
     ]
     assert compared_ways.chosen_rates(rows, [way]) == {"w": 2.0}
@@ -148,23 +144,29 @@ def test_irrelevant_questions_are_not_answered_by_the_document():
         assert not mentions(row.document, other.answers[0])
 
 
+def answers_of(row):
+    return json.dumps({name: row[name]["right"] for name in sorted(row)})
+
+
 def test_an_interrupted_study_continues_and_prints_its_table(tmp_path, monkeypatch, capsys):
     ways = [way for way in which_layer.ways() if way.name in ("base", "FFN, last", "norms")]
     monkeypatch.setattr(which_layer, "ways", lambda: ways)
     monkeypatch.setattr(which_layer, "STEPS", 1)
     call = ["--output", str(tmp_path / "tiny"), "--dev-rows", "1", "--test-rows", "2"]
+    which_layer.main([*call, "--ways", "base", "FFN, last"])
     which_layer.main(call)
     path = tmp_path / "tiny" / "test.jsonl"
     whole = path.read_text()
     path.write_text("".join(whole.splitlines(keepends=True)[:2]))
     which_layer.main(call)
-    plain = [
-        [{name: c["right"] for name, c in json.loads(line)["cells"].items()} for line in text.splitlines()]
-        for text in (whole, path.read_text())
-    ]
-    assert plain[0] == plain[1]
+    continued = compared_ways.read(path)
+    path.write_text(whole)
+    at_once = compared_ways.read(path)
+    assert len(continued) == len(at_once) == 6
+    assert all(len(row) == 3 for row in at_once)
+    assert sorted(map(answers_of, continued)) == sorted(map(answers_of, at_once))
     which_layer.main(["--output", str(tmp_path), "--table", "--figure", str(tmp_path / "figure.svg")])
     printed = capsys.readouterr().out
-    assert "| way | rate | contradicts (2) | turned (2) | agrees (2) | irrelevant (2) | s | kB |" in printed
+    assert "| way | rate | rows | contradicts | turned | agrees | irrelevant | s | kB |" in printed
     assert "| FFN, last |" in printed
     assert (tmp_path / "figure.svg").read_text().startswith("<?xml")
