@@ -9,11 +9,11 @@ the best choice, or only the best for its price?
 
 **Design.** The same objective (cross entropy + 0.1 KL on the document's tokens), optimizer and number of steps for
 every set of weights; only the rate differs, one of the same three for all (four times as large for the norms), chosen
-on development rows (`compared_ways.py`). FFNs are tuned by FastMem itself (`Recipe(layers=...)`), which runs the layers below the lowest
-tuned one once; others by `tuned_parameters.py`, which runs the whole model at every step, so their seconds are those
-of plain autograd. Kinds of rows, by the embedded world: the document contradicts what the model knows (world_swap),
-the same with the answer named first (world_turned), agrees with it (world), or agrees and is irrelevant to the
-question. Of real text: NQ-SWAP contradicts, NQ agrees.
+on development rows (`compared_ways.py`). FFNs are tuned by FastMem itself (`Recipe(layers=...)`), which runs the
+layers below the lowest tuned one once; others by `tuned_parameters.py`, which runs the whole model at every step, so
+their seconds are those of plain autograd. Kinds of rows, by the embedded world: the document contradicts what the
+model knows (world_swap), the same with the answer named first (world_turned), agrees with it (world), or agrees and
+is irrelevant to the question. Of real text: NQ-SWAP contradicts, NQ agrees.
 
 **Decision rule**, written before the first run. On contradicting test rows, a set is better than the last FFN if the
 paired difference is above 0 by McNemar's test at 0.05, corrected by Holm over all sets and kinds of a model; and
