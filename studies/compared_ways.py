@@ -75,13 +75,12 @@ def world_rows(part: world.Part, limit: int) -> list[Row]:
     """Rows of the embedded world. An agreeing document is also asked about another subject, which the model knows and
     the document does not mention: the irrelevant rows."""
     kinds = world_material(part).rows
-    turned = [
-        Example(r.id, "question", r.context, r.question, r.answers, r.original_answers)
-        for r in world.examples("world_turned", part, limit)
-    ]
     rows = [Row(row.context, (("contradicts", row),)) for row in kinds["contradicts"][:limit]]
     if part == "test":  # the choice of rates does without
-        rows += [Row(row.context, (("turned", row),)) for row in turned]
+        turned = world.examples("world_turned", part)[:limit]
+        for r in turned:
+            asked = Example(r.id, "question", r.context, r.question, r.answers, r.original_answers)
+            rows.append(Row(r.context, (("turned", asked),)))
     agreeing = kinds["agrees"]
     for row in agreeing[:limit]:
         random = Random(row.id)
@@ -162,8 +161,15 @@ def read(path: Path) -> list[Cells]:
     return list(merged.values())
 
 
-def study(llm: FastMem, ways: Sequence[Way], folder: Path, data: Path | None, rows: Mapping[world.Part, int]) -> None:
-    """The development rows, the choice of the rates, the test rows. rows: of each kind, by part."""
+def study(
+    llm: FastMem,
+    ways: Sequence[Way],
+    folder: Path,
+    data: Path | None,
+    rows: Mapping[world.Part, int],
+    kinds: Sequence[str] = KINDS,
+) -> None:
+    """The development rows, the choice of the rates, the test rows of these kinds. rows: of each kind, by part."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in rows:
         found = nq_rows(data, part, rows[part]) if data else world_rows(part, rows[part])
@@ -172,6 +178,7 @@ def study(llm: FastMem, ways: Sequence[Way], folder: Path, data: Path | None, ro
         else:
             chosen = chosen_rates(read(folder / "dev.jsonl"), ways)
             wanted = [(way, chosen[way.name]) for way in ways]
+            found = [row for row in found if row.questions[0][0] in kinds]
         run(llm, found, wanted, folder / f"{part}.jsonl")
 
 
@@ -266,8 +273,8 @@ def table(results: Results, ways: Sequence[Way], reference: str) -> Iterator[str
     against = results.against(reference)
     for way in (way for way in ways if way.name in results.names):
         found = results.right(way.name)
-        counts = {str(sum(value is not None for value in found[kind])): None for kind in results.kinds}
-        cells = [f"{results.rates[way.name]:g}" if len(way.rates) > 1 else "", ", ".join(counts)]
+        counts = [str(sum(value is not None for value in found[kind])) for kind in results.kinds]
+        cells = [f"{results.rates[way.name]:g}" if len(way.rates) > 1 else "", "/".join(counts if len(set(counts)) > 1 else counts[:1])]
         for kind in results.kinds:
             text = f"{share(found[kind]):.3f}"
             if way.name != reference:

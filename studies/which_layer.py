@@ -31,8 +31,9 @@ from fastmem.answer.request import Request
 from fastmem.errors import InputError
 from fastmem.lab.tasks import Example
 from fastmem.learn.memorize import drain
+from fastmem.tiny import world
 from studies import compared_ways
-from studies.compared_ways import BASE, NEW_TOKENS, Made, Way, size_of, timed
+from studies.compared_ways import BASE, KINDS, NEW_TOKENS, Made, Way, size_of, timed
 from studies.tuned_parameters import logits_of, tune, untouched_logits
 
 STEPS = 3  # as many as `fastmem calibrate` takes
@@ -128,6 +129,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     made.add_argument("--model", help="folder or hub id; the embedded model if left out")
     made.add_argument("--data", type=Path, help="NQ-SWAP rows with the paper's columns; default: the embedded world")
     made.add_argument("--ways", nargs="*", help="only these rows of the table; others can be added later")
+    made.add_argument("--kinds", nargs="*", default=list(KINDS), choices=KINDS, help="of documents, on test rows")
     made.add_argument("--dev-rows", type=int, default=60, help="of each kind")
     made.add_argument("--test-rows", type=int, default=200, help="of each kind")
     made.add_argument("--table", action="store_true", help="only print the tables")
@@ -143,7 +145,8 @@ def act(args: argparse.Namespace, compared: Sequence[Way], reference: str) -> No
         if unknown:
             raise InputError(f"--ways has {sorted(unknown)}: give some of {[way.name for way in compared]}.")
         compared = [way for way in compared if not args.ways or way.name in args.ways]
-        compared_ways.study(llm, compared, args.output, args.data, {"dev": args.dev_rows, "test": args.test_rows})
+        rows: dict[world.Part, int] = {"dev": args.dev_rows, "test": args.test_rows}
+        compared_ways.study(llm, compared, args.output, args.data, rows, args.kinds)
         return
     found = {}
     for folder in sorted(path.parent for path in args.output.glob("*/test.jsonl")):
