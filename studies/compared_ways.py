@@ -274,7 +274,10 @@ def table(results: Results, ways: Sequence[Way], reference: str) -> Iterator[str
     for way in (way for way in ways if way.name in results.names):
         found = results.right(way.name)
         counts = [str(sum(value is not None for value in found[kind])) for kind in results.kinds]
-        cells = [f"{results.rates[way.name]:g}" if len(way.rates) > 1 else "", "/".join(counts if len(set(counts)) > 1 else counts[:1])]
+        cells = [
+            f"{results.rates[way.name]:g}" if len(way.rates) > 1 else "",
+            "/".join(counts if len(set(counts)) > 1 else counts[:1]),
+        ]
         for kind in results.kinds:
             text = f"{share(found[kind]):.3f}"
             if way.name != reference:
