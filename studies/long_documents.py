@@ -237,13 +237,13 @@ def print_table(rows: Sequence[Record]) -> None:
     columns = {key: [_cell(row, key) for row in rows] for key in _keys(rows)}
     for key, found in columns.items():
         prompt, memory, recipe = key
-        right = [one and one["right"] for one in found]
+        right = _values(found, "right")
         shown = [mean_text(mean(right, groups))]
         for other in ((prompt, "none", ""), (prompt, "whole", recipe)):
-            against = None if other == key or not recipe else [one and one["right"] for one in columns[other]]
+            against = None if other == key or not recipe else _values(columns[other], "right")
             shown.append("" if against is None else mean_text(compare(against, right, groups).difference, "+"))
-        means = [f"{mean([one and one[name] for one in found]).value:.3g}" for name in ("holds_answer", "tokens")]
-        passes = mean([one and one["passes"] for one in found]).value
+        means = [f"{mean(_values(found, name)).value:.3g}" for name in ("holds_answer", "tokens")]
+        passes = mean(_values(found, "passes")).value
         print(f"| {' | '.join([prompt, memory, recipe, *shown, *means])} | {passes:.0f} |")
     print("\n" + "\n".join(f"- {line}" for line in decide(columns, groups)))
 
@@ -276,6 +276,10 @@ def decide(columns: Mapping[Cell, Sequence[Record | None]], groups: Sequence[str
                 text = f"{mean_text(found.difference, '+')} on {found.n} questions of the other half"
                 said.append(f"{recipe}, {way}: {best[1]} less the whole document {text}")
     return said
+
+
+def _values(column: Sequence[Record | None], name: str) -> list[float | bool | None]:
+    return [None if one is None else one[name] for one in column]
 
 
 def _right(column: Sequence[Record | None], wanted: Sequence[bool]) -> float:

@@ -1,0 +1,351 @@
+"""What `which_layer.py` and `alternatives.py` share: rows, the choice of rates, the run, the tables and the figure.
+
+A *way* turns one document into something that answers questions about it. Every way is tried at three rates on
+development rows. The best is the one with the largest sum of the shares of right answers over the kinds of rows, of
+equals the middle one. Test rows are answered at that rate only. Seconds are processor time of making the memory.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmem import FastMem
+from fastmem.answer.request import Request
+from fastmem.answer.running_batch import answers
+from fastmem.lab.report.content import mean_text
+from fastmem.lab.run.run_files import Appender, complete_rows
+from fastmem.lab.scores.statistics import Comparison, compare
+from fastmem.lab.search.search import score_of
+from fastmem.lab.tasks import Example
+from fastmem.tiny import world
+from studies.rate_without_labels import nq_material, world_material
+from studies.tuned_parameters import greedy
+
+KINDS = ("contradicts", "turned", "agrees", "irrelevant")
+Cells = dict[str, Any]  # of one row: "name rate" -> right or wrong by kind, seconds, bytes, loss
+NEW_TOKENS = 32
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A document and the questions that are asked about it, by kind."""
+
+    document: str
+    questions: tuple[tuple[str, Example], ...]
+
+    @property
+    def id(self) -> str:
+        return "/".join(("+".join(kind for kind, _ in self.questions), self.questions[0][1].id))
+
+
+@dataclass(frozen=True)
+class Made:
+    """What answers about one document: either requests to FastMem, or logits of ids [B, T] at the last K positions.
+
+    seconds: processor time of making it. bytes: what must be kept to answer again. loss: on the document, before the
+    last update.
+    """
+
+    seconds: float = 0.0
+    bytes: int = 0
+    request: Callable[[Example], Request] | None = None
+    logits: Callable[[Tensor, int], Tensor] | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Way:
+    """name: as in the table. rates: three to choose from, or one. make: from (model, document, rate)."""
+
+    name: str
+    rates: tuple[float, ...]
+    make: Callable[[FastMem, str, float], Made]
+
+
+def world_rows(part: world.Part, limit: int) -> list[Row]:
+    """Rows of the embedded world. An agreeing document is also asked about another subject, which the model knows and
+    the document does not mention: the irrelevant rows."""
+    kinds = world_material(part).rows
+    rows = [Row(row.context, (("contradicts", row),)) for row in kinds["contradicts"][:limit]]
+    if part == "test":  # the choice of rates does without
+        turned = world.examples("world_turned", part)[:limit]
+        for r in turned:
+            asked = Example(r.id, "question", r.context, r.question, r.answers, r.original_answers)
+            rows.append(Row(r.context, (("turned", asked),)))
+    agreeing = kinds["agrees"]
+    for row in agreeing[:limit]:
+        random = Random(row.id)
+        while True:
+            other = random.choice(agreeing)
+            subject = other.id.split("/")[-1].replace("-", " ")
+            if not world.mentions(row.context, subject) and not world.mentions(row.context, other.answers[0]):
+                break
+        irrelevant = Example(f"{row.id}+{other.id}", "question", row.context, other.question, other.answers)
+        rows.append(Row(row.context, (("agrees", row), ("irrelevant", irrelevant))))
+    return mixed(rows)
+
+
+def nq_rows(path: Path, part: world.Part, limit: int) -> list[Row]:
+    """Rows of NQ-SWAP and NQ, of the half that `search` gives to this part."""
+    kinds = nq_material(path, part).rows
+    return mixed([Row(row.context, ((kind, row),)) for kind, rows in kinds.items() for row in rows[:limit]])
+
+
+def mixed(rows: list[Row]) -> list[Row]:
+    """In an order that mixes the kinds, so that a run that was stopped early has some of each."""
+    return Random(0).sample(rows, len(rows))
+
+
+def texts(llm: FastMem, row: Row, made: Mapping[str, Made]) -> dict[tuple[str, str], str]:
+    """The answers of all ways to all questions of a row, by (way, kind)."""
+    requests = {
+        (name, kind): one.request(example)
+        for name, one in made.items()
+        if one.request is not None
+        for kind, example in row.questions
+    }
+    found = answers(llm.batch(), list(requests.values()), 64)
+    given = {key: answer.text for key, answer in zip(requests, found, strict=True)}
+    tokenizer, stop = llm.preparer.require_tokenizer(), llm.preparer.stop_ids
+    for kind, example in row.questions:
+        prompt, guesses = llm.ids(example.prompt).tolist(), [list(answer.token_ids) for answer in found]
+        for name, one in made.items():
+            if one.logits is not None:
+                tokens = greedy(one.logits, prompt, guesses, stop, NEW_TOKENS)
+                given[name, kind] = tokenizer.decode(tokens, skip_special_tokens=True)
+                guesses.append(tokens)
+    return given
+
+
+def answered(llm: FastMem, row: Row, wanted: Sequence[tuple[Way, float]]) -> dict[str, Any]:
+    """By way and rate ("name rate"): right or wrong for every kind, seconds and bytes."""
+    made = {key(way, rate): way.make(llm, row.document, rate) for way, rate in wanted}
+    given, cells = texts(llm, row, made), {}
+    for name, one in made.items():
+        right = {kind: bool(score_of(given[name, kind], example)) for kind, example in row.questions}
+        cells[name] = {"right": right, "seconds": round(one.seconds, 4), "bytes": one.bytes, "loss": one.loss}
+    return cells
+
+
+def key(way: Way, rate: float) -> str:
+    """A way at a rate."""
+    return f"{way.name} {rate:g}" if len(way.rates) > 1 else way.name
+
+
+def run(llm: FastMem, rows: Sequence[Row], wanted: Sequence[tuple[Way, float]], path: Path) -> None:
+    """Answer what the file does not have yet: each line holds some ways' cells of a row."""
+    with Appender(path) as file:
+        done = {(line["id"], name) for line in file.rows for name in line["cells"]}
+        for number, row in enumerate(rows):
+            missing = [(way, rate) for way, rate in wanted if (row.id, key(way, rate)) not in done]
+            if missing:
+                file.append({"id": row.id, "cells": answered(llm, row, missing)})
+                print(f"{path}: row {number + 1} of {len(rows)}", end="\r", flush=True)
+    print()
+
+
+def read(path: Path) -> list[Cells]:
+    """The cells of every row by name, from all lines of the row."""
+    merged: dict[str, Cells] = {}
+    for line in complete_rows(path)[1]:
+        merged.setdefault(line["id"], {}).update(line["cells"])
+    return list(merged.values())
+
+
+def study(
+    llm: FastMem,
+    ways: Sequence[Way],
+    folder: Path,
+    data: Path | None,
+    rows: Mapping[world.Part, int],
+    kinds: Sequence[str] = KINDS,
+) -> None:
+    """The development rows, the choice of the rates, the test rows of these kinds. rows: of each kind, by part."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in rows:
+        found = nq_rows(data, part, rows[part]) if data else world_rows(part, rows[part])
+        if part == "dev":
+            wanted = [(way, rate) for way in ways if len(way.rates) > 1 for rate in way.rates]
+        else:
+            chosen = chosen_rates(read(folder / "dev.jsonl"), ways)
+            wanted = [(way, chosen[way.name]) for way in ways]
+            found = [row for row in found if row.questions[0][0] in kinds]
+        run(llm, found, wanted, folder / f"{part}.jsonl")
+
+
+def rights(rows: Sequence[Cells], name: str) -> dict[str, list[bool | None]]:
+    """By kind, whether the answers of a way were right, row by row; None where it has not answered."""
+    kinds = {kind for row in rows for cell in row.values() for kind in cell["right"]}
+    return {
+        kind: [
+            row[name]["right"][kind] if name in row else None
+            for row in rows
+            if any(kind in cell["right"] for cell in row.values())
+        ]
+        for kind in kinds
+    }
+
+
+def share(values: Sequence[bool | None]) -> float:
+    """Of those that are not None."""
+    given = [value for value in values if value is not None]
+    return sum(given) / max(len(given), 1)
+
+
+def chosen_rates(rows: Sequence[Cells], ways: Sequence[Way]) -> dict[str, float]:
+    """The best rate of every way that these rows have; see the head of this file."""
+    found, answered_by = {}, {name for row in rows for name in row}
+    for way in ways:
+        if len(way.rates) == 1:
+            found[way.name] = way.rates[0]
+            continue
+        if not answered_by.issuperset(key(way, rate) for rate in way.rates):
+            continue
+        sums = {rate: sum(map(share, rights(rows, key(way, rate)).values())) for rate in way.rates}
+        equal = [rate for rate in way.rates if math.isclose(sums[rate], max(sums.values()))]
+        found[way.name] = equal[len(equal) // 2]
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number (Holm 1979): each can be compared with 0.05."""
+    order, corrected, largest = sorted(range(len(p_values)), key=lambda i: p_values[i]), [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+@dataclass(frozen=True)
+class Results:
+    """The test rows of one model, and the rates that its development rows chose, as way -> "name rate"."""
+
+    rows: list[Cells]
+    names: dict[str, str]
+    rates: dict[str, float]
+
+    @classmethod
+    def read(cls, folder: Path, ways: Sequence[Way]) -> "Results":
+        """Of the ways that have answered."""
+        rates, rows = chosen_rates(read(folder / "dev.jsonl"), ways), read(folder / "test.jsonl")
+        names = {way.name: key(way, rates[way.name]) for way in ways if way.name in rates}
+        names = {way: name for way, name in names.items() if any(name in row for row in rows)}
+        return cls(rows, names, rates)
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind in KINDS if kind in self.right(next(iter(self.names)))]
+
+    def right(self, way: str) -> dict[str, list[bool | None]]:
+        return rights(self.rows, self.names[way])
+
+    def median(self, way: str, what: str) -> float:
+        name = self.names[way]
+        return median(row[name][what] for row in self.rows if name in row)
+
+    def against(self, reference: str) -> dict[tuple[str, str], tuple[Comparison, float]]:
+        """By (way, kind): the comparison with a way on the rows that both answered, and its p-value (McNemar)
+        corrected over all of these."""
+        found = {
+            (way, kind): compare(self.right(reference)[kind], self.right(way)[kind])
+            for way in self.names
+            if way != reference
+            for kind in self.kinds
+        }
+        corrected = holm([1.0 if one.p_value is None else one.p_value for one in found.values()])
+        return {name: (one, p) for (name, one), p in zip(found.items(), corrected, strict=True)}
+
+
+def table(results: Results, ways: Sequence[Way], reference: str) -> Iterator[str]:
+    """Shares of right answers with the difference to `reference`. *: it differs at 0.05, corrected (Holm)."""
+    heads = ["way", "rate", "rows", *results.kinds, "s", "kB"]
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
+    against = results.against(reference)
+    for way in (way for way in ways if way.name in results.names):
+        found = results.right(way.name)
+        counts = [str(sum(value is not None for value in found[kind])) for kind in results.kinds]
+        cells = [
+            f"{results.rates[way.name]:g}" if len(way.rates) > 1 else "",
+            "/".join(counts if len(set(counts)) > 1 else counts[:1]),
+        ]
+        for kind in results.kinds:
+            text = f"{share(found[kind]):.3f}"
+            if way.name != reference:
+                one, p = against[way.name, kind]
+                text += f", {mean_text(one.difference, '+')}{'*' if p < 0.05 else ''}"
+            cells.append(text)
+        kilobytes = results.median(way.name, "bytes") / 1000
+        cells += [f"{results.median(way.name, 'seconds'):.2f}", f"{kilobytes:,.0f}" if kilobytes else "0"]
+        yield f"| {way.name} | {' | '.join(cells)} |"
+
+
+def development_table(folder: Path, ways: Sequence[Way]) -> Iterator[str]:
+    """Every rate of every way on development rows: the shares of right answers by kind."""
+    rows = read(folder / "dev.jsonl")
+    chosen = chosen_rates(rows, ways)
+    for way in ways:
+        if len(way.rates) > 1 and way.name in chosen:
+            by_rate = {rate: rights(rows, key(way, rate)) for rate in way.rates}
+            shares = {
+                rate: ", ".join(f"{share(found[kind]):.2f}" for kind in KINDS if kind in found)
+                for rate, found in by_rate.items()
+            }
+            cells = [f"{r:g}{' (chosen)' if r == chosen[way.name] else ''}: {shares[r]}" for r in way.rates]
+            yield f"| {way.name} | {' | '.join(cells)} |"
+
+
+def figure(results: Mapping[str, Results], reference: str, path: Path) -> None:
+    """The gain over the base on contradicting rows against the loss on the others, one panel a model."""
+    from matplotlib import pyplot as plt
+
+    drawn, axes = plt.subplots(len(results), 1, figsize=(8, 4.2 * len(results)), layout="constrained", squeeze=False)
+    for axis, (model, found) in zip(axes[:, 0], results.items(), strict=True):
+        against = found.against(BASE)
+        ways = [way for way in found.names if way != BASE][::-1]
+        for offset, kind in enumerate(found.kinds):
+            means = [against[way, kind][0].difference for way in ways]
+            places = [place + 0.15 * (1.5 - offset) for place in range(len(ways))]
+            values = [mean.value or 0.0 for mean in means]
+            low = [
+                value - (value if mean.low is None else mean.low) for mean, value in zip(means, values, strict=True)
+            ]
+            high = [
+                (value if mean.high is None else mean.high) - value for mean, value in zip(means, values, strict=True)
+            ]
+            axis.errorbar(values, places, xerr=[low, high], fmt="o", markersize=3, linewidth=1, label=kind)
+        axis.set_yticks(range(len(ways)), [f"{way} *" if way == reference else way for way in ways], fontsize=8)
+        axis.axvline(0, color="#888888", linewidth=1, zorder=0)
+        axis.set_title(model, fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[-1, 0].set_xlabel("share of right answers, less the base's; bars: 95 %; *: FastMem")
+    drawn.savefig(path)
+
+
+def timed(make: Callable[[], Any]) -> tuple[Any, float]:
+    """(what it returns, processor seconds)."""
+    start = time.process_time()
+    made = make()
+    return made, time.process_time() - start
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes in float32."""
+    return 4 * sum(tensor.numel() for tensor in tensors.values())
+
+
+def load(model: str | None) -> FastMem:
+    """The model in float32; None for the embedded one."""
+    from fastmem.tiny import MODEL_DIR
+
+    return FastMem.from_pretrained(model or str(MODEL_DIR), dtype=torch.float32)
