@@ -96,7 +96,7 @@ def serve(
 ) -> None:
     """Serve a model and its memories with an OpenAI-compatible API.
 
-    A web page is served at /. With --vllm, this process memorizes and vLLM writes the answers: see docs/guides/vllm.md.
+    A web page is served at /. With --vllm, memories are made here and vLLM writes the answers: docs/guides/vllm.md.
     """
     import asyncio
     from dataclasses import replace

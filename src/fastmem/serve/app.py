@@ -78,7 +78,8 @@ def create_app(
     needs; without one it is refused where there are API keys, and open where there are none. allowed_hosts,
     allowed_origins: see `allowed_hosts.py`; pages of these origins may also read responses (CORS). template: how
     documents enter a prompt, unless the request says. name, aliases: names of the model for clients. vllm: where
-    answers are written instead of here; the model's recipe must then be low-rank. Errors: `InputError` for an empty key or a budget that is too small for one memory, `StorageError` for a folder that cannot
+    answers are written instead of here; the model's recipe must then be low-rank. Errors:
+    `InputError` for an empty key or a budget that is too small for one memory, `StorageError` for a folder that cannot
     be used.
     """
     if admin_key is not None:

@@ -81,8 +81,8 @@ class Job:
     decode, still without its memory. action: a function of the memory, for jobs without an answer; on_device: it needs
     the weights there. durable: wait until the memory is on disk. progress: report every update. The engine sets the
     other fields; overtaken: how many later jobs have started while this one waited for room in the store; saved_again:
-    whether a memory that could not be written was written again for this job; row: it has begun, even if it waits again
-    for others to go first.
+    whether a memory that could not be written was written again for this job; row: it has begun, even if it waits for
+    others to go first.
     """
 
     emit: Callable[[Event], None] = lambda event: None

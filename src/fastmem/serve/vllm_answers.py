@@ -8,9 +8,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastmem.errors import FastMemError, InputError
@@ -43,7 +43,7 @@ class VllmOptions:
     folder: Path
     adapters: int = 64
     key: str | None = None
-    limits: VllmLimits = VllmLimits()
+    limits: VllmLimits = field(default_factory=VllmLimits)
 
     def check(self, rows: int) -> None:
         """rows: answers at the same time. Errors: `InputError`."""
