@@ -7,7 +7,7 @@ CODE := src tests bench studies examples tools
 # one, the installed torch or pip's default.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo -c constraints/cpu.txt)
 
-.PHONY: demo test test-slow check format docs clean
+.PHONY: demo test test-slow test-vllm check format docs clean
 demo: $(VENV)/.core
 	$(BIN)/fastmem demo
 
@@ -16,6 +16,10 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m "slow or not slow"
+
+# VLLM_ENV: an environment with vLLM, see docs/guides/vllm.md.
+test-vllm: $(VENV)/.test
+	VLLM_ENV=$(VLLM_ENV) $(BIN)/python -m bench.vllm
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check $(CODE)
