@@ -37,13 +37,13 @@ def vllm():
 
 
 @contextmanager
-def server(llm, folder, *vllms, adapters=16, limits=QUICK, **options):
+def server(llm, place, *vllms, adapters=16, limits=QUICK, **options):
     """A listening server, and its client for HTTP."""
     import httpx2
 
     options.setdefault("engine_limits", EngineLimits(rows=4, waiting=8))
     urls = tuple(one.url for one in vllms)
-    app = create_app(llm, vllm=VllmOptions(urls, folder, adapters, limits=limits), **options)
+    app = create_app(llm, vllm=VllmOptions(urls, place, adapters, limits=limits), **options)
     with listening(app) as running:
         host, port = address_of(running)
         with httpx2.Client(base_url=f"http://{host}:{port}", timeout=60) as http:
@@ -297,7 +297,7 @@ def test_a_folder_that_another_server_uses_is_refused(tmp_path):
 def test_a_folder_that_takes_nothing_is_a_507(llm, vllm, tmp_path, monkeypatch):
     import errno
 
-    def full(*arguments):
+    def full(**arguments):
         raise OSError(errno.EROFS, "Read-only file system")
 
     with server(llm, tmp_path, vllm) as http:
