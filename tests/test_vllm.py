@@ -49,6 +49,7 @@ def server(llm, place, *vllms, adapters=16, limits=QUICK, **options):
         with httpx2.Client(base_url=f"http://{host}:{port}", timeout=60) as http:
             http.app = app
             yield http
+    app.state.service.store.close()  # its lock belongs to this thread
 
 
 def document(number):

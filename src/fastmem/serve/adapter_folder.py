@@ -32,7 +32,7 @@ class AdapterFolder:
         self.folder = folder.absolute()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.folder / ".lock", timeout=0)
+            self._lock = FileLock(self.folder / ".lock", timeout=0, thread_local=False)
             self._lock.acquire()
             for unfinished in self.folder.glob(f".{PREFIX}*"):  # of a process that was killed
                 shutil.rmtree(unfinished, ignore_errors=True)
