@@ -239,7 +239,7 @@ def main() -> int:
     if not (environment / "bin" / "python").is_file():
         say("set VLLM_ENV to an environment that has vLLM: docs/guides/vllm.md says how to make one.")
         return 2
-    llm = FastMem.load()
+    llm = FastMem.from_pretrained()
     llm.recipe = automatic_recipe(llm, merged_recipe(llm.recipe, "auto", {"parametrization": "lora"}))  # type: ignore[arg-type]
     questions = [replace(one, method="fastmem") for one in pool(options.documents, ("fastmem",))]
     recipe = ["--recipe", "auto", "--parametrization", "lora"]

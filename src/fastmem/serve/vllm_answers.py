@@ -133,14 +133,14 @@ class VllmAnswers:
     async def _run(self, job: Job) -> None:
         """The whole job; its last event says how it ended."""
         try:
-            event: Event = await self._answered(job)
+            job.emit(await self._answered(job))
         except Exception as error:  # every job ends with an event, also after a bug
             if isinstance(error, VllmUnavailableError):
                 self._on_event("vllm_failed", 0.0)
-            event = JobFailed(error)
-        job.over = True
-        job.emit(event)
-        job.release()
+            job.emit(JobFailed(error))
+        finally:
+            job.over = True
+            job.release()
 
     async def _answered(self, job: Job) -> AnswerFinished:
         async with self._turns.turn(job.account, self._limits.wait_seconds):
