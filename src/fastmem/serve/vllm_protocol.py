@@ -51,8 +51,8 @@ def completion_body(request: DecodeRequest, model: str, base: BaseModel) -> dict
         "cache_salt": request.salt or None,
     }
     if request.schema is not None:
-        # As in FastMem's engine: a model cannot go on with blanks for ever.
-        body["structured_outputs"] = {"json": json.loads(request.schema.text), "disable_any_whitespace": True}
+        schema = {"name": "answer", "schema": json.loads(request.schema.text)}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return {name: value for name, value in body.items() if value is not None}
 
 
