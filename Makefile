@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 # Without an NVIDIA driver, the version of torch that was tested; with one, the installed torch or pip's default.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo -c constraints/cpu.txt)
 
-.PHONY: demo test test-slow check format docs site clean
+.PHONY: demo test test-slow test-vllm check format docs site clean
 demo: $(VENV)/.core
 	$(BIN)/fastmem demo
 
@@ -17,6 +17,10 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m "slow or not slow"
+
+# VLLM_ENV: an environment with vLLM, see docs/guides/vllm.md.
+test-vllm: $(VENV)/.test
+	VLLM_ENV=$(VLLM_ENV) $(BIN)/python -m bench.vllm
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check $(CODE)

@@ -41,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "calibrate": LIBRARY,
     "auto_recipe": LIBRARY | {"calibrate", "atomic_write"},
     "lab": LIBRARY | {"lab", "tiny", "environment", "atomic_write", "extras", "documents"},
-    "serve": LIBRARY | {"serve", "tiny", "surprisal_report", "atomic_write"},
+    "serve": LIBRARY | {"serve", "tiny", "surprisal_report", "atomic_write", "export"},
     "cli": LIBRARY
     | {"cli", "lab", "serve", "tiny", "loading", "cost", "calibrate", "auto_recipe", "export", "environment"}
     | {"surprisal_report", "atomic_write", "extras", "documents"},

@@ -52,13 +52,14 @@ class SchemaReader:
         if problem:
             reason = problem.strip().splitlines()[0][:300]
             raise InputError(f"the JSON schema cannot be used: {reason}.", field="json_schema")
-        return JsonSchema(grammar, self._tokenizer)
+        return JsonSchema(schema, grammar, self._tokenizer)
 
 
 @dataclass(frozen=True)
 class JsonSchema:
-    """A schema that was read, for any number of answers."""
+    """A schema that was read, for any number of answers. text: the schema as JSON."""
 
+    text: str
     grammar: str
     tokenizer: Any = field(repr=False)
 

@@ -2,14 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.output import Status, emit, say
-from fastmem.errors import one_of
+from fastmem.errors import InputError, one_of
 from fastmem.extras import require
+
+if TYPE_CHECKING:
+    from fastmem.serve.vllm_answers import VllmOptions
 
 
 @with_flags
@@ -75,11 +78,27 @@ def serve(
             metavar="NAME", help="How documents and message become a prompt: context or question; see docs/serving.md."
         ),
     ] = None,
+    vllm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="A running vLLM that writes the answers; repeatable. Needs --adapters."),
+    ] = None,
+    adapters: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for memories as adapters, at the same path for every --vllm."),
+    ] = None,
+    vllm_adapters: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Adapters loaded in each vLLM; the least recently used leave.")
+    ] = 64,
+    vllm_api_key: Annotated[
+        str | None,
+        typer.Option(envvar="FASTMEM_VLLM_API_KEY", metavar="KEY", help="What the vLLMs were given as --api-key."),
+    ] = None,
 ) -> None:
     """Serve a model and its memories with an OpenAI-compatible API.
 
-    A web page is served at /.
+    A web page is served at /. With --vllm, memories are made here and vLLM writes the answers: docs/guides/vllm.md.
     """
+    import asyncio
     from dataclasses import replace
 
     require("fastapi", "uvicorn", "prometheus_client", extra="serve", purpose="serving")
@@ -91,6 +110,7 @@ def serve(
     from fastmem.serve.store import Budget
     from fastmem.serve.tenants import Keys, check_key
     from fastmem.serve.uvicorn_server import run
+    from fastmem.serve.vllm_check import check_vllm
 
     keys = list(api_key or ())
     if not keys and "FASTMEM_API_KEY" in os.environ:  # set, but empty: an option of typer is then absent
@@ -99,6 +119,9 @@ def serve(
     if admin_key is not None:
         check_key("admin_key", admin_key)
     one_of(log_format, ("text", "json"), "log format", field="log_format")
+    elsewhere = _vllm_options(vllm, adapters, vllm_adapters, vllm_api_key, rows)
+    if elsewhere is not None:
+        recipe = _low_rank(recipe)
     chosen = one_of(template or ("context" if model.model else "question"), ("context", "question"), "template")
     with Status(quiet=output.quiet) as status:
         llm = model.load(status)
@@ -125,7 +148,13 @@ def serve(
         aliases=alias or (),
         template=chosen,  # type: ignore[arg-type]
         name=name or (Path(llm.name).name if Path(llm.name).is_dir() else llm.name),
+        vllm=elsewhere,
     )
+    if elsewhere is not None:
+        made = llm.recipe
+        say(f"memories are adapters of rank {made.rank}: learning rate {made.learning_rate:g}, {made.steps} steps.")
+        for problem in asyncio.run(check_vllm(app.state.service.vllm, llm)):
+            say(f"note: no answers until this vLLM can be reached: {problem}.")
     url = f"http://{host}:{port}"
     if host not in ("127.0.0.1", "::1", "localhost") and not (keys or keys_file):
         say(f"note: {host} may be reachable from other machines, and without keys anyone can send requests.")
@@ -134,3 +163,31 @@ def serve(
         emit({"url": url, "model": llm.name, "template": chosen})
     start_logging(log_format)  # type: ignore[arg-type]
     run(app, host, port, root_path)
+
+
+def _vllm_options(
+    urls: list[str] | None, folder: Path | None, most: int, key: str | None, rows: int
+) -> "VllmOptions | None":
+    """Where answers are written; None for this process. Errors: `InputError`."""
+    if (urls is None) != (folder is None):
+        missing = "adapters" if folder is None else "vllm"
+        text = "vLLM needs both its address and a folder for adapters that it can read."
+        raise InputError(text, field=missing, options=(missing,))
+    if urls is None or folder is None:
+        return None
+    from fastmem.serve.vllm_answers import VllmOptions
+
+    options = VllmOptions(tuple(urls), folder, most, key)
+    options.check(rows)
+    return options
+
+
+def _low_rank(recipe: RecipeFlags) -> RecipeFlags:
+    """The recipe of adapters: low-rank, with the rate that is found for the model unless one is given."""
+    from dataclasses import replace
+
+    if recipe.parametrization not in (None, "lora"):
+        text = f"parametrization is {recipe.parametrization!r}: adapters of vLLM are low-rank, leave it out."
+        raise InputError(text, field="parametrization")
+    found = recipe.recipe or ("auto" if recipe.learning_rate is None else None)
+    return replace(recipe, recipe=found, parametrization="lora")

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fastmem.serve.docs_page import docs_page
 from fastmem.serve.engine import Engine, EngineLimits
 from fastmem.serve.http_errors import install_error_handlers
 from fastmem.serve.limits import Limits
+from fastmem.serve.memory_source import check_adapter
 from fastmem.serve.metrics import Metrics, StoreCollector
 from fastmem.serve.middleware import RequestMiddleware
 from fastmem.serve.refusal_pace import RefusalPace
@@ -30,6 +32,7 @@ from fastmem.serve.service import Service, service_of
 from fastmem.serve.store import Budget, Store
 from fastmem.serve.tenants import Keys, bearer_key, check_key
 from fastmem.serve.text_thread import TextThread
+from fastmem.serve.vllm_answers import VllmAnswers, VllmOptions
 from fastmem.tiny.world import examples
 
 access = logging.getLogger("fastmem.access")
@@ -66,6 +69,7 @@ def create_app(
     template: Template = "context",
     name: str | None = None,
     aliases: Sequence[str] = (),
+    vllm: VllmOptions | None = None,
 ) -> FastAPI:
     """The application for a loaded model. Its worker starts at once and ends with the application's lifespan.
 
@@ -73,7 +77,8 @@ def create_app(
     client. keys_file: a file of tenants with their keys and limits, see `tenants.py`. admin_key: what `/metrics`
     needs; without one it is refused where there are API keys, and open where there are none. allowed_hosts,
     allowed_origins: see `allowed_hosts.py`; pages of these origins may also read responses (CORS). template: how
-    documents enter a prompt, unless the request says. name, aliases: names of the model for clients. Errors:
+    documents enter a prompt, unless the request says. name, aliases: names of the model for clients. vllm: where
+    answers are written instead of here; the model's recipe must then be low-rank. Errors:
     `InputError` for an empty key or a budget that is too small for one memory, `StorageError` for a folder that cannot
     be used.
     """
@@ -83,8 +88,12 @@ def create_app(
     metrics = Metrics()
     store = Store(llm, budget, folder)
     engine = Engine(llm, store, engine_limits, metrics.count_engine_event)
-    metrics.registry.register(StoreCollector(engine, store))
-    limits = limits or Limits()
+    limits, writers = limits or Limits(), None
+    if vllm is not None:
+        limits = replace(limits, adapter_rank=llm.recipe.rank)
+        check_adapter(llm.recipe, limits)
+        writers = VllmAnswers(engine, vllm, metrics.count_engine_event)
+    metrics.registry.register(StoreCollector(engine, store, writers))
     service = Service(
         llm=llm,
         store=store,
@@ -98,11 +107,14 @@ def create_app(
         keys=keys,
         admin_key=admin_key,
         template=template,
+        vllm=writers,
     )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        if writers is not None:
+            await writers.close()
         engine.close(timeout_seconds=limits.shutdown_seconds)
         service.text.close()
 

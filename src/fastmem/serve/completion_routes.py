@@ -26,7 +26,7 @@ from fastmem.serve.document_prompts import (
 from fastmem.serve.http_errors import error_response
 from fastmem.serve.jobs import AnswerFinished, Event, Job, JobFailed
 from fastmem.serve.mailbox import Mailbox
-from fastmem.serve.memory_source import MemorySource, requested_recipe, source_of
+from fastmem.serve.memory_source import MemorySource, check_adapter, requested_recipe, source_of
 from fastmem.serve.responses import CommonFields, complete_response, last_chunk, piece_chunk, sse_event, usage_chunk
 from fastmem.serve.schemas import ChatRequest, CompletionRequest
 from fastmem.serve.service import Service, service_of
@@ -98,6 +98,7 @@ def _method_and_source(service: Service, sender: Tenant, body: Body) -> tuple[st
     """
     entry = service.memory_of_model(sender.salted(body.cache_salt), body.model)
     method = requested_method(body.fastmem, entry is not None, bool(body.documents))
+    service.check_method(method)
     service.check_documents(body.documents)
     if not method_named(method).memorized:
         return method, None
@@ -107,6 +108,7 @@ def _method_and_source(service: Service, sender: Tenant, body: Body) -> tuple[st
     if body.fastmem.recipe:
         text = f"{body.model!r} is a memory with its own recipe: leave the recipe out."
         raise InputError(text, field="fastmem.recipe")
+    check_adapter(entry.source.recipe, service.limits)
     return method, replace(entry.source, tokens=None)
 
 

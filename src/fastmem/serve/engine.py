@@ -228,7 +228,7 @@ class Engine:
                 f"({job.entry.problem or 'deleted'}): the server tries again, and so can you."
             )
         with explained_out_of_memory():
-            result = job.action(self.store.ready(job.entry))
+            result = job.action(self.store.ready(job.entry, job.on_device))
         self._end(job, ActionFinished(result, job.entry.record))
 
     def _memorize(self, made: Memorization | None, lowest: int) -> None:

@@ -12,6 +12,7 @@ from fastmem.serve.jobs import DrainingError, OverloadedError
 from fastmem.serve.logs import cause
 from fastmem.serve.responses import error_object
 from fastmem.serve.tenants import QuotaError
+from fastmem.serve.vllm_client import VllmRefusedError, VllmUnavailableError
 
 log = logging.getLogger("fastmem")
 
@@ -65,6 +66,12 @@ def error_response(error: Exception, request_id: str) -> JSONResponse:
         return JSONResponse(error_object(error.text, "rate_limit_error", code="quota_exceeded"), 429, headers)
     if isinstance(error, DrainingError):
         return JSONResponse(error_object(error.text, "server_error", code="shutting_down"), 503, {"retry-after": "5"})
+    if isinstance(error, VllmUnavailableError | VllmRefusedError):
+        log.warning("vLLM failed: %s", error.detail, extra={"fields": {"request_id": request_id}})
+        if isinstance(error, VllmRefusedError):
+            return JSONResponse(error_object(error.text, "server_error", code="vllm_refused"), 502)
+        headers = {"retry-after": str(error.retry_after_seconds)}
+        return JSONResponse(error_object(error.text, "server_error", code="vllm_unavailable"), 503, headers)
     if isinstance(error, InputError):
         return JSONResponse(error_object(error.text, "invalid_request_error", error.field, "invalid_value"), 400)
     if isinstance(error, MemoryFileError):

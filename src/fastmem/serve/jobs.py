@@ -78,16 +78,18 @@ class Job:
     """One task for the engine.
 
     account: who asked, whatever the salt of its memories. source: the memory it needs, if any. request: the answer to
-    decode, still without its memory. action: a function of the memory, for jobs without an answer. durable: wait until
-    the memory is on disk. progress: report every update. The engine sets the other fields; overtaken: how many later
-    jobs have started while this one waited for room in the store; saved_again: whether a memory that could not be
-    written was written again for this job; row: it has begun, even if it waits again for others to go first.
+    decode, still without its memory. action: a function of the memory, for jobs without an answer; on_device: it needs
+    the weights there. durable: wait until the memory is on disk. progress: report every update. The engine sets the
+    other fields; overtaken: how many later jobs have started while this one waited for room in the store; saved_again:
+    whether a memory that could not be written was written again for this job; row: it has begun, even if it waits for
+    others to go first.
     """
 
     emit: Callable[[Event], None] = lambda event: None
     source: MemorySource | None = None
     request: DecodeRequest | None = None
     action: Callable[[Memory], Any] | None = None
+    on_device: bool = True
     durable: bool = False
     progress: bool = False
     account: str = ""

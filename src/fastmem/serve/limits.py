@@ -9,7 +9,8 @@ class Limits:
     limit of an answer if the request gives none. connections: open at the same time, at most half of the files that
     the process may open; more get 503. header_seconds, body_seconds: for a client to send them. unread_seconds: for a
     client to read what was sent to it. shutdown_seconds: for running requests after SIGTERM. refused_share: the part
-    of the time that the refused requests of one client may take, see `refusal_pace.py`; inf: no limit."""
+    of the time that the refused requests of one client may take, see `refusal_pace.py`; inf: no limit. adapter_rank:
+    memories must be low-rank, of this rank at most, as vLLM has room for it; None: any memory."""
 
     body_bytes: int = 4 * 2**20
     documents: int = 32
@@ -24,6 +25,7 @@ class Limits:
     unread_seconds: float = 60.0
     shutdown_seconds: int = 120
     refused_share: float = 0.1
+    adapter_rank: int | None = None
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Mailbox:
         self._service.usage.begin(self._sender)
         self._counted = True
         try:
-            self._service.engine.submit(*self.jobs)
+            self._service.answering.submit(*self.jobs)
         except FastMemError:
             self.close()
             raise
@@ -94,7 +94,7 @@ class Mailbox:
 
     def _cancel(self) -> None:
         for number in self._open:
-            self._service.engine.cancel(self.jobs[number])
+            self._service.answering.cancel(self.jobs[number])
         self._open = set()
 
     def _emit(self, number: int, event: Event) -> None:

@@ -74,7 +74,13 @@ async def make_memory(body: MemoryRequest, request: Request) -> Response:
             service.store.rename(entry, body.name)
         return memory_object(entry.record, service.name)
 
-    job = Job(source=source, action=lambda memory: None, durable=True, progress=body.stream)
+    job = Job(
+        source=source,
+        action=lambda memory: None,
+        on_device=service.vllm is None,
+        durable=True,
+        progress=body.stream,
+    )
     mailbox, streaming = Mailbox(service, [job], sender), False
     try:
         mailbox.submit()
@@ -162,6 +168,8 @@ async def delete_memory(reference: str, request: Request, cache_salt: str | None
     service = service_of(request)
     entry = service.memory(service.tenant(request, cache_salt), reference)
     service.store.delete(entry)
+    if service.vllm is not None:
+        await service.vllm.delete(entry.source)
     return {"id": entry.source.key, "object": "memory.deleted", "deleted": True}
 
 

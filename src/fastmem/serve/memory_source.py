@@ -49,7 +49,18 @@ def requested_recipe(llm: FastMem, options: FastMemOptions, limits: Limits) -> R
     widest = max(min(tensor.shape[-2:]) for tensor in tuned if tensor.ndim >= 2)
     if recipe.parametrization == "lora" and recipe.rank > widest:
         raise InputError(f"recipe rank is {recipe.rank}: the tuned matrices have rank {widest} at most.", field="rank")
+    check_adapter(recipe, limits)
     return recipe
+
+
+def check_adapter(recipe: Recipe, limits: Limits) -> None:
+    """Errors: `InputError` for a memory that cannot be an adapter of vLLM, where it has to be one."""
+    if limits.adapter_rank is not None and (recipe.parametrization != "lora" or recipe.rank > limits.adapter_rank):
+        raise InputError(
+            "memories are adapters of vLLM here: the recipe needs the parametrization 'lora' and a rank of at most "
+            f"{limits.adapter_rank}.",
+            field="rank" if recipe.parametrization == "lora" else "parametrization",
+        )
 
 
 def source_of(

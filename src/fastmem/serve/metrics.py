@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 from fastmem.serve.engine import Engine
 from fastmem.serve.jobs import AnswerFinished
 from fastmem.serve.store import Store
+from fastmem.serve.vllm_answers import VllmAnswers
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -60,8 +61,8 @@ class Metrics:
 class StoreCollector(Collector):
     """Sizes that are measured when Prometheus reads them."""
 
-    def __init__(self, engine: Engine, store: Store):
-        self.engine, self.store = engine, store
+    def __init__(self, engine: Engine, store: Store, vllm: VllmAnswers | None = None):
+        self.engine, self.store, self.vllm = engine, store, vllm
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """Memories by place, rows, the queue, and cached prefixes."""
@@ -74,7 +75,12 @@ class StoreCollector(Collector):
         for place, count in self.store.evictions.items():
             evictions.add_metric([place], count)
         yield from (memories, sizes, evictions)
-        yield GaugeMetricFamily("fastmem_rows_running", "Rows.", value=len(self.engine.batch))
-        yield GaugeMetricFamily("fastmem_jobs_waiting", "Queue.", value=self.engine.waiting)
+        running, waiting = len(self.engine.batch), self.engine.waiting
+        if self.vllm is not None:
+            running, waiting = self.vllm.running, self.vllm.waiting
+            adapters = sum(map(len, self.vllm.servers))
+            yield GaugeMetricFamily("fastmem_vllm_adapters", "Adapters in the folder.", value=adapters)
+        yield GaugeMetricFamily("fastmem_rows_running", "Rows.", value=running)
+        yield GaugeMetricFamily("fastmem_jobs_waiting", "Queue.", value=waiting)
         prefixes = self.engine.prefixes.size_bytes
         yield GaugeMetricFamily("fastmem_prefix_bytes", "Keys and values kept for reuse.", value=prefixes)

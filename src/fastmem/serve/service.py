@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
+from fastmem.answer.contrast import method_named
 from fastmem.errors import InputError
 from fastmem.model import FastMem
 from fastmem.serve.engine import Engine
@@ -15,12 +16,14 @@ from fastmem.serve.schemas import Document, Template
 from fastmem.serve.store import Entry, Store
 from fastmem.serve.tenants import Keys, Tenant, Usage, bearer_key, is_accepted_key
 from fastmem.serve.text_thread import TextThread
+from fastmem.serve.vllm_answers import VllmAnswers
 
 
 @dataclass(frozen=True)
 class Service:
     """One server. keys: whose requests are accepted. admin_key: what administrators need; None
     lets everybody in where there are no API keys, nobody where there are some. template: the default for documents.
+    vllm: who writes the answers, if the engine only memorizes.
     """
 
     llm: FastMem
@@ -36,6 +39,21 @@ class Service:
     usage: Usage = field(default_factory=Usage)
     admin_key: str | None = None
     template: Template = "context"
+    vllm: VllmAnswers | None = None
+
+    @property
+    def answering(self) -> Engine | VllmAnswers:
+        """Who does jobs: the engine, or what passes answers on to vLLM."""
+        return self.vllm or self.engine
+
+    def check_method(self, name: str) -> None:
+        """Errors: `InputError` for a contrast, where vLLM writes the answers."""
+        if self.vllm is not None and method_named(name).kind is not None:
+            text = (
+                f"method {name!r} contrasts two sets of logits, which vLLM does not do: take 'base' or 'fastmem', or "
+                "a server without --vllm."
+            )
+            raise InputError(text, field="fastmem.method")
 
     def tenant(self, request: Request, salt: str | None) -> str:
         """The tenant whose memories this request may use."""

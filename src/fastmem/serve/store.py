@@ -91,12 +91,18 @@ class Store:
             if name is not None and self.claim(entry.source.tenant, name, entry.source.key) is not None:
                 entry.record["name"] = None  # its client has left, and another memory has the name now
 
-    def ready(self, entry: Entry) -> Memory:
-        """The memory of a held entry in RAM, with its weights on the device. Called by the worker's thread only."""
+    def ready(self, entry: Entry, on_device: bool = True) -> Memory:
+        """The memory of a held entry in RAM, if asked for with its weights on the device. For the worker's thread."""
         assert entry.memory is not None
-        self.llm.ffn(entry.memory)
-        entry.on_device = True
+        if on_device:
+            self.llm.ffn(entry.memory)
+            entry.on_device = True
         return entry.memory
+
+    def touch(self, entry: Entry) -> None:
+        """Count a use of an entry that is not held for it."""
+        with self._lock:
+            self._touch(entry)
 
     def save(self, entry: Entry) -> None:
         """Write a made entry to disk: the memory first, then its record. Errors: `OSError`, kept in `problem`."""
