@@ -170,6 +170,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
     parser.add_argument("--scale", type=float, default=1.0, help="train on this share of each stage's tokens")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="folder of an earlier run: its weights and tokenizer")
     parser.add_argument("--world", choices=sorted(WORLDS), default="made-up")
     parser.add_argument("--family", choices=sorted(FAMILIES), help="this and the sizes: those of the world if omitted")
     for name in Shape._fields[1:]:
@@ -195,8 +196,13 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     world = WORLDS[args.world]
     shape = Shape(*(getattr(args, name) for name in Shape._fields))
-    tokenizer = train_tokenizer(map(render, world.tokenizer_documents(args.seed)), shape)
+    if args.start is None:
+        tokenizer = train_tokenizer(map(render, world.tokenizer_documents(args.seed)), shape)
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
     model = new_model(tokenizer, args.seed, shape).to(args.device)
+    if args.start is not None:
+        model.load_state_dict(type(model).from_pretrained(args.start, dtype=torch.float32).state_dict())
     if args.device != "cpu":
         model.set_attn_implementation("sdpa")
     checkpoint = Checkpoint.read(args.output)
@@ -221,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
     report = {
         "tokens": seen,
         "seconds": round(time.monotonic() - started),
-        "options": {name: value for name, value in vars(args).items() if name != "output"},
+        "options": {name: value for name, value in vars(args).items() if name not in ("output", "start")},
         "stages": [stage._asdict() for stage in world.stages],
         "accuracy_dev": {
             split: accuracy(model, tokenizer, world.examples(split, "dev", args.rows), world) for split in world.splits
