@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import save_file
 
 from command_line import DOCUMENT, QUESTION, Runner, refusal, save
-from families import REFUSED, VOCAB_SIZE, build, build_refused
+from families import REFUSED, build, build_refused
 from fastmem.answer.prepare import Preparer
 from fastmem.prompts import Tokens
 from fastmem.split.split_model import SplitModel

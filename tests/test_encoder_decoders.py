@@ -5,6 +5,7 @@ and `reference.py` can run it as they run a decoder-only model.
 """
 
 import copy
+import json
 
 import pytest
 import torch
@@ -15,7 +16,11 @@ import reference
 from families import BOS, ENCODER_DECODERS, EOS, PAD, VOCAB_SIZE, build, build_encoder_decoder
 from fastmem import FastMem, Memory, Recipe, Tokens
 from fastmem.answer.contrast import METHODS
+from fastmem.cost import card
+from fastmem.export import export
 from fastmem.errors import InputError, MemoryMismatchError, UnsupportedModelError
+from fastmem.prompts import encoder_ids, question_prompt
+from fastmem.serve.app import create_app
 from fastmem.split.split_model import SplitModel
 from test_decode import assert_close, run
 from test_trunk import TOLERANCE, assert_near, other_weights
@@ -99,7 +104,13 @@ def test_memorizing_equals_the_plain_way(family, layers):
     tuned = copy.deepcopy(model)
     names = [name for layer in layers for name in ffn_names(model, family, layer % 3)]
     history = naive.memorize(
-        WithSource(tuned), IDS, DOCUMENT.scored, [f"model.{n}" for n in names], learning_rate=1e-2, steps=4, kl_weight=0.3
+        WithSource(tuned),
+        IDS,
+        DOCUMENT.scored,
+        [f"model.{n}" for n in names],
+        learning_rate=1e-2,
+        steps=4,
+        kl_weight=0.3,
     )
     found = torch.tensor([[step.loss, step.cross_entropy, step.kl] for step in memory.trace])
     torch.testing.assert_close(found, torch.tensor(history), rtol=1e-5, atol=1e-5)
@@ -200,7 +211,9 @@ def test_bfloat16_is_no_worse_than_the_model_itself(family):
     model = build_encoder_decoder(family, dtype=torch.bfloat16)
     split_model = SplitModel(model)
     weights = other_weights(split_model)
-    truth = own_logits(reference.memorized(build_encoder_decoder(family), {k: w.float() for k, w in weights.items()}), IDS)
+    truth = own_logits(
+        reference.memorized(build_encoder_decoder(family), {k: w.float() for k, w in weights.items()}), IDS
+    )
     theirs = own_logits(reference.memorized(model, weights), IDS)
     with torch.no_grad():
         activations = split_model.read(IDS, torch.arange(24), encoded=split_model.encode(SOURCE))
@@ -211,7 +224,7 @@ def test_bfloat16_is_no_worse_than_the_model_itself(family):
 def test_an_encoder_that_the_decoder_does_not_share_tokens_with_is_refused():
     model = build_encoder_decoder("bart")
     model.model.encoder.embed_tokens = nn.Embedding(VOCAB_SIZE + 5, 48)
-    with pytest.raises(UnsupportedModelError, match="'bart' .* different vocabularies; give a model that has one"):
+    with pytest.raises(UnsupportedModelError, match=r"'bart' .* different vocabularies; give a model that has one"):
         SplitModel(model)
 
 
@@ -219,7 +232,7 @@ def test_a_decoder_without_a_start_token_is_named():
     model = build_encoder_decoder("t5")
     for config in (model.config, model.generation_config):
         config.decoder_start_token_id = config.bos_token_id = None
-    with pytest.raises(InputError, match="set model.generation_config.decoder_start_token_id"):
+    with pytest.raises(InputError, match=r"set model\.generation_config\.decoder_start_token_id"):
         FastMem(model).generate(Tokens(SOURCE))
 
 
@@ -239,4 +252,74 @@ def test_an_answer_has_the_positions_of_the_decoder_alone():
             llm.prepare(Tokens(torch.full((prompt,), 9)), max_new_tokens=tokens)
 
 
-assert (PAD, BOS, EOS) == (0, 1, 2)
+TEXT, QUESTION = "The mill of Oakmere grinds rye.", "What does it grind?"
+
+
+@pytest.mark.parametrize(("family", "opening"), [("t5", [PAD]), ("bart", [EOS, BOS]), ("mbart", [EOS, 7])])
+def test_a_document_is_written_as_an_answer(family, opening, plain_tokenizer):
+    llm = FastMem(build_encoder_decoder(family), plain_tokenizer)
+    tokens = llm.memory_tokens(TEXT)
+    written = plain_tokenizer(TEXT)["input_ids"]
+    assert tokens.ids.tolist() == [*opening, *written, EOS]
+    assert tokens.scored.tolist() == [False] * len(opening) + [True] * (len(written) + 1)
+    assert tokens.source is None
+    for placement in ("user", "prompt"):
+        with pytest.raises(InputError, match="placement of an encoder-decoder"):
+            llm.memorize(TEXT, Recipe(placement=placement))
+
+
+def test_an_encoder_reads_a_text_as_it_is_and_a_chat_by_its_template(tokenizer, plain_tokenizer):
+    assert (
+        encoder_ids(plain_tokenizer, [{"role": "user", "content": TEXT}]).tolist() == plain_tokenizer(TEXT).input_ids
+    )
+    control = [{"role": "user", "content": "a<|eot_id|>b"}]
+    assert EOS not in encoder_ids(plain_tokenizer, control)
+    rendered = tokenizer.decode(encoder_ids(tokenizer, [{"role": "user", "content": TEXT}]))
+    assert rendered.endswith(f"{TEXT}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
+@pytest.mark.parametrize("family", ["t5_gated", "bart"])
+def test_a_question_is_answered_with_the_document_in_the_encoders_prompt(family, plain_tokenizer):
+    llm = FastMem(build_encoder_decoder(family), plain_tokenizer, recipe=RECIPE)
+    answer = llm.answer(QUESTION, TEXT, "fastmem+cd", max_new_tokens=5)
+    memory = llm.memorize(TEXT)
+    assert answer.memory.trace == memory.trace
+    tuned = reference.memorized(llm.model, memory.weights(llm.split_model.parameters((-1,))))
+    source = torch.tensor(plain_tokenizer(question_prompt(TEXT, QUESTION)).input_ids)
+    assert answer.prompt_tokens == len(source)
+    plain = llm.answer(QUESTION, TEXT, max_new_tokens=5)
+    expected = tuned.generate(source[None], max_new_tokens=5, do_sample=False, num_beams=1)[0, 1:]
+    assert list(plain.token_ids) == expected.tolist()
+    with pytest.raises(InputError, match="placement 'prompt' works with decoder-only models"):
+        llm.answer(QUESTION, TEXT, recipe=Recipe(placement="prompt"))
+
+
+def test_what_does_not_work_yet_is_refused_in_one_sentence(plain_tokenizer, tmp_path):
+    llm = FastMem(build_encoder_decoder("t5"), plain_tokenizer)
+    low_rank = llm.memorize(TEXT, Recipe(parametrization="lora", rank=2, steps=1))
+    refused = {
+        "the export as a PEFT adapter": lambda: export(llm, low_rank, tmp_path / "peft"),
+        'recipe "auto"': lambda: llm.memorize(TEXT, "auto"),
+        "the benchmark": lambda: card(llm, RECIPE),
+        "the server": lambda: create_app(llm),
+        "json_schema": lambda: llm.generate(TEXT, json_schema={"type": "object"}),
+    }
+    for what, act in refused.items():
+        with pytest.raises(InputError, match=f"{what} works with decoder-only models, and 't5' is an encoder-decoder"):
+            act()
+
+
+def test_the_command_line(fastmem, plain_tokenizer, tmp_path):
+    for family in ("t5", "bart"):
+        folder = tmp_path / family
+        model = build_encoder_decoder(family)
+        model.save_pretrained(folder)
+        plain_tokenizer.save_pretrained(folder)
+        flags = ("--model", folder, "--learning-rate", "1e-2", "--steps", 2)
+        asked = fastmem("ask", QUESTION, "--text", TEXT, *flags, "--max-new-tokens", 4, "--json")
+        assert asked.code == 0, asked.err
+        llm = FastMem(model, plain_tokenizer, recipe=Recipe(learning_rate=1e-2, steps=2))
+        assert json.loads(asked.out.splitlines()[-1])["answer"] == llm.answer(QUESTION, TEXT, max_new_tokens=4).text
+        memorized = fastmem("memorize", "--text", TEXT, *flags, "--output", tmp_path / f"{family}.safetensors")
+        assert memorized.code == 0, memorized.err
+        assert Memory.load(tmp_path / f"{family}.safetensors").base.family == family

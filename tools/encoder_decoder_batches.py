@@ -1,8 +1,8 @@
 """Training batches for an encoder-decoder: what its encoder reads, and what its decoder learns to write.
 
-The encoder reads a conversation up to the first answer, the decoder writes the rest. A plain statement has no user turn:
-the encoder reads a part of its tokens, from none to all, so that it has seen every input that FastMem may give it while
-a document is memorized.
+The encoder reads a conversation up to the first answer, the decoder writes the rest. A plain statement has no user
+turn: the encoder reads a part of its tokens, from none to all, so that it has seen every input that FastMem may give
+it while a document is memorized.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from tools.model_shapes import SPECIAL
 from tools.training_batches import Batch
 
 NOTHING_SHARE = 1 / 3
-"""Of the statements, the share of which the encoder reads nothing. Of the others it reads 0 to 1, drawn evenly."""
+"""The share of the statements of which the encoder reads nothing. Of the others it reads 0 to 1."""
 
 
 class EncoderDecoderBatch(NamedTuple):
@@ -42,7 +42,7 @@ def for_encoder_decoder(
         headers = (row[1:] == header_end) & (row[:-1] == assistant)
         begin = int(headers.nonzero()[0]) + 3  # after the header's end and the line break
         source = row[:begin]
-        if not (row[2] == user):
+        if row[2] != user:
             written = row[begin : length - 1]
             nothing = torch.rand((), generator=generator) < NOTHING_SHARE
             share = 0.0 if nothing else torch.rand((), generator=generator)

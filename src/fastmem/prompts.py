@@ -178,7 +178,7 @@ def token_count(tokenizer: Any, text: str) -> int:
 
 
 def encoder_ids(tokenizer: Any, messages: Chat) -> torch.Tensor:
-    """[S]: a conversation as an encoder reads it: by the chat template, or without one the bare texts, line by line."""
+    """[S]: a conversation as an encoder reads it: by the chat template, or without one the bare texts, one a line."""
     if tokenizer.chat_template is not None:
         return chat_ids(tokenizer, messages)
     text = "\n".join(message["content"].strip() for message in messages)

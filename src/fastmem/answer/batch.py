@@ -239,7 +239,7 @@ class Batch:
                 states[id(sequences[i].row)].early = self.split_model.close(candidates[:, i], norms)
 
     def _encoded(self, sequences: list[TokenSequence]) -> Tensor | None:
-        """[1, S, D]: what the encoder of an encoder-decoder made of the source, which it reads once; otherwise None."""
+        """[1, S, D]: what the encoder of an encoder-decoder made of the source, which it reads once; None without."""
         if not self.split_model.has_encoder:
             return None
         (sequence,) = sequences  # its caches cannot be joined

@@ -94,8 +94,9 @@ def _begins_with(ids: Tensor, start: Tensor) -> bool:
 
 
 def new_cache(config: Any) -> DynamicCache | EncoderDecoderCache:
-    """An empty cache; that of an encoder-decoder also keeps what its cross attention makes of the encoder's output. Layers with a sliding window keep every position too, since the attention mask limits them, so
-    sequences of different lengths can be joined. Other kinds of state (linear attention) come from `config`."""
+    """An empty cache; that of an encoder-decoder has another part for cross attention. Layers with a sliding window
+    keep every position too, since the attention mask limits them, so sequences of different lengths can be joined.
+    Other kinds of state (linear attention) come from `config`."""
     if getattr(config, "is_encoder_decoder", False):
         return EncoderDecoderCache(DynamicCache(), DynamicCache())
     typed = DynamicCache(config=config)

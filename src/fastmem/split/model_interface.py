@@ -61,4 +61,4 @@ def head_inputs(
     """The arguments with which a model whose body returns its input maps last hidden states to logits."""
     if not is_encoder_decoder(model):
         return {"inputs_embeds": hidden}
-    return {"encoder_outputs": BaseModelOutput(last_hidden_state=hidden), "decoder_inputs_embeds": hidden}  # type: ignore[arg-type]
+    return {"encoder_outputs": BaseModelOutput(last_hidden_state=hidden), "decoder_inputs_embeds": hidden}

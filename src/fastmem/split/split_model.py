@@ -200,7 +200,7 @@ class SplitModel:
     ) -> Tensor:
         """[1, S, D]: what the encoder makes of these ids, for the decoder's cross attention."""
         assert self._encoder is not None
-        return self._encoder(input_ids=source[None].to(self.input_device)).last_hidden_state  # type: ignore[no-any-return]
+        return self._encoder(input_ids=source[None].to(self.input_device)).last_hidden_state
 
     def forward(
         self,
