@@ -212,7 +212,6 @@ BART = {
     "pad_token_id": PAD,
     "bos_token_id": BOS,
     "eos_token_id": EOS,
-    "forced_eos_token_id": EOS,
     "decoder_start_token_id": EOS,
 }
 GEMMA_ENCODER = dict(SHAPE, sliding_window=6, query_pre_attn_scalar=12, num_hidden_layers=2)
@@ -222,8 +221,8 @@ ENCODER_DECODERS: dict[str, tuple[str, dict]] = {
     "t5": ("T5", T5),
     "t5_gated": ("T5", dict(T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
     "mt5": ("MT5", T5),
-    "bart": ("Bart", dict(BART, forced_bos_token_id=BOS)),
-    "mbart": ("MBart", dict(BART, forced_bos_token_id=7, scale_embedding=True)),
+    "bart": ("Bart", BART),
+    "mbart": ("MBart", dict(BART, scale_embedding=True)),
     "pegasus": ("Pegasus", BART),
     "t5gemma": ("T5Gemma", {"vocab_size": VOCAB_SIZE}),
 }
@@ -272,6 +271,9 @@ def build_encoder_decoder(name: str, *, dtype: torch.dtype = torch.float32, seed
         model = randomize(AutoModelForSeq2SeqLM.from_config(config)).to(dtype).eval()
     if prefix == "T5Gemma":
         model.generation_config.decoder_start_token_id = BOS
+    forced = {"bart": BOS, "mbart": 7}  # as in their checkpoints: begin-of-text, a language
+    model.generation_config.forced_bos_token_id = forced.get(name)
+    model.generation_config.forced_eos_token_id = EOS if name in (*forced, "pegasus") else None
     return model
 
 

@@ -17,8 +17,8 @@ from families import BOS, ENCODER_DECODERS, EOS, PAD, VOCAB_SIZE, build, build_e
 from fastmem import FastMem, Memory, Recipe, Tokens
 from fastmem.answer.contrast import METHODS
 from fastmem.cost import card
-from fastmem.export import export
 from fastmem.errors import InputError, MemoryMismatchError, UnsupportedModelError
+from fastmem.export import export
 from fastmem.prompts import encoder_ids, question_prompt
 from fastmem.serve.app import create_app
 from fastmem.split.split_model import SplitModel
@@ -135,6 +135,9 @@ def test_answers_are_those_of_generate(family, length):
     """Start token, forced first and last tokens, and end tokens included."""
     model = build_encoder_decoder(family)
     llm = FastMem(model)
+    first = {"bart": BOS, "mbart": 7}.get(family)
+    if first is not None and length > 1:
+        assert llm.generate(Tokens(SOURCE), max_new_tokens=length).token_ids[0] == first
     for source in (SOURCE, OTHER_SOURCE):
         expected = model.generate(source[None], max_new_tokens=length, do_sample=False, num_beams=1)[0, 1:]
         assert list(llm.generate(Tokens(source), max_new_tokens=length).token_ids) == expected.tolist()
@@ -152,7 +155,6 @@ def test_answers_are_those_of_generate(family, length):
 def test_methods_equal_two_models_without_cache(family, method, layers):
     model = build_encoder_decoder(family)
     model.generation_config.forced_bos_token_id = model.generation_config.forced_eos_token_id = None
-    model.config.forced_bos_token_id = model.config.forced_eos_token_id = None
     llm = FastMem(model)
     memory = llm.memorize(DOCUMENT, Recipe(**{**vars(RECIPE), "layers": layers}))
     tuned = reference.memorized(model, memory.weights(llm.split_model.parameters(layers)))
@@ -319,7 +321,19 @@ def test_the_command_line(fastmem, plain_tokenizer, tmp_path):
         asked = fastmem("ask", QUESTION, "--text", TEXT, *flags, "--max-new-tokens", 4, "--json")
         assert asked.code == 0, asked.err
         llm = FastMem(model, plain_tokenizer, recipe=Recipe(learning_rate=1e-2, steps=2))
-        assert json.loads(asked.out.splitlines()[-1])["answer"] == llm.answer(QUESTION, TEXT, max_new_tokens=4).text
-        memorized = fastmem("memorize", "--text", TEXT, *flags, "--output", tmp_path / f"{family}.safetensors")
+        assert json.loads(asked.out.splitlines()[-1])["text"] == llm.answer(QUESTION, TEXT, max_new_tokens=4).text
+        (tmp_path / "document.txt").write_text(TEXT)
+        memorized = fastmem(
+            "memorize", tmp_path / "document.txt", *flags, "--output", tmp_path / f"{family}.safetensors"
+        )
         assert memorized.code == 0, memorized.err
         assert Memory.load(tmp_path / f"{family}.safetensors").base.family == family
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text(json.dumps({"question": QUESTION, "context": TEXT, "answer": "rye"}) + "\n")
+        task = ("--task", "qa", "--data", rows, "--methods", "base,fastmem", "--max-new-tokens", 4)
+        measured = fastmem("eval", *task, *flags, "--output", tmp_path / f"{family} run", "--json")
+        assert measured.code == 0, measured.err
+        written = [
+            json.loads(line) for path in (tmp_path / f"{family} run").rglob("rows.jsonl") for line in path.open()
+        ]
+        assert [row["error"] for row in written] == [None, None]
