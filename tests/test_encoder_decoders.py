@@ -327,7 +327,8 @@ def test_the_command_line(fastmem, plain_tokenizer, tmp_path):
             "memorize", tmp_path / "document.txt", *flags, "--output", tmp_path / f"{family}.safetensors"
         )
         assert memorized.code == 0, memorized.err
-        assert Memory.load(tmp_path / f"{family}.safetensors").base.family == family
+        [saved] = (tmp_path / f"{family} memories").glob("*.safetensors")
+        assert Memory.load(saved).base.family == family
         rows = tmp_path / "rows.jsonl"
         rows.write_text(json.dumps({"question": QUESTION, "context": TEXT, "answer": "rye"}) + "\n")
         task = ("--task", "qa", "--data", rows, "--methods", "base,fastmem", "--max-new-tokens", 4)
