@@ -323,11 +323,9 @@ def test_the_command_line(fastmem, plain_tokenizer, tmp_path):
         llm = FastMem(model, plain_tokenizer, recipe=Recipe(learning_rate=1e-2, steps=2))
         assert json.loads(asked.out.splitlines()[-1])["text"] == llm.answer(QUESTION, TEXT, max_new_tokens=4).text
         (tmp_path / "document.txt").write_text(TEXT)
-        memorized = fastmem(
-            "memorize", tmp_path / "document.txt", *flags, "--output", tmp_path / f"{family}.safetensors"
-        )
+        memorized = fastmem("memorize", tmp_path / "document.txt", *flags, "--output", tmp_path / f"{family} memories")
         assert memorized.code == 0, memorized.err
-        [saved] = (tmp_path / f"{family} memories").glob("*.safetensors")
+        [saved] = (tmp_path / f"{family} memories").rglob("*.safetensors")
         assert Memory.load(saved).base.family == family
         rows = tmp_path / "rows.jsonl"
         rows.write_text(json.dumps({"question": QUESTION, "context": TEXT, "answer": "rye"}) + "\n")

@@ -15,11 +15,11 @@ from tools.model_shapes import SPECIAL
 from tools.training_batches import Batch
 
 NOTHING_SHARE = 1 / 3
-"""The share of the statements of which the encoder reads nothing. Of the others it reads 0 to 1."""
+"""The share of the statements of which the encoder reads nothing. Of the others it reads a share of 0 to 1."""
 
 
 class EncoderDecoderBatch(NamedTuple):
-    """source, source_mask: [B, S], what the encoder reads. ids, weights: [B, T], as in `Batch`, after a start token."""
+    """source, source_mask: [B, S], what the encoder reads. ids, weights: [B, T], as of `Batch`, behind a start."""
 
     source: torch.Tensor
     source_mask: torch.Tensor

@@ -20,14 +20,15 @@ def is_encoder_decoder(model: Any) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
-def input_embedding(model: Any) -> Any:
-    """The embedding of the tokens that the model predicts: the decoder's."""
-    return (model.get_decoder() if is_encoder_decoder(model) else model).get_input_embeddings()
+def embedding_weight(model: Any) -> Tensor:
+    """[V, D]: the embeddings of the tokens that the model predicts; of an encoder-decoder, the decoder's."""
+    weight: Tensor = (model.get_decoder() if is_encoder_decoder(model) else model).get_input_embeddings().weight
+    return weight
 
 
 def vocabulary_size(model: Any) -> int:
     """Number of token ids in the input embedding."""
-    return int(input_embedding(model).weight.shape[0])
+    return embedding_weight(model).shape[0]
 
 
 def longrope_switch(config: Any) -> int | None:
@@ -42,7 +43,7 @@ def longrope_switch(config: Any) -> int | None:
 
 def input_device(model: Any) -> torch.device:
     """The device of the input embedding, which may differ from that of the last layer."""
-    device = input_embedding(model).weight.device
+    device = embedding_weight(model).device
     return torch.device("cpu") if device.type == "meta" else device
 
 
