@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 VOCAB_SIZE = 288  # enough for the byte-level tokenizer of tiny_tokenizer.py
 PAD, BOS, EOS = 0, 1, 2
@@ -188,6 +188,45 @@ UNUSUAL: dict[str, tuple[str, dict]] = {
     "falcon_h1": ("FalconH1", dict(SHAPE, mamba_d_ssm=48, mamba_n_heads=4, mamba_d_head=12, mamba_d_state=8)),
 }
 
+T5 = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 48,
+    "d_kv": 12,
+    "d_ff": 80,
+    "num_layers": 3,  # transformers 5.24's `generate` fails where the decoder has another number
+    "num_heads": 4,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "decoder_start_token_id": PAD,
+}
+BART = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 48,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 80,
+    "decoder_ffn_dim": 80,
+    "max_position_embeddings": 512,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "decoder_start_token_id": EOS,
+}
+GEMMA_ENCODER = dict(SHAPE, sliding_window=6, query_pre_attn_scalar=12, num_hidden_layers=2)
+
+# Decoders of three layers; encoders of two, but for T5.
+ENCODER_DECODERS: dict[str, tuple[str, dict]] = {
+    "t5": ("T5", T5),
+    "t5_gated": ("T5", dict(T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
+    "mt5": ("MT5", T5),
+    "bart": ("Bart", BART),
+    "mbart": ("MBart", dict(BART, scale_embedding=True)),
+    "pegasus": ("Pegasus", BART),
+    "t5gemma": ("T5Gemma", {"vocab_size": VOCAB_SIZE}),
+}
+
 # Families whose attention has no sdpa implementation in transformers 5.23.
 EAGER_ONLY = {"bloom", "codegen", "gemma2", "gpt_neo", "gpt_oss", "gptj", "mpt", "openai_gpt", "xglm"}
 
@@ -220,20 +259,35 @@ def build(
         return randomize(model).to(dtype).eval()
 
 
+def build_encoder_decoder(name: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
+    """A random encoder-decoder of family `name` in evaluation mode."""
+    prefix, arguments = ENCODER_DECODERS[name]
+    sizes: dict = {} if prefix in ("T5", "MT5") else {"decoder_layers": 3}
+    if prefix == "T5Gemma":
+        sizes = {"encoder": dict(GEMMA_ENCODER), "decoder": dict(GEMMA_ENCODER, num_hidden_layers=3, hidden_size=32)}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = getattr(transformers, f"{prefix}Config")(**arguments, **sizes)
+        model = randomize(AutoModelForSeq2SeqLM.from_config(config)).to(dtype).eval()
+    if prefix == "T5Gemma":
+        model.generation_config.decoder_start_token_id = BOS
+    forced = {"bart": BOS, "mbart": 7}  # as in their checkpoints: begin-of-text, a language
+    model.generation_config.forced_bos_token_id = forced.get(name)
+    model.generation_config.forced_eos_token_id = EOS if name in (*forced, "pegasus") else None
+    return model
+
+
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {name: partial(build, name) for name in [*DENSE, *MIXTURES]}
 
 
 def build_refused(name: str) -> PreTrainedModel:
-    """A model that FastMem has to refuse: no FFN (mamba), an encoder (bert), an encoder and a decoder (t5)."""
+    """A model that FastMem has to refuse: no FFN (mamba), an encoder (bert)."""
     small = {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
     if name == "mamba":
         return transformers.MambaForCausalLM(transformers.MambaConfig(**small, state_size=8)).eval()
     if name == "bert":
         return transformers.BertForMaskedLM(transformers.BertConfig(**small, intermediate_size=80)).eval()
-    if name == "t5":
-        shape = {"vocab_size": VOCAB_SIZE, "d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 3, "num_heads": 4}
-        return transformers.T5ForConditionalGeneration(transformers.T5Config(**shape)).eval()
     raise KeyError(name)
 
 
-REFUSED = ["mamba", "bert", "t5"]
+REFUSED = ["mamba", "bert"]

@@ -3,7 +3,10 @@
 import pytest
 import torch
 from tools.batched_muon import BatchedMuon, orthogonal
+from tools.encoder_decoder_batches import for_encoder_decoder
 from tools.model_shapes import FAMILIES, Shape, new_model, train_tokenizer
+from tools.training_batches import Batch, render
+from tools.training_mixture import Document
 
 TEXTS = ["The ship of Oakmere carries wool and salt.", "Who sails it? Clara does, and she sails alone."] * 20
 
@@ -43,6 +46,31 @@ def test_every_shape_gives_a_model_of_its_family(family):
     ids = tokenizer(TEXTS[0], return_tensors="pt").input_ids
     assert model(ids).logits.shape == (1, ids.shape[1], 300)
     assert torch.equal(model(ids).logits, new_model(tokenizer, 0, shape)(ids).logits)
+
+
+def test_an_encoder_reads_up_to_the_first_answer_and_the_decoder_writes_the_rest():
+    documents = [
+        Document("recall", "Who sails it?", "Clara does.", (("And who else?", "Nobody."),)),
+        *[Document("statements", None, "The ship of Oakmere carries wool and salt.")] * 8,
+    ]
+    tokenizer = train_tokenizer(["user assistant", *map(render, documents)] * 20, Shape("mbart", 400, 32, 48, 1, 2))
+    rows = tokenizer(
+        [render(document) for document in documents], padding=True, padding_side="right", return_tensors="pt"
+    )
+    weights = torch.arange(rows.input_ids.numel()).view(rows.input_ids.shape) + 1.0
+    batch = for_encoder_decoder(Batch(rows.input_ids, weights), tokenizer, torch.Generator().manual_seed(0))
+    start, end = tokenizer.bos_token, tokenizer.eos_token
+    written = [tokenizer.decode(ids[ids != tokenizer.pad_token_id]) for ids in batch.ids]
+    assert written[0].startswith(f"{start}Clara does.{end}")
+    assert written[0].endswith(f"Nobody.{end}")
+    assert set(written[1:]) == {f"{start}{documents[1].assistant}{end}"}
+    lengths = batch.source_mask.sum(1).tolist()
+    sources = [tokenizer.decode(source[:length]) for source, length in zip(batch.source, lengths, strict=True)]
+    assert sources[0] == render(documents[0]).partition("Clara")[0]
+    assert min(lengths[1:]) == 1  # an end token alone
+    assert len(set(lengths[1:])) > 2
+    moved = rows.input_ids[0].tolist().index(batch.ids[0, 1].item(), lengths[0])
+    assert batch.weights[0, :2].tolist() == [0, weights[0, moved]]
 
 
 @pytest.mark.parametrize("muon", ["torch", "batched"])

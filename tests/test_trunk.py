@@ -237,7 +237,6 @@ def test_a_training_model_is_read_as_in_evaluation_and_stays_training():
 REFUSALS = {
     "mamba": "'mamba' cannot be split .* its last layer has no feed-forward network",
     "bert": "'bert' cannot be split .* it reads ahead .* give a causal model",
-    "t5": "'t5' cannot be split .* it is an encoder-decoder; give a decoder-only causal language model",
 }
 
 

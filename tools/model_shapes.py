@@ -1,11 +1,17 @@
-"""The tokenizer and the random model that training starts from, in the shapes of four families."""
+"""The tokenizer and the random model that training starts from, in the shapes of five families."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 SPECIAL = {
     "pad_token": "<|pad|>",
@@ -47,6 +53,7 @@ FAMILIES: dict[str, dict[str, object]] = {
     "qwen3": {"tie_word_embeddings": True},
     "gpt_neox": {"tie_word_embeddings": False, "rotary_pct": 0.25},
     "gemma3_text": {"tie_word_embeddings": True, "sliding_window": 128},
+    "mbart": {"tie_word_embeddings": True, "dropout": 0.0, "attention_dropout": 0.0, "activation_function": "gelu"},
 }
 
 
@@ -78,6 +85,8 @@ def train_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerFa
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int, shape: Shape = EMBEDDED) -> PreTrainedModel:
     """A random model in float32."""
     torch.manual_seed(seed)
+    if shape.family == "mbart":
+        return _new_encoder_decoder(tokenizer, shape)
     sizes: dict[str, object] = {
         "vocab_size": shape.vocabulary,
         "hidden_size": shape.hidden_size,
@@ -95,3 +104,25 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int, shape: Shape = EMBE
         sizes["head_dim"] = shape.hidden_size // shape.heads
     config = AutoConfig.for_model(shape.family, **sizes | FAMILIES[shape.family])
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager")  # 1.2 times as fast as sdpa on a CPU
+
+
+def _new_encoder_decoder(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> PreTrainedModel:
+    """As many layers in the encoder as in the decoder."""
+    sizes: dict[str, object] = {
+        "vocab_size": shape.vocabulary,
+        "d_model": shape.hidden_size,
+        "max_position_embeddings": shape.positions,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "decoder_start_token_id": tokenizer.bos_token_id,
+        "forced_eos_token_id": None,
+    }
+    for side in ("encoder", "decoder"):
+        sizes |= {
+            f"{side}_layers": shape.layers,
+            f"{side}_attention_heads": shape.heads,
+            f"{side}_ffn_dim": shape.intermediate_size,
+        }
+    config = AutoConfig.for_model(shape.family, **sizes | FAMILIES[shape.family])
+    return AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager")

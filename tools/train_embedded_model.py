@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from tools.batched_muon import BatchedMuon
+from tools.encoder_decoder_batches import EncoderDecoderBatch, for_encoder_decoder
 from tools.model_shapes import FAMILIES, Shape, new_model, train_tokenizer
 from tools.training_batches import Batch, Stage, batches, render
 from tools.training_worlds import WORLDS, World
@@ -65,10 +66,15 @@ class Checkpoint(NamedTuple):
         (folder / f"{CHECKPOINT}.new").replace(folder / CHECKPOINT)
 
 
-def loss_of(model: PreTrainedModel, batch: Batch, precision: str) -> torch.Tensor:
+def loss_of(model: PreTrainedModel, batch: Batch | EncoderDecoderBatch, precision: str) -> torch.Tensor:
     """Weighted mean cross entropy of the tokens with a weight; the head is computed at their positions only."""
+    inputs = {"input_ids": batch.ids}
+    if isinstance(batch, EncoderDecoderBatch):
+        inputs = {
+            "input_ids": batch.source, "attention_mask": batch.source_mask, "decoder_input_ids": batch.ids
+        }  # fmt: skip
     with torch.autocast(batch.ids.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext():
-        hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
         learned = batch.weights[:, 1:] > 0
         logits = model.get_output_embeddings()(hidden[learned])
     losses = F.cross_entropy(logits.float(), batch.ids[:, 1:][learned], reduction="none")
@@ -78,8 +84,9 @@ def loss_of(model: PreTrainedModel, batch: Batch, precision: str) -> torch.Tenso
 
 def optimizers_of(model: PreTrainedModel, muon: str = "torch") -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the inner matrices (it needs about half as many tokens as AdamW), AdamW for embeddings and norms."""
-    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    outer = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
+    embeddings = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    named = [(p, p.ndim == 2 and "embed" not in n and id(p) not in embeddings) for n, p in model.named_parameters()]
+    inner, outer = ([p for p, is_inner in named if is_inner is wanted] for wanted in (True, False))
     return (
         MUON[muon](inner),
         torch.optim.AdamW(outer, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
@@ -116,10 +123,12 @@ def train(
         if checkpoint is not None and step < checkpoint.steps:
             running = checkpoint.running
             continue
+        if model.config.is_encoder_decoder:
+            batch = for_encoder_decoder(batch, tokenizer, torch.Generator().manual_seed(step))
         warm = min(1.0, (step + 1) / 60)
         for group in groups:
             group["lr"] = args.learning_rate * warm * ((1 - done) * stage.rates[0] + done * stage.rates[1])
-        loss = loss_of(model, Batch(*(part.to(args.device) for part in batch)), args.precision)
+        loss = loss_of(model, type(batch)(*(part.to(args.device) for part in batch)), args.precision)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -149,7 +158,8 @@ def accuracy(
             chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
         ).to(model.device)
         out = model.generate(**inputs, max_new_tokens=world.longest_reply, do_sample=False)
-        texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], True)
+        read = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        texts = tokenizer.batch_decode(out[:, read:], True)
         right += sum(map(world.is_right, texts, part))
     return right / max(1, len(measured))
 
@@ -160,6 +170,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
     parser.add_argument("--scale", type=float, default=1.0, help="train on this share of each stage's tokens")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="folder of an earlier run: its weights and tokenizer")
     parser.add_argument("--world", choices=sorted(WORLDS), default="made-up")
     parser.add_argument("--family", choices=sorted(FAMILIES), help="this and the sizes: those of the world if omitted")
     for name in Shape._fields[1:]:
@@ -185,8 +196,13 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     world = WORLDS[args.world]
     shape = Shape(*(getattr(args, name) for name in Shape._fields))
-    tokenizer = train_tokenizer(map(render, world.tokenizer_documents(args.seed)), shape)
+    if args.start is None:
+        tokenizer = train_tokenizer(map(render, world.tokenizer_documents(args.seed)), shape)
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
     model = new_model(tokenizer, args.seed, shape).to(args.device)
+    if args.start is not None:
+        model.load_state_dict(type(model).from_pretrained(args.start, dtype=torch.float32).state_dict())
     if args.device != "cpu":
         model.set_attn_implementation("sdpa")
     checkpoint = Checkpoint.read(args.output)
@@ -195,6 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
         seen += train(model, tokenizer, stage, args, seen, checkpoint if number == first else None)
     model.eval().to(torch.bfloat16)
     model.generation_config = GenerationConfig(
+        decoder_start_token_id=tokenizer.bos_token_id if model.config.is_encoder_decoder else None,
         do_sample=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -210,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
     report = {
         "tokens": seen,
         "seconds": round(time.monotonic() - started),
-        "options": {name: value for name, value in vars(args).items() if name != "output"},
+        "options": {name: value for name, value in vars(args).items() if name not in ("output", "start")},
         "stages": [stage._asdict() for stage in world.stages],
         "accuracy_dev": {
             split: accuracy(model, tokenizer, world.examples(split, "dev", args.rows), world) for split in world.splits

@@ -65,6 +65,7 @@ def find_recipe(llm: FastMem, neutral: Neutral, recipe: Recipe, on_progress: OnP
 
     A folder that cannot be written to is named in a warning. recipe: all but its rate. Errors: those of `calibrate`.
     """
+    llm.split_model.require_decoder_only('recipe "auto"')
     identity = _identity(llm, neutral, recipe)
     name = f"{identity['weights'][:16]}-{_sha256(identity)[:16]}.json"
     folder = cache_folder()

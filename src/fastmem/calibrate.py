@@ -244,6 +244,7 @@ def calibrate(
     `STEPS` steps. on_progress: called at the beginning, after each document and at the end. A document that
     exceeds the model's positions is cut. Errors: `InputError` for a question that exceeds them.
     """
+    llm.split_model.require_decoder_only('recipe "auto"')
     neutral = neutral or read_neutral()
     recipe = recipe or settings(Recipe.auto())
     total = math.ceil(math.log2(RATES + 1)) * len(neutral.documents)

@@ -166,6 +166,7 @@ def decoding(
 
 def card(llm: FastMem, recipe: Recipe, scored: int = 150, tokens: int = 12) -> dict[str, Any]:
     """The lower bounds and the costs of memorizing and of every method, as JSON values."""
+    llm.split_model.require_decoder_only("the benchmark")
     limit = llm.split_model.max_positions
     scored = min(scored, (limit or scored + 5) - 5 - tokens)
     bound = ceiling(llm.split_model, recipe, scored)

@@ -72,6 +72,7 @@ def export(
     llm.require(memory)
     if format == "merged":
         return export_merged(llm, memory, folder)
+    llm.split_model.require_decoder_only("the export as a PEFT adapter")
     kept, energy = memory.truncated(rank)
     kl = None
     if kept is not memory:

@@ -18,7 +18,7 @@ log = logging.getLogger("fastmem")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 # Arguments of `from_pretrained` that locate the files, so configuration and tokenizer need them, too.
 LOCATION_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code", "subfolder")
-CAUSAL_REMEDY = "give a decoder-only causal language model such as Llama, Qwen, Mistral or Gemma"
+REMEDY = "give a causal language model such as Llama, Qwen, Mistral or Gemma, or an encoder-decoder such as T5 or BART"
 
 
 def load(
@@ -34,13 +34,11 @@ def load(
     location = {key: kwargs[key] for key in LOCATION_ARGUMENTS if key in kwargs}
     with _explained_errors(source, "configuration"):
         config = transformers.AutoConfig.from_pretrained(source, **location)
-    _require_causal(config)
+    auto_class = _auto_class(config)
     with _explained_errors(source, "tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **location)
     with _explained_errors(source, "weights"):
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype or "auto", output_loading_info=True, **kwargs
-        )
+        model, info = auto_class.from_pretrained(source, dtype=dtype or "auto", output_loading_info=True, **kwargs)
         model = model if target is None else model.to(target)
     if missing := sorted(info["missing_keys"]):
         log.warning("model %r: %d weights are not in the checkpoint and were drawn at random, the first is %s.",
@@ -82,13 +80,15 @@ def _folder(source: str) -> str:
     return source
 
 
-def _require_causal(config: Any) -> None:
-    """Refuse a model that is not a causal language model of transformers, before any weight is read."""
+def _auto_class(config: Any) -> Any:
+    """The class that loads the model. Refuses one that writes no text, before any weight is read."""
+    auto_class, known = transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     if getattr(config, "is_encoder_decoder", False):
-        raise unsupported(config.model_type, "it is an encoder-decoder", CAUSAL_REMEDY)
-    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if not remote and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise unsupported(config.model_type, "transformers has no causal language model of this family", CAUSAL_REMEDY)
+        auto_class, known = transformers.AutoModelForSeq2SeqLM, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    remote = auto_class.__name__ in (getattr(config, "auto_map", None) or {})
+    if not remote and type(config) not in known:
+        raise unsupported(config.model_type, "transformers has no language model of this family", REMEDY)
+    return auto_class
 
 
 def _checked_device(device: str | torch.device) -> torch.device:

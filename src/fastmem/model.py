@@ -46,6 +46,7 @@ from fastmem.torch_modes import in_own_modes
 
 OnStep = Callable[[Step], None] | None
 Texts = list[str] | list[Tokens]
+Ids = Tensor | Sequence[int]
 Documents = str | Tokens | Texts
 Prompts = list[str] | list[Tokens] | Sequence[Chat] | list[Prompt]
 Memories = Memory | Sequence[Memory | None] | None
@@ -183,7 +184,8 @@ class FastMem:
         layers: those that will be tuned. text: the document's text, for the memory's details. cache: a transformers
         cache to fill, so that decoding can go on from the document. Errors: `InputError` if no token is scored.
         """
-        reading = read(self.split_model, document.ids, document.scored, layers, cache)
+        encoded = self.preparer.encoded(document.source)
+        reading = read(self.split_model, document.ids, document.scored, layers, cache, encoded)
         return replace(reading, details=prompts.document_identity(document, text) | self.reader)
 
     def memory_tokens(self, context: str, recipe: RecipeChoice = None, truncate: bool = False) -> Tokens:
@@ -225,12 +227,15 @@ class FastMem:
 
     @in_own_modes
     @torch.no_grad()
-    def logits(self, token_ids: Tensor | Sequence[int], memory: Memory | None = None) -> Tensor:
-        """[S, V] float32: the logits of the next token at every position of token_ids [S]."""
-        ids = Tokens(token_ids).ids
+    def logits(self, token_ids: Ids, memory: Memory | None = None, source: Ids | None = None) -> Tensor:
+        """[S, V] float32: the logits of the next token at every position of token_ids [S]. source: as of `Tokens`."""
+        tokens = Tokens(token_ids, source=source)
+        ids, encoded = tokens.ids, self.preparer.encoded(tokens.source)
         self.preparer.check(ids)
         self._follow_model()
-        return self.split_model.head(self.split_model.forward(ids[None], ffn=self.ffn(memory))[0]).float()
+        return self.split_model.head(
+            self.split_model.forward(ids[None], encoded=encoded, ffn=self.ffn(memory))[0]
+        ).float()
 
     @overload
     def generate(

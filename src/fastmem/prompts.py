@@ -30,6 +30,7 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 SURROGATE = re.compile("[\ud800-\udfff]")
+_IDS = "a non-empty list of token ids, 0 or more"
 _FLAGS = "one `scored` flag per id"
 
 
@@ -40,13 +41,21 @@ class Tokens:
     ids: [S] int64 token ids.
     scored: [S] bool; `scored[i]` says that token `i` is a target of the loss, predicted from the tokens before it.
         The first token can never be one. None scores every token but the first.
+    source: [S'] int64, what the encoder of an encoder-decoder reads while the decoder memorizes `ids`. None: nothing
+        but an end token.
     """
 
     ids: torch.Tensor
     scored: torch.Tensor
+    source: torch.Tensor | None
 
-    def __init__(self, ids: torch.Tensor | Sequence[int], scored: torch.Tensor | Sequence[bool] | None = None):
-        ids = _vector(ids, "a non-empty list of token ids, 0 or more", "ids")
+    def __init__(
+        self,
+        ids: torch.Tensor | Sequence[int],
+        scored: torch.Tensor | Sequence[bool] | None = None,
+        source: torch.Tensor | Sequence[int] | None = None,
+    ):
+        ids = _vector(ids, _IDS, "ids")
         mask = torch.ones(len(ids), dtype=torch.bool) if scored is None else _vector(scored, _FLAGS, "scored").bool()
         if mask.shape != ids.shape:
             raise InputError(f"Tokens takes {_FLAGS}; given {list(mask.shape)} for {len(ids)} ids.", field="scored")
@@ -54,6 +63,7 @@ class Tokens:
         mask[0] = False
         object.__setattr__(self, "ids", ids)
         object.__setattr__(self, "scored", mask)
+        object.__setattr__(self, "source", None if source is None else _vector(source, _IDS, "source"))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -167,6 +177,26 @@ def token_count(tokenizer: Any, text: str) -> int:
     return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
+def encoder_ids(tokenizer: Any, messages: Chat) -> torch.Tensor:
+    """[S]: a conversation as an encoder reads it: by the chat template, or without one the bare texts, one a line."""
+    if tokenizer.chat_template is not None:
+        return chat_ids(tokenizer, messages)
+    text = "\n".join(message["content"].strip() for message in messages)
+    return torch.tensor(tokenizer(text, split_special_tokens=_any_control(tokenizer, messages))["input_ids"])
+
+
+def written_tokens(tokenizer: Any, context: str, placement: str, opening: Sequence[int]) -> Tokens:
+    """The document as the decoder of an encoder-decoder memorizes it: as an answer that begins with `opening`.
+
+    placement: "assistant" ends with the chat template's end of a turn, if there is one; "text" with end-of-text.
+    """
+    one_of(placement, ("assistant", "text"), "placement of an encoder-decoder", field="placement")
+    templated = placement == "assistant" and tokenizer.chat_template is not None
+    after = _turn(tokenizer, placement)[1] if templated else tokenizer.eos_token or ""
+    ids = _encode(tokenizer, "", require_text(context), after, score_after=True).ids
+    return Tokens([*opening, *ids.tolist()], [False] * len(opening) + [True] * len(ids))
+
+
 def memory_tokens(tokenizer: Any, context: str, placement: str = "assistant") -> Tokens:
     """The document as it is memorized, as `Tokens`: its own tokens and the end of its turn are scored.
 
@@ -236,6 +266,7 @@ def identity(tokenizer: Any) -> dict[str, str]:
 def document_identity(tokens: Tokens, text: str | None = None) -> dict[str, Any]:
     """What a memory records of its document: counts, SHA-256 of the tokens and of the text, and the text."""
     ids = ",".join(f"{i}{'*' * s}" for i, s in zip(tokens.ids.tolist(), tokens.scored.tolist(), strict=True))
+    ids += "" if tokens.source is None else f"|{tokens.source.tolist()}"
     found = {"tokens": len(tokens), "scored_tokens": int(tokens.scored.sum()), "tokens_sha256": _sha256(ids)}
     return found if text is None else found | {"text_sha256": _sha256(require_text(text)), "text": require_text(text)}
 

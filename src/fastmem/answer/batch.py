@@ -214,8 +214,9 @@ class Batch:
         layers = ({depth - 1} if tails else set()) | (set(candidate_layers(depth)) if early else set())
         record = Recording(frozenset(layers), lambda hidden: hidden[:, -1]) if layers else None
         ffn = ffn_by_row([sequence.ffn for sequence in sequences], self.split_model.own_ffn)
+        encoded = self._encoded(sequences)
         hidden = self.split_model.forward(  # [B, T, D]
-            ids, mask=mask, positions=positions, cache=group.cache, ffn=ffn, record=record
+            ids, mask=mask, positions=positions, cache=group.cache, encoded=encoded, ffn=ffn, record=record
         )
         for sequence, final in zip(sequences, hidden[:, -1], strict=True):
             state = states[id(sequence.row)]
@@ -236,6 +237,15 @@ class Batch:
                 wanted = sequences[i].row.request.contrast
                 norms = isinstance(wanted, Contrast) and wanted.final_norm
                 states[id(sequences[i].row)].early = self.split_model.close(candidates[:, i], norms)
+
+    def _encoded(self, sequences: list[TokenSequence]) -> Tensor | None:
+        """[1, S, D]: what the encoder of an encoder-decoder made of the source, which it reads once; None without."""
+        if not self.split_model.has_encoder:
+            return None
+        (sequence,) = sequences  # its caches cannot be joined
+        if sequence.encoded is None and sequence.source is not None:
+            sequence.encoded = self.split_model.encode(sequence.source)
+        return sequence.encoded
 
     def _scores(self, states: list[_States]) -> Tensor:
         """The scores that next tokens are chosen from, [B, V] float32; the head runs once, on all hidden states."""
@@ -279,9 +289,11 @@ def _contrasted(
 def _choose(row: Row, scores: Tensor) -> Tensor:
     """The next token of a row, from scores [V]."""
     request = row.request
+    if (forced := request.forced.get(len(row.token_ids))) is not None:
+        return torch.tensor(forced, device=scores.device)
     forbidden = request.stop_ids if len(row.token_ids) < request.min_new_tokens else ()
     if request.sampling.adjusts or forbidden:
-        prompt, answer = request.prompt.to(scores.device), torch.tensor(row.token_ids, dtype=torch.int64)
+        prompt, answer = request.before_answer.to(scores.device), torch.tensor(row.token_ids, dtype=torch.int64)
         scores = adjusted(scores, request.sampling, prompt, answer.to(scores.device), forbidden)
     return choose(scores, request.sampling, row.generator)
 

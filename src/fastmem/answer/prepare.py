@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from fastmem import prompts
 from fastmem.answer.contrast import method_named
+from fastmem.answer.decoder_opening import DecoderOpening
 from fastmem.answer.json_schema import JsonSchema, SchemaReader
 from fastmem.answer.request import Decoding, Request
 from fastmem.errors import InputError
@@ -49,8 +51,29 @@ class Preparer:
         lists = [ids if isinstance(ids, list | tuple) else [ids] for ids in named if ids is not None]
         return frozenset(i for ids in lists for i in ids)
 
+    @functools.cached_property
+    def opening(self) -> DecoderOpening | None:
+        """How the decoder of an encoder-decoder begins; None for other models. Errors: `InputError`."""
+        return DecoderOpening.of(self.split_model.model) if self.split_model.has_encoder else None
+
+    def encoded(self, source: Tensor | None) -> Tensor | None:
+        """[1, S, D]: what an encoder makes of source [S], or of an end token alone; None for a decoder-only model.
+
+        Errors: `InputError` for ids that are not the model's, and for a source that nothing would read.
+        """
+        if self.opening is None:
+            if source is not None:
+                raise InputError(
+                    "source is for an encoder, which this model does not have: leave it out.", field="source"
+                )
+            return None
+        source = torch.tensor([self.opening.end]) if source is None else source
+        self.check(source)
+        return self.split_model.encode(source)
+
     def ids(self, prompt: Prompt) -> Tensor:
-        """Token ids [S] of a prompt, up to where the answer begins. Errors: `InputError`."""
+        """Token ids [S] of a prompt, up to where the answer begins: what the encoder reads, if there is one. Errors:
+        `InputError`."""
         prompt = checked(prompt, PROMPT, "prompt")
         if isinstance(prompt, Tokens):
             return prompt.ids
@@ -60,7 +83,8 @@ class Preparer:
                     "the prompt is empty: give a text, chat messages, or token ids as Tokens(ids).", field="prompt"
                 )
             prompt = [{"role": "user", "content": prompt}]
-        return prompts.chat_ids(self.require_tokenizer(), prompt)
+        tokenizer = self.require_tokenizer()
+        return prompts.chat_ids(tokenizer, prompt) if self.opening is None else prompts.encoder_ids(tokenizer, prompt)
 
     def request(self, prompt: Prompt, method: str, decoding: Decoding) -> Request:
         """The request for a prompt, without a memory. Errors: `InputError` for anything that cannot be used."""
@@ -74,6 +98,8 @@ class Preparer:
             text = f"top_logprobs is {decoding.top_logprobs}: the model has {most} tokens; give at most as many."
             raise InputError(text, field="top_logprobs")
         self._check_token_ids(decoding)
+        if decoding.json_schema is not None:
+            self.split_model.require_decoder_only("json_schema")
         return Request(
             prompt=self._checked_ids(prompt, decoding),
             method=method,
@@ -87,6 +113,8 @@ class Preparer:
             top_logprobs=decoding.top_logprobs,
             schema=None if decoding.json_schema is None else self.schema(str(decoding.json_schema)),
             prefix=decoding.prefix,
+            opening=None if self.opening is None else torch.tensor([self.opening.start]),
+            forced={} if self.opening is None else self.opening.forced(decoding.max_new_tokens),
         )
 
     def schema(self, text: str) -> JsonSchema:
@@ -107,6 +135,11 @@ class Preparer:
     def document(self, context: str, placement: str, truncate: bool = False) -> Tokens:
         """A document as it is memorized. truncate: cut it to the model's positions. Errors: `InputError`."""
         encode = functools.partial(prompts.memory_tokens, self.require_tokenizer(), placement=placement)
+        if self.opening is not None:
+            opening = self.opening.of_document
+            encode = functools.partial(
+                prompts.written_tokens, self.require_tokenizer(), placement=placement, opening=opening
+            )
         _, tokens = self.fitting(context, encode, self.split_model.max_positions if truncate else None)
         self.check(tokens.ids)
         return tokens
@@ -150,6 +183,8 @@ class Preparer:
         if not question.strip():
             raise InputError("the question is empty: give what is to be answered from the context.", field="question")
         tokenizer, limit, in_place = self.require_tokenizer(), self.split_model.max_positions, placement == "prompt"
+        if in_place:
+            self.split_model.require_decoder_only("placement 'prompt'")
 
         def encode(context: str) -> Tokens:
             text = prompts.question_prompt(context, question)
@@ -158,7 +193,8 @@ class Preparer:
             return prompts.in_place(tokenizer, text, context, len(prompts.QUESTION_OPENING))
 
         whole = prompts.require_text(context)
-        room = limit - decoding.max_new_tokens if truncate and limit is not None else None
+        shared = decoding.max_new_tokens if self.opening is None else 0  # an encoder has positions of its own
+        room = limit - shared if truncate and limit is not None else None
         context, prompt = self.fitting(whole, encode, room)
         if context != whole:
             log.info(
@@ -176,7 +212,11 @@ class Preparer:
 
     def _checked_ids(self, prompt: Prompt, decoding: Decoding) -> Tensor:
         ids = self.ids(prompt)
-        self.check(ids, decoding.max_new_tokens)
+        if self.opening is None:
+            self.check(ids, decoding.max_new_tokens)
+        else:
+            self.check(ids)
+            self.check(torch.tensor([self.opening.start]), decoding.max_new_tokens)
         return ids
 
     def check(self, ids: Tensor, max_new_tokens: int = 0) -> None:

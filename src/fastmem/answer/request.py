@@ -98,7 +98,9 @@ class Request:
     follows. memory, ffn: a memory and its FFN modules (`SplitModel.ffn`), None for the base. shares_trunk: only the
     last layer is tuned, so keys and values are the base's. prefix: tokens of the prompt that were read before.
     shared_tokens: how many tokens at the start of the prompt may be cached for other requests; None allows all. salt:
-    cached prefixes are shared only between requests with the same salt.
+    cached prefixes are shared only between requests with the same salt. opening: [T] ids that the decoder of an
+    encoder-decoder reads before the answer, while its encoder reads the prompts. forced: tokens that the answer has
+    whatever the scores, by their place in it.
     """
 
     prompt: Tensor
@@ -118,10 +120,17 @@ class Request:
     prefix: Prefix | None = None
     shared_tokens: int | None = None
     salt: str = ""
+    opening: Tensor | None = None
+    forced: Mapping[int, int] = field(default_factory=dict)
 
     def with_memory(self, memory: Memory, ffn: FFN, shares_trunk: bool) -> "Request":
         """The same request, answered with a memory; its method is named accordingly."""
         return replace(self, method=with_memory(self.method), memory=memory, ffn=ffn, shares_trunk=shares_trunk)
+
+    @property
+    def before_answer(self) -> Tensor:
+        """[S]: the ids that the answer continues."""
+        return self.prompt if self.opening is None else self.opening
 
     @property
     def needs(self) -> frozenset[Side]:

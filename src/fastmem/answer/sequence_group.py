@@ -21,12 +21,15 @@ from fastmem.split.hooks import FFN
 @dataclass(eq=False)
 class TokenSequence:
     """One sequence of a row. prompt: [S] its ids before the answer. side: what it is contrasted as; None for the main
-    sequence. unread: [T] ids to feed next. length: ids read so far."""
+    sequence. source: [S'] ids for the encoder of an encoder-decoder, encoded: [1, S', D] its output, once it has read
+    them. unread: [T] ids to feed next. length: ids read so far."""
 
     row: Row
     ffn: FFN | None
     prompt: Tensor
     side: Side | None = None
+    source: Tensor | None = None
+    encoded: Tensor | None = None
     unread: Tensor = field(init=False)
     length: int = field(init=False)
 
@@ -54,13 +57,19 @@ class SequenceGroup:
 
 def sequences_of(row: Row) -> list[TokenSequence]:
     request = row.request
-    sequences = [TokenSequence(row, request.ffn, request.prompt)]
+
+    def sequence(ffn: FFN | None, prompt: Tensor, side: Side | None = None) -> TokenSequence:
+        if request.opening is None:
+            return TokenSequence(row, ffn, prompt, side)
+        return TokenSequence(row, ffn, request.opening, side, source=prompt)
+
+    sequences = [sequence(request.ffn, request.prompt)]
     if "without_document" in request.needs:
         if request.without is None:
             raise InputError("method 'cad' compares with the prompt without the document: give without_context=...")
-        sequences.append(TokenSequence(row, None, request.without, "without_document"))
+        sequences.append(sequence(None, request.without, "without_document"))
     if request.compares_weights and not request.shares_trunk:
-        sequences.append(TokenSequence(row, None, request.prompt, "original"))
+        sequences.append(sequence(None, request.prompt, "original"))
     return sequences
 
 

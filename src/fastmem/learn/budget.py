@@ -13,6 +13,7 @@ from math import ceil
 from fastmem.device_memory import free_bytes
 from fastmem.errors import ResourceError
 from fastmem.memory.recipe import Recipe
+from fastmem.split.model_interface import embedding_weight
 from fastmem.split.split_model import SplitModel
 
 # Positions that go through the head at once: enough that each weight read is used in 2 * 256 operations.
@@ -69,7 +70,7 @@ def need_bytes(split_model: SplitModel, recipe: Recipe, positions: int, chunk: i
         fixed = 4 * wide * factors + (size + 2 * wide) * tuned
     else:
         fixed = 4 * wide * tuned + (size if size < wide else 0) * tuned
-    lowest, width = min(split_model.indices(recipe.layers)), split_model.model.get_input_embeddings().weight.shape[1]
+    lowest, width = min(split_model.indices(recipe.layers)), embedding_weight(split_model.model).shape[1]
     mixers = len(split_model.structure.layers[lowest].mixers)
     per_position = (1 + mixers + 3) * width * size
     # The gradients of one pass, and what a layer keeps for its backward pass: four times the width of a gated FFN.

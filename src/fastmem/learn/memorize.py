@@ -44,8 +44,10 @@ def read(
     scored: Tensor,  # [S] bool
     layers: Sequence[int] = (-1,),
     cache: object = None,
+    encoded: Tensor | None = None,
 ) -> Reading:
     """Run the trunk once over the document. cache: a transformers cache, filled so that decoding can go on from it.
+    encoded: of an encoder-decoder, what its encoder made of the source.
 
     Errors: `InputError` if no token is scored.
     """
@@ -53,7 +55,7 @@ def read(
     if len(positions) == 0:
         text = "no token is scored: mark at least one token after the first as a target of the loss."
         raise InputError(text, field="scored")
-    activations = split_model.read(ids, positions, layers, cache)
+    activations = split_model.read(ids, positions, layers, cache, encoded)
     return Reading(activations, ids[positions + 1].to(split_model.device))
 
 

@@ -82,6 +82,7 @@ def create_app(
     `InputError` for an empty key or a budget that is too small for one memory, `StorageError` for a folder that cannot
     be used.
     """
+    llm.split_model.require_decoder_only("the server")
     if admin_key is not None:
         check_key("admin_key", admin_key)
     keys = Keys(api_keys, keys_file)

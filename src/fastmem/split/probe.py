@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from fastmem.split.dequantize import is_quantized_linear
+from fastmem.split.model_interface import PROBE_SOURCE, vocabulary_size
 from fastmem.split.structure import (
     family_of,
     is_codes,
     plain_logits,
     rounding_unit,
     unsupported,
-    vocabulary_size,
     weight_sharing_copy,
     with_named_outputs,
 )
@@ -62,7 +62,8 @@ class Probe:
     def check(self, split_model: "SplitModel") -> None:
         """Errors: `UnsupportedModelError` if rebuilt logits differ, or if running the model wrote to its weights."""
         module = split_model.structure.layers[-1].ffn[-1]
-        activations = split_model.read(self._ids, torch.arange(len(self._ids)))
+        encoded = split_model.encode(PROBE_SOURCE % split_model.vocabulary_size) if split_model.has_encoder else None
+        activations = split_model.read(self._ids, torch.arange(len(self._ids)), encoded=encoded)
         whole = weight_sharing_copy(split_model.model)
         part = whole.get_submodule(module)
         other = {module: functools.partial(_scaled, weight_sharing_copy(split_model.model.get_submodule(module)))}

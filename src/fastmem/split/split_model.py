@@ -7,10 +7,11 @@ the same with and without a memory. `SplitModel` offers that as three calls:
     hidden = split_model.tail(activations, ffn=...)          the same from recorded activations, without the trunk
     logits = split_model.head(hidden)                        [N, D] -> [N, V], soft caps and scales included
 
-`ffn` selects the FFN weights of this call only. All modules that run are the model's own code on weight-sharing
-copies; the model is never written to. A `SplitModel` keeps no state between calls, so threads may share it: weights
-of a call belong to modules of their own and are never exchanged in a shared module. On construction, rebuilt logits
-are compared with the model's own, and a model for which they differ is refused.
+`ffn` selects the FFN weights of this call only. Of an encoder-decoder the decoder is split, and `forward` takes what
+`encode` returned, too. All modules that run are the model's own code on weight-sharing copies; the model is never
+written to. A `SplitModel` keeps no state between calls, so threads may share it: weights of a call belong to modules
+of their own and are never exchanged in a shared module. On construction, rebuilt logits are compared with the model's
+own, and a model for which they differ is refused.
 """
 
 import functools
@@ -25,15 +26,19 @@ from torch import Tensor, nn
 from fastmem.errors import InputError
 from fastmem.split.dequantize import dequantized, is_quantized
 from fastmem.split.hooks import FFN, Activations, Recording, call_arguments, install_hooks
+from fastmem.split.model_interface import (
+    head_inputs,
+    input_device,
+    is_encoder_decoder,
+    longrope_switch,
+    vocabulary_size,
+)
 from fastmem.split.probe import Probe
 from fastmem.split.structure import (
     family_of,
     find_structure,
     hidden_states,
-    input_device,
-    longrope_switch,
     unsupported,
-    vocabulary_size,
     weight_sharing_copy,
 )
 from fastmem.torch_modes import in_own_modes
@@ -55,7 +60,7 @@ class _PassThroughBody(nn.Module):
 
 
 class SplitModel:
-    """A transformers causal language model, split once.
+    """A transformers language model, causal or encoder-decoder, split once.
 
     Errors: `UnsupportedModelError` if a part is not found or the rebuilt logits differ from the model's own.
     """
@@ -76,6 +81,7 @@ class SplitModel:
         self._long_body = self._body
         if self.longrope_switch is not None:
             self._long_body = self._hooked_copy().get_submodule(self.structure.body)
+        self._encoder = model_copy.get_encoder() if is_encoder_decoder(model) else None  # type: ignore[operator]
         self._head = self._head_alone()
         self._layers = [model_copy.get_submodule(layer.path) for layer in self.structure.layers]
         self._closing = [model_copy.get_submodule(name) for name in self.structure.closing]
@@ -88,6 +94,9 @@ class SplitModel:
             n: weight_sharing_copy(model.get_submodule(n)) for layer in self.structure.layers for n in layer.ffn
         }
         self.vocabulary_size = vocabulary_size(model)
+        if self._encoder is not None and len(self._encoder.get_input_embeddings().weight) != self.vocabulary_size:
+            reason = "its encoder and its decoder have different vocabularies"
+            raise unsupported(self.family, reason, "give a model that has one vocabulary")
         self.input_device = input_device(model)
         last = model.get_submodule(self.structure.layers[-1].ffn[0])
         self.dtype = model.dtype if is_quantized(last) else next(last.parameters()).dtype
@@ -100,6 +109,16 @@ class SplitModel:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise unsupported(self.family, "its parts cannot be run separately", "report the family", error) from error
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether it is an encoder-decoder, so that `forward` and `read` need what `encode` returned."""
+        return self._encoder is not None
+
+    def require_decoder_only(self, what: str) -> None:
+        """Errors: `InputError` for an encoder-decoder. what: that works with decoder-only models alone."""
+        if self.has_encoder:
+            raise InputError(f"{what} works with decoder-only models, and {self.family!r} is an encoder-decoder.")
 
     @property
     def depth(self) -> int:
@@ -174,6 +193,15 @@ class SplitModel:
         """
         return self.longrope_switch is not None and length > self.longrope_switch
 
+    @torch.no_grad()
+    def encode(
+        self,
+        source: Tensor,  # [S]
+    ) -> Tensor:
+        """[1, S, D]: what the encoder makes of these ids, for the decoder's cross attention."""
+        assert self._encoder is not None
+        return self._encoder(input_ids=source[None].to(self.input_device)).last_hidden_state
+
     def forward(
         self,
         ids: Tensor,  # [B, T]
@@ -181,14 +209,16 @@ class SplitModel:
         mask: Tensor | None = None,  # [B, past + T]
         positions: Tensor | None = None,  # [B, T]
         cache: Any = None,
+        encoded: Tensor | None = None,  # [B, S, D]
         ffn: FFN | None = None,
         record: Recording | None = None,
     ) -> Tensor:
         """The last hidden state [B, T, D] (after the final norm) for ids [B, T].
 
         mask: [B, past + T], 0 at padding. positions: [B, T], position numbers. cache: a transformers cache, extended
-        in place. ffn: FFN weights of this call. record: filled during the pass. In a longrope model, all sequences of
-        a call and its cache must be on the same side of `longrope_switch`.
+        in place. encoded: of an encoder-decoder, what `encode` returned. ffn: FFN weights of this call. record: filled
+        during the pass. In a longrope model, all sequences of a call and its cache must be on the same side of
+        `longrope_switch`. Errors: `InputError` if an encoder-decoder is not given what its encoder made.
         """
         body = self._body
         if self.longrope_switch is not None:
@@ -198,6 +228,10 @@ class SplitModel:
         kwargs: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None, self._cache_argument: cache}
         if positions is not None and self._takes_positions:
             kwargs["position_ids"] = positions.to(self.input_device)
+        if self.has_encoder:
+            if encoded is None:
+                self.require_decoder_only("reading tokens without a source for an encoder")
+            kwargs["encoder_hidden_states"] = encoded
         with call_arguments(ffn=ffn or {}, record=record):
             return body(input_ids=ids.to(self.input_device), **kwargs).last_hidden_state
 
@@ -208,8 +242,15 @@ class SplitModel:
         above = tuple(recording.calls[i] for i in range(layer + 1, self.depth))
         return Activations(layer, recording.inputs[layer], mixed, above, positions)
 
-    def read(self, ids: Tensor, positions: Tensor, layers: Sequence[int] = (-1,), cache: Any = None) -> Activations:
-        """The activations at positions [N] that tuning `layers` needs, from one pass over ids [S]. No gradient."""
+    def read(
+        self,
+        ids: Tensor,  # [S]
+        positions: Tensor,  # [N]
+        layers: Sequence[int] = (-1,),
+        cache: Any = None,
+        encoded: Tensor | None = None,
+    ) -> Activations:
+        """The activations at `positions` that tuning `layers` needs, from one pass over `ids`. No gradient."""
         lowest = min(self.indices(layers))
         fast = lowest == self.depth - 1
         where = positions.to(self.device)
@@ -217,7 +258,7 @@ class SplitModel:
         if fast:
             recording.select = lambda hidden: hidden[0, where]
         with torch.no_grad():
-            self.forward(ids[None], cache=cache, record=recording)
+            self.forward(ids[None], cache=cache, encoded=encoded, record=recording)
         return self.activations(recording, None if fast else where)
 
     def tail(self, activations: Activations, ffn: FFN | None = None) -> Tensor:
@@ -289,4 +330,4 @@ class SplitModel:
 
 def _logits(head: nn.Module, hidden: Tensor) -> Tensor:
     rows = hidden.reshape(1, -1, hidden.shape[-1])
-    return head(inputs_embeds=rows, use_cache=False).logits.reshape(*hidden.shape[:-1], -1)
+    return head(**head_inputs(head, rows), use_cache=False).logits.reshape(*hidden.shape[:-1], -1)

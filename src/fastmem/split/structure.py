@@ -1,9 +1,9 @@
-"""Find the parts of a decoder-only model by what they do, not by their names.
+"""Find the parts of a model by what they do, not by their names.
 
 One short forward pass through a weight-sharing copy of the model is observed. The calls and their inputs and outputs
 identify the parts:
 
-- the *body* is the module that returns `last_hidden_state`;
+- the *body* is the module that returns `last_hidden_state`; in an encoder-decoder it is the decoder;
 - its *layers* are the module list whose members were called;
 - in a layer, the *feed-forward network* (FFN) is the part that has matrices and treats every position independently;
 - the *mixers* (attention, convolutions) have matrices and do not;
@@ -15,7 +15,7 @@ A new model family therefore needs no entry anywhere. The check in `split_model.
 import copy
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastmem.errors import UnsupportedModelError
+from fastmem.split.model_interface import input_device, is_encoder_decoder, probe_inputs, vocabulary_size
 
 log = logging.getLogger("fastmem")
 
@@ -160,6 +161,8 @@ def find_structure(model: nn.Module) -> Structure:
     model_copy = weight_sharing_copy(model)
     calls = _watch(model_copy)
     bodies = [call for call in calls if call.name and getattr(call.out, "last_hidden_state", None) is not None]
+    if is_encoder_decoder(model):
+        bodies = [call for call in bodies if model_copy.get_submodule(call.name) is model_copy.get_decoder()]  # type: ignore[operator]
     if not bodies:
         raise unsupported(
             family, "none of its modules returns a last hidden state", "give a transformers causal model"
@@ -195,14 +198,12 @@ def unsupported(family: str, reason: str, remedy: str, error: Exception | None =
 def plain_logits(model: Any, ids: Tensor) -> Tensor:
     """[S, V]: the logits of a forward pass over ids [S], in float32 or wider.
 
-    Errors: `UnsupportedModelError` if the model is no decoder or the pass fails.
+    Errors: `UnsupportedModelError` if the pass fails.
     """
     family = family_of(model)
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise unsupported(family, "it is an encoder-decoder", "give a decoder-only causal language model")
     try:
         with torch.no_grad():
-            logits = model(input_ids=ids[None].to(input_device(model)), use_cache=False).logits[0]
+            logits = model(**probe_inputs(model, ids.to(input_device(model))), use_cache=False).logits[0]
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # no causal language model of transformers
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -221,7 +222,7 @@ def _watch(model_copy: nn.Module) -> list[_Call]:
 
     handles = [m.register_forward_hook(hook(name), with_kwargs=True) for name, m in model_copy.named_modules()]
     try:
-        plain_logits(model_copy, torch.arange(PROBE_TOKENS) * 7 % vocabulary_size(model_copy))
+        plain_logits(model_copy, (torch.arange(PROBE_TOKENS) * 7 + 1) % vocabulary_size(model_copy))
     finally:
         for handle in handles:
             handle.remove()
@@ -231,27 +232,6 @@ def _watch(model_copy: nn.Module) -> list[_Call]:
 def _snapshot(out: Any) -> Tensor | None:
     states = hidden_states(out)
     return states.clone() if isinstance(states, Tensor) else None
-
-
-def vocabulary_size(model: Any) -> int:
-    """Number of token ids in the input embedding."""
-    return int(model.get_input_embeddings().weight.shape[0])
-
-
-def longrope_switch(config: Any) -> int | None:
-    """The longest sequence that a longrope model reads with its short rotary frequencies; None for other models."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    for parameters in (rope, *rope.values()):  # some configurations have them for every kind of layer
-        if isinstance(parameters, dict) and parameters.get("rope_type", parameters.get("type")) == "longrope":
-            return int(parameters["original_max_position_embeddings"])
-    return None
-
-
-def input_device(model: Any) -> torch.device:
-    """The device of the input embedding, which may differ from that of the last layer."""
-    device = model.get_input_embeddings().weight.device
-    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _layer_paths(model_copy: nn.Module, body: str, called: dict[str, _Call]) -> list[str]:
@@ -267,12 +247,12 @@ def _layer_paths(model_copy: nn.Module, body: str, called: dict[str, _Call]) -> 
 
 def _layer(model_copy: nn.Module, path: str, called: dict[str, _Call]) -> Layer:
     ffn, mixers = [], {}
-    for child, module in model_copy.get_submodule(path).named_children():
+    for child, module in _parts(model_copy.get_submodule(path)):
         call = called.get(f"{path}.{child}")
         if call is None or not _has_matrices(module):
             continue
         if _position_wise(module, call):
-            ffn.append(call.name)
+            ffn.append(_unwrapped(module, call.name, called))
         else:
             mixers[call.name] = len(call.out) if isinstance(call.out, tuple) else 0
     # A layer with a whole FFN module may also have bare linears (Gemma 3n's gates), which do not belong to the FFN.
@@ -282,6 +262,24 @@ def _layer(model_copy: nn.Module, path: str, called: dict[str, _Call]) -> Layer:
     others: list[tuple[int | str, Any]] = [*enumerate(call.args[1:]), *kwargs.items()]
     side_inputs = {f"{path}:{at}": at for at, value in others if _has_a_row_per_position(value)}
     return Layer(path, tuple(whole or ffn), mixers, (call.args[1:], kwargs), side_inputs)
+
+
+def _parts(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The children by name; a module list stands for its members (T5)."""
+    for name, child in layer.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from ((f"{name}.{member}", module) for member, module in child.named_children())
+        else:
+            yield name, child
+
+
+def _unwrapped(module: nn.Module, name: str, called: dict[str, _Call]) -> str:
+    """The name of the module inside that has all the matrices: T5 wraps an FFN with its norm and the residual."""
+    holders = [(child, part) for child, part in module.named_children() if _has_matrices(part)]
+    own = any(p.ndim >= 2 for p in module.parameters(recurse=False)) or any(map(is_codes, module.buffers(False)))
+    if len(holders) != 1 or own or f"{name}.{holders[0][0]}" not in called:
+        return name
+    return _unwrapped(holders[0][1], f"{name}.{holders[0][0]}", called)
 
 
 def _has_a_row_per_position(value: Any) -> bool:

@@ -59,6 +59,7 @@ class FastMemLM(HFLM):
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             device = None  # the harness passes cuda:0 by default, and its own models fall back to the CPU
         self._llm = FastMem.from_pretrained(pretrained, dtype=dtype, device=device)
+        self._llm.split_model.require_decoder_only("lm-eval")
         if not system_turn:
             remove_system_turn(self._llm.tokenizer)
         given = {"learning_rate": learning_rate, "steps": steps, "kl_weight": kl_weight}

@@ -295,10 +295,12 @@ def token_log_probabilities(
 
     It takes one trunk pass, and two tails over the positions of the answer.
     """
-    tokens = torch.tensor(answer.token_ids)
+    tokens, encoded, opening = torch.tensor(answer.token_ids), None, llm.preparer.opening
+    if opening is not None:  # the encoder reads the prompt
+        encoded, prompt = llm.preparer.encoded(prompt), torch.tensor([opening.start])
     ids = torch.cat([prompt, tokens])
     positions = torch.arange(len(prompt) - 1, len(ids) - 1)
-    activations = llm.split_model.read(ids, positions, memory.recipe.layers)
+    activations = llm.split_model.read(ids, positions, memory.recipe.layers, encoded=encoded)
     sides = []
     for ffn in (None, llm.ffn(memory)):
         logits = llm.split_model.head(llm.split_model.tail(activations, ffn)).float()
