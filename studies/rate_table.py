@@ -20,7 +20,7 @@ from fastmem.lab.scores.statistics import compare
 from studies.rate_without_labels import SIGNALS, STEPS, WANTED, rule_rate, searched_rate
 
 CHOOSING = ("embedded", "nq-mini", "neox", "qwen", "gemma", "llama", "gemma-long", "llama-long")
-CONFIRMING = ("qwen-small", "neox-small")
+CONFIRMING = ("qwen-small",)
 PLATEAU, MOST_LOST = 0.02, 0.01
 
 
@@ -71,11 +71,12 @@ def limits(models: Sequence[Measured], variant: str, signal: str) -> tuple[float
 
 
 def signal_table(models: Sequence[Measured]) -> list[str]:
-    """For every signal and way to memorize, the limits that suit all of these models."""
-    lines = ["| signal | " + " | ".join(WANTED) + " |", "|---" * (len(WANTED) + 1) + "|"]
+    """For every signal and way to memorize that all of these models have, the limits that suit all of them."""
+    variants = [name for name in WANTED if all(any(p["variant"] == name for p in m.signals) for m in models)]
+    lines = ["| signal | " + " | ".join(variants) + " |", "|---" * (len(variants) + 1) + "|"]
     for signal in SIGNALS:
         cells = []
-        for variant in WANTED:
+        for variant in variants:
             low, high = limits(models, variant, signal)
             factor = f", x {high / low:.2g}" if low <= high else ": none"
             cells.append(f"{low:.2g} to {high:.2g}{factor}")

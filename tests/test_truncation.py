@@ -33,7 +33,7 @@ SLACK = 16
 
 
 def preparer(name: str) -> prepare.Preparer:
-    split_model = SimpleNamespace(max_positions=None, vocabulary_size=10**6)
+    split_model = SimpleNamespace(max_positions=None, vocabulary_size=10**6, has_encoder=False)
     return prepare.Preparer(split_model, TOKENIZERS[name])
 
 

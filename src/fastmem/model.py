@@ -46,7 +46,6 @@ from fastmem.torch_modes import in_own_modes
 
 OnStep = Callable[[Step], None] | None
 Texts = list[str] | list[Tokens]
-Ids = Tensor | Sequence[int]
 Documents = str | Tokens | Texts
 Prompts = list[str] | list[Tokens] | Sequence[Chat] | list[Prompt]
 Memories = Memory | Sequence[Memory | None] | None
@@ -57,8 +56,7 @@ class FastMem:
 
     tokenizer: None if all input is `Tokens`. recipe: the default of `memorize`, the paper's if left out; "auto" finds
     one for this model when it is first used. prefix_bytes: keys and values to keep of what was read, so that a second
-    question about a document is read alone. Errors: `UnsupportedModelError` if the model cannot be split (see
-    `SplitModel`).
+    question about a document is read alone. Errors: `UnsupportedModelError` for a model that cannot be split.
     """
 
     def __init__(self, model: Any, tokenizer: Any = None, *, recipe: RecipeChoice = None, prefix_bytes: int = 0):
@@ -90,7 +88,7 @@ class FastMem:
 
         dtype: as in transformers ("auto", "bfloat16", ...); None keeps the checkpoint's. device: "cpu", "cuda", ...;
         None takes a GPU if there is one. recipe: the default of `memorize`; the embedded model brings its own. Errors:
-        `InputError` for a folder without a model, `UnsupportedModelError` if it is no causal language model.
+        `InputError` for a folder without a model, `UnsupportedModelError` if it writes no text.
         """
         if name is not None:
             return cls(*load(name, dtype, device, **kwargs), recipe=recipe)
@@ -227,15 +225,14 @@ class FastMem:
 
     @in_own_modes
     @torch.no_grad()
-    def logits(self, token_ids: Ids, memory: Memory | None = None, source: Ids | None = None) -> Tensor:
+    def logits(self, token_ids: Any, memory: Memory | None = None, source: Any = None) -> Tensor:
         """[S, V] float32: the logits of the next token at every position of token_ids [S]. source: as of `Tokens`."""
         tokens = Tokens(token_ids, source=source)
         ids, encoded = tokens.ids, self.preparer.encoded(tokens.source)
         self.preparer.check(ids)
         self._follow_model()
-        return self.split_model.head(
-            self.split_model.forward(ids[None], encoded=encoded, ffn=self.ffn(memory))[0]
-        ).float()
+        hidden = self.split_model.forward(ids[None], encoded=encoded, ffn=self.ffn(memory))[0]
+        return self.split_model.head(hidden).float()
 
     @overload
     def generate(
@@ -305,11 +302,10 @@ class FastMem:
         """`answer`, piece by piece: it memorizes at once and decodes while it is iterated."""
         memorized, seconds = uses_memory(method, memory is not None), 0.0
         made = self.resolved(recipe) if memorized and memory is None else None  # the recipe of the memory to make
-        # 1. Prompt and document as tokens, with everything checked before memorizing is paid for.
+        # Prompt and document as tokens, with everything checked before memorizing is paid for.
         placement = None if made is None else made.placement
         asked = self.preparer.question(question, context, method, Decoding.of(options), placement, truncate)
         request = asked.request
-        # 2. The memory.
         if made is not None and asked.document is not None:
             started = time.perf_counter()
             cache = self.shareable_cache() if placement == "prompt" else None
@@ -319,7 +315,6 @@ class FastMem:
             seconds = time.perf_counter() - started
         elif memorized and memory is not None:
             prompts.warn_of_another_text(require_memory(memory).details, (context, asked.context))
-        # 3. The answer.
         if memorized and memory is not None:
             request = self.with_memory(request, memory)
         return Stream(decode(self.batch(), [request], 1), request.memory, seconds)

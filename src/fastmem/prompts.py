@@ -41,8 +41,7 @@ class Tokens:
     ids: [S] int64 token ids.
     scored: [S] bool; `scored[i]` says that token `i` is a target of the loss, predicted from the tokens before it.
         The first token can never be one. None scores every token but the first.
-    source: [S'] int64, what the encoder of an encoder-decoder reads while the decoder memorizes `ids`. None: nothing
-        but an end token.
+    source: [S'] int64, what the encoder of an encoder-decoder reads meanwhile; None for an end token alone.
     """
 
     ids: torch.Tensor
@@ -191,8 +190,8 @@ def written_tokens(tokenizer: Any, context: str, placement: str, opening: Sequen
     placement: "assistant" ends with the chat template's end of a turn, if there is one; "text" with end-of-text.
     """
     one_of(placement, ("assistant", "text"), "placement of an encoder-decoder", field="placement")
-    templated = placement == "assistant" and tokenizer.chat_template is not None
-    after = _turn(tokenizer, placement)[1] if templated else tokenizer.eos_token or ""
+    turn = placement == "assistant" and tokenizer.chat_template is not None
+    after = _turn(tokenizer, placement)[1] if turn else tokenizer.eos_token or ""
     ids = _encode(tokenizer, "", require_text(context), after, score_after=True).ids
     return Tokens([*opening, *ids.tolist()], [False] * len(opening) + [True] * len(ids))
 

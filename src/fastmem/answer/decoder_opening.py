@@ -23,10 +23,11 @@ class DecoderOpening:
     @classmethod
     def of(cls, model: Any) -> "DecoderOpening":
         """From the generation config, or the config. Errors: `InputError` if the start or the end token is missing."""
-        sources = (getattr(model, "generation_config", None), model.config)
+        generation = getattr(model, "generation_config", None)
+        sources = (generation, model.config)
 
-        def named(*names: str) -> int | None:
-            values = (getattr(source, f"{name}_token_id", None) for name in names for source in sources)
+        def named(*names: str, of: tuple[Any, ...] = sources) -> int | None:
+            values = (getattr(source, f"{name}_token_id", None) for name in names for source in of)
             found = next((value for value in values if value is not None), None)
             return min(found) if isinstance(found, list | tuple) else found
 
@@ -36,7 +37,8 @@ class DecoderOpening:
                 "the model names no token to begin or end an answer: set model.generation_config."
                 f"{'decoder_start_token_id' if start is None else 'eos_token_id'}."
             )
-        return cls(start, named("forced_bos"), named("forced_eos"), end)
+        # Not from the config: `generate` forces what the generation config says, and None there means nothing.
+        return cls(start, named("forced_bos", of=(generation,)), named("forced_eos", of=(generation,)), end)
 
     @property
     def of_document(self) -> tuple[int, ...]:
