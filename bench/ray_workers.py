@@ -97,7 +97,8 @@ def main() -> None:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     for workers in (100, 1000):
         rate = rows_per_second(workers, 0.5, args.units)
-        print(f"{workers} sleeping workers, 0.5 s a unit: {rate:.0f} units a second of at most {workers / 0.5:.0f}")
+        most = f"of at most {4 * workers}, with two in flight each"
+        print(f"{workers} sleeping workers, 0.5 s a unit: {rate:.0f} units a second {most}")
     ray.shutdown()
 
 

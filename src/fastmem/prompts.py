@@ -236,10 +236,7 @@ def in_place(tokenizer: Any, prompt: str, context: str, start: int = 0) -> Token
 def require_text(context: str) -> str:
     """The context, stripped. Errors: `InputError` where there is none, or where it is not one text."""
     if not isinstance(context, str):
-        raise InputError(
-            f"the context must be one text, or token ids as Tokens(ids); given {type(context).__name__}.",
-            field="context",
-        )
+        raise InputError(f"the context must be one text or Tokens; given {type(context).__name__}.", field="context")
     if not context.strip():
         raise InputError("the context is empty: give the document to be faithful to, as text.")
     if (half := SURROGATE.search(context)) is not None:
