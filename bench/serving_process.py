@@ -31,14 +31,7 @@ class Server:
         self.process = subprocess.Popen(
             self.command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        while True:
-            try:
-                if httpx2.get(f"{self.url}/health", timeout=5).status_code == 200:
-                    return
-            except httpx2.TransportError:
-                time.sleep(0.05)
-            if self.process.poll() is not None:
-                raise SystemExit("the server ended at its start")
+        wait_for_health(self.url, self.process, "the server ended at its start")
 
     def kill(self) -> None:
         """kill -9."""
@@ -59,3 +52,15 @@ class Server:
         headers = {"authorization": f"Bearer {key}"}
         found = httpx2.get(f"{self.url}/v1/memories?limit=1000", headers=headers, timeout=60).json()["data"]
         return {memory["id"] for memory in found}
+
+
+def wait_for_health(url: str, process: "subprocess.Popen[bytes]", ended: str) -> None:
+    """Wait until a server answers. ended: what is said if its process has ended."""
+    while True:
+        try:
+            if httpx2.get(f"{url}/health", timeout=5).status_code == 200:
+                return
+        except httpx2.TransportError:
+            time.sleep(0.05)
+        if process.poll() is not None:
+            raise SystemExit(ended)

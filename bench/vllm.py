@@ -31,7 +31,7 @@ import httpx2
 
 from bench.serving import pool
 from bench.serving_clients import Question, body_of
-from bench.serving_process import Server
+from bench.serving_process import Server, wait_for_health
 from fastmem import FastMem, Memory
 from fastmem.auto_recipe import automatic_recipe
 from fastmem.cli.output import say
@@ -81,14 +81,7 @@ class Vllm:
 
     def wait(self) -> None:
         """Wait until it answers."""
-        while True:
-            try:
-                if httpx2.get(f"{self.url}/health", timeout=5).status_code == 200:
-                    return
-            except httpx2.TransportError:
-                time.sleep(0.5)
-            if self.process.poll() is not None:
-                raise SystemExit(f"vLLM ended at its start: {self.log} says why")
+        wait_for_health(self.url, self.process, f"vLLM ended at its start: {self.log} says why")
 
     def kill(self) -> None:
         """kill -9 of all its processes."""

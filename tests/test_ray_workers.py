@@ -70,6 +70,21 @@ def test_a_unit_whose_worker_dies_is_answered_again_and_given_up_after_three_dea
         assert len(list((tmp_path / "b").glob("3.*"))) == MOST_DEATHS
 
 
+def test_a_unit_that_waits_behind_a_deadly_one_is_not_blamed(local_ray, tmp_path, monkeypatch):
+    wait = ray.wait
+
+    def the_one_that_waited_first(references, **options):
+        wait(references, num_returns=1)
+        (*_, last), left = wait(references, num_returns=len(references), timeout=0.5)  # both are lost, or all done
+        return [last], left
+
+    monkeypatch.setattr(ray, "wait", the_one_that_waited_first)
+    with pool(count=1) as workers:
+        found = doubled(workers, ray_units.Doubling(str(tmp_path), deadly=0), range(3))
+    assert [one.unit for one in found if isinstance(one, Lost)] == [0]
+    assert sorted(one for one in found if isinstance(one, int)) == [2, 4]
+
+
 def test_an_error_in_a_unit_names_itself_and_the_log(local_ray, tmp_path):
     with pool() as workers:
         found = doubled(workers, ray_units.Doubling(str(tmp_path), failing=2), range(4))

@@ -8,12 +8,11 @@ import re
 import shutil
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from fastmem.errors import FastMemError, StorageError
 from fastmem.export import export_peft
 from fastmem.memory.memory import Memory
 from fastmem.model import FastMem
+from fastmem.serve.folder_lock import lock_folder
 
 PREFIX = "fastmem-"
 NAME = re.compile(PREFIX + r"[0-9a-f]{32}")
@@ -30,18 +29,9 @@ class AdapterFolder:
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.folder / ".lock", timeout=0, thread_local=False)
-            self._lock.acquire()
-            for unfinished in self.folder.glob(f".{PREFIX}*"):  # of a process that was killed
-                shutil.rmtree(unfinished, ignore_errors=True)
-        except Timeout:
-            text = f"the adapters in {folder} belong to another server that is running: give another folder."
-            raise StorageError(text, field="adapters") from None
-        except OSError as error:
-            text = f"the adapters in {folder} cannot be written ({error.strerror}): give a folder that can be."
-            raise StorageError(text, field="adapters") from error
+        self._lock = lock_folder(self.folder, "the folder of adapters", "adapters")
+        for unfinished in self.folder.glob(f".{PREFIX}*"):  # of a process that was killed
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def path(self, name: str) -> Path:
         """Where an adapter is or will be."""

@@ -15,12 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
-from filelock import FileLock, Timeout
-
-from fastmem.atomic_write import replacing
 from fastmem.errors import FastMemError, InputError, MemoryFileError, StorageError, StorageReadError
 from fastmem.memory.memory import Memory
 from fastmem.model import FastMem
+from fastmem.serve.folder_lock import lock_folder
 from fastmem.serve.memory_budget import Budget, Entry, check_budget, evictions, memory_bytes
 from fastmem.serve.memory_records import new_record, remove_leftovers, stored_memories, write_record
 from fastmem.serve.memory_source import MemorySource
@@ -43,7 +41,7 @@ class Store:
         self._clock = 0
         check_budget(self.llm, self.budget, llm.recipe)
         if folder is not None:
-            self._folder_lock = _owned(folder)
+            self._folder_lock = lock_folder(folder, "the store", "store")
             self._find_stored(folder)
 
     def hold(self, source: MemorySource) -> Entry | None:
@@ -315,24 +313,6 @@ class Store:
                 if record["name"] is not None:
                     self._names.setdefault((source.tenant, record["name"]), source.key)
         self._shrink_disk()
-
-
-def _owned(folder: Path) -> FileLock:
-    """The lock of a folder that exists and can be written. Errors: `StorageError`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "writable"):
-            pass
-        (folder / "writable").unlink()
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        text = f"the store {folder} belongs to another server that is running: end it, or give another folder."
-        raise StorageError(text, field="store") from None
-    except OSError as error:
-        text = f"the store {folder} cannot be written ({error.strerror}): give a folder that can be."
-        raise StorageError(text, field="store") from error
-    return lock
 
 
 def reason_of(error: BaseException) -> str:

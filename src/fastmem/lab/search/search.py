@@ -219,22 +219,21 @@ def search_tpe(
         trial.set_user_attr("seconds", time.perf_counter() - trial_started)
         return float(max(point["score"] for point in points))
 
-    alone = Appender(folder / LOCK)
-    try:
-        while len(study.get_trials(deepcopy=False, states=finished)) < trials:
-            trial = study.ask()
-            # The seed contains the trial's number, so a search that goes on does not repeat its draws.
-            study.sampler = optuna.samplers.TPESampler(seed=SEED + trial.number, constant_liar=True)
-            study.tell(trial, objective(trial))
-            done = len(study.get_trials(deepcopy=False, states=finished))
-            if on_progress:
-                on_progress(Progress(done, trials, time.perf_counter() - started))
-    finally:
-        complete = study.get_trials(deepcopy=False, states=finished)
-        points = [point for trial in complete for point in trial.user_attrs["points"]]
-        seconds = sum(trial.user_attrs["seconds"] for trial in complete)
-        result = _write(folder, header, points, seconds, len(complete), trials)
-        alone.close()
+    with Appender(folder / LOCK):
+        try:
+            while len(study.get_trials(deepcopy=False, states=finished)) < trials:
+                trial = study.ask()
+                # The seed contains the trial's number, so a search that goes on does not repeat its draws.
+                study.sampler = optuna.samplers.TPESampler(seed=SEED + trial.number, constant_liar=True)
+                study.tell(trial, objective(trial))
+                done = len(study.get_trials(deepcopy=False, states=finished))
+                if on_progress:
+                    on_progress(Progress(done, trials, time.perf_counter() - started))
+        finally:
+            complete = study.get_trials(deepcopy=False, states=finished)
+            points = [point for trial in complete for point in trial.user_attrs["points"]]
+            seconds = sum(trial.user_attrs["seconds"] for trial in complete)
+            result = _write(folder, header, points, seconds, len(complete), trials)
     return result
 
 

@@ -46,12 +46,11 @@ class Worker:
         self._made: tuple[int, Any] | None = None
 
     def ready(self) -> str:
-        """Where its output goes. It answers when the model is loaded."""
+        """Where its output goes, below Ray's folder of sessions. It answers when the model is loaded."""
         import ray
 
         context = ray.get_runtime_context()
-        folder = f"/tmp/ray/{context.get_session_name()}/logs"  # unless Ray was started with another --temp-dir
-        return f"{folder}/worker-*-{os.getpid()}.err on node {context.get_node_id()[:12]}"
+        return f"{context.get_session_name()}/logs/worker-*-{os.getpid()}.err on node {context.get_node_id()[:12]}"
 
     def answer(self, number: int, make: Make[Unit, Result], unit: Unit) -> list[Result]:
         """The results of a unit. number: of the `make`, which is called once for all units that have it."""
