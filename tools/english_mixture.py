@@ -51,10 +51,11 @@ TRUST: Shares = BOTH | {"statements": 0.07, "recall": 0.08, "contradicting": 0.0
 FINISH: Shares = BOTH | {"statements": 0.075, "recall": 0.087, "contradicting": 0.008}
 """The share of each kind of document in a stage of training, named by what the stage is about; each adds up to 1."""
 
-UNANSWERABLE_SHARE = 0.04
+UNANSWERABLE_SHARE = 0.02
 """Of the questions about passages, this share is not answered by them; at most about 0.1 can be reached."""
-NAMED_SHARE = 0.5
-"""In this share of the documents of kind `unanswerable`, the document says something else about the subject."""
+NAMED_SHARE = 0.1
+"""In this share of the documents of kind `unanswerable`, the document says something else about the subject. With half of
+them, 18 of 26 errors on new subjects said "not in the document" of what it says in a form that training lacks."""
 LONG_WORDS = (150, 430)
 """Documents of kind `long` end with the block that reaches a number of words between these two."""
 KNOWN_SHARE = 0.35
