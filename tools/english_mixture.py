@@ -54,8 +54,8 @@ FINISH: Shares = BOTH | {"statements": 0.075, "recall": 0.087, "contradicting": 
 UNANSWERABLE_SHARE = 0.02
 """Of the questions about passages, this share is not answered by them; at most about 0.1 can be reached."""
 NAMED_SHARE = 0.1
-"""In this share of the documents of kind `unanswerable`, the document says something else about the subject. With half of
-them, 18 of 26 errors on new subjects said "not in the document" of what it says in a form that training lacks."""
+"""In this share of the documents of kind `unanswerable`, the document says something else about the subject. With half
+of them, 18 of 26 errors on new subjects said "not in the document" of what it says in a form that training lacks."""
 LONG_WORDS = (150, 430)
 """Documents of kind `long` end with the block that reaches a number of words between these two."""
 KNOWN_SHARE = 0.35

@@ -5,8 +5,8 @@ A tokenizer (byte-level BPE) and a Llama of 5.2 million weights, trained on 16.6
 89 minutes. Without such units, `--precision float32` is twice as fast (2,300 tokens per second against 1,050).
 
 `--world english` trains on the world in plain English instead: 140 million tokens, on a GPU (`--device cuda
---batch-tokens 32768 --muon batched`). Two idle CPU cores without bfloat16 units read 54 million tokens in less than six
-hours (`--scale 0.39 --batch-tokens 8192 --muon batched --precision float32 --compile`: 4,600 tokens per second).
+--batch-tokens 32768 --muon batched`). Two idle CPU cores without bfloat16 units read 54 million tokens in four hours
+(`--scale 0.39 --batch-tokens 8192 --muon batched --precision float32 --compile`: 4,600 tokens per second).
 
 The seed determines the weights: two runs on the same machine with the same number of threads are equal, also if one of
 them was interrupted: the run goes on from its last checkpoint, which is kept in the output folder. The output is an
