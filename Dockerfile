@@ -24,7 +24,7 @@ WORKDIR /home/fastmem
 ENV PATH=/venv/bin:$PATH
 EXPOSE 8000
 VOLUME /memories
-# Loading a model takes its time; a server that is up answers at once (docs/serving.md).
+# Loading a model takes its time; a server that is up answers at once (docs/guides/serving.md).
 HEALTHCHECK --start-period=120s --interval=15s --timeout=5s --retries=3 \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 ENTRYPOINT ["fastmem", "serve", "--host", "0.0.0.0", "--port", "8000", "--store", "/memories"]

@@ -34,7 +34,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(CODE)
 
 docs: $(VENV)/.test
-	$(BIN)/python -m tools.command_reference docs/cli.md
+	$(BIN)/python -m tools.command_reference docs/reference/cli.md
 
 site: $(VENV)/.site
 	$(BIN)/zensical build --clean --strict

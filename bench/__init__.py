@@ -5,7 +5,7 @@
     python -m bench.length          memorizing 512 to 8,192 tokens: seconds and bytes
     python -m bench.batch           many documents, many memories, and a second question about the same document
     python -m bench.gpu             all of it at the shape of Llama-3-8B, on a GPU
-    python -m bench.charts          the charts of docs/performance.md
+    python -m bench.charts          the charts of docs/results/performance.md
     python -m bench.serving         50 clients of a server, their answers compared with those computed without one
     python -m bench.serving_attacked  the same beside two clients that attack
     python -m bench.serving_health  how long /health takes meanwhile

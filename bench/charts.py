@@ -1,4 +1,4 @@
-"""The charts of docs/performance.md from the last lines of bench.decode and bench.length.
+"""The charts of docs/results/performance.md from the last lines of bench.decode and bench.length.
 
 python -m bench.decode > decode.log; python -m bench.length > length.log
 python -m bench.charts decode.log length.log --output docs

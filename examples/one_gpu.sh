@@ -7,7 +7,7 @@
 # gated model meta-llama/Meta-Llama-3-8B-Instruct (`hf auth login`), 60 GB of disk, and for one of the paper's seven
 # tasks the file FOLDER/wikihowAll.csv of mahnazkoupaee/WikiHow-Dataset; without it that task is left out.
 #
-# Hours, computed and not measured: with the operations and bytes of docs/performance.md at this shape (D 4096, F 14336,
+# Hours, computed and not measured: with the operations and bytes of docs/results/performance.md at this shape (D 4096, F 14336,
 # V 128256, 8 B weights in bfloat16), on an H100 whose products run at 40 % of 989 TFLOP/s and whose memory at 60 % of
 # 3.35 TB/s:
 #     memorizing N tokens   steps * (N (4 D V + 14 D F) / 396e12 + 28 * 3 D F / 2.0e12) + 16e9 N / 396e12 s

@@ -50,7 +50,7 @@ from studies.rate_without_labels import nq_material, world_material
 
 ROWS = {"dev": 200, "test": 500}
 NEW_TOKENS = 32
-NQ_LEARNING_RATE = 1e-3  # docs/evaluation.md, with the default of ten steps
+NQ_LEARNING_RATE = 1e-3  # docs/results/effect.md, with the default of ten steps
 
 
 def world_rows(part: world.Part) -> dict[str, list[Example]]:

@@ -125,7 +125,7 @@ def test_charts_are_drawn_from_the_logs(ran, tmp_path, monkeypatch):
 
 
 def test_the_bound_counts_the_products_of_a_step():
-    """docs/performance.md: 4 N D V of the head, 14 N D F of a gated FFN, 28 bytes per weight."""
+    """docs/results/performance.md: 4 N D V of the head, 14 N D F of a gated FFN, 28 bytes per weight."""
     N, D, F, V = 10, 32, 48, 300
     llm = bench.random_llama("tiny")
     bound = ceiling(llm.split_model, Recipe(), N, repeats=1)

@@ -409,5 +409,5 @@ def test_version(fastmem: Runner) -> None:
 
 
 def test_docs_cli_md_is_up_to_date() -> None:
-    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    written = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     assert written == command_reference.page(), "run `make docs`"

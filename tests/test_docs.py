@@ -38,7 +38,7 @@ def test_the_first_two_commands_are_targets_of_the_makefile() -> None:
 def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path: Path) -> None:
     (tmp_path / "policy.txt").write_text("The office of Tarn closes at noon. Its phone has 4 digits.")
     commands = [command for command in COMMANDS if command.startswith("fastmem ")]
-    assert len(commands) >= 8
+    assert len(commands) >= 4
     for command in commands:
         words = [sys.executable, "-m", "fastmem.cli", *shlex.split(command)[1:]]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -51,21 +51,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, timeout=300, capture_output=True)
 
 
-def test_the_tree_of_the_readme_is_the_folder() -> None:
-    (tree,) = (block for block in blocks("text") if block.startswith("src/fastmem/"))
-    listed = [line.split()[0] for line in tree.splitlines()[1:] if line.startswith("  ") and line[2] != " "]
-    inside = {
-        f"{path.name}/" if path.is_dir() else path.name
-        for path in (ROOT / "src" / "fastmem").iterdir()
-        if path.name not in ("__pycache__", "py.typed", "__init__.py")
-    }
-    assert sorted(listed) == sorted(inside)
-    for line in tree.splitlines():
-        if not line.startswith(" "):
-            assert (ROOT / line.split()[0]).exists(), line
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_files_named_in_a_page_exist(page: Path) -> None:
     text = page.read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
@@ -77,7 +63,7 @@ def test_links_and_files_named_in_a_page_exist(page: Path) -> None:
 def test_the_flags_that_follow_the_authors_exist() -> None:
     from fastmem import cli
 
-    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", (ROOT / "docs" / "differences.md").read_text()))
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", (ROOT / "docs" / "reference" / "differences.md").read_text()))
     flags = {flag for name in ("eval", "paper", "search") for p in cli.command(name).params for flag in p.opts}
     assert named <= flags
     assert {"--no-system-turn", "--paper-rows", "--repetition-penalty"} <= named

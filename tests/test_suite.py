@@ -110,7 +110,7 @@ def test_bad_arguments(suite, arguments, said, tmp_path):
 
 
 def test_each_task_of_the_suite_has_a_line_in_the_documents():
-    text = (ROOT / "docs" / "evaluation.md").read_text()
+    text = (ROOT / "docs" / "reference" / "scores.md").read_text()
     assert [name for name in TASK_NAMES if f"`{name}`" not in text] == []
 
 

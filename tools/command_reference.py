@@ -14,7 +14,7 @@ from fastmem.cli import COMMANDS, HELP, command
 def main(arguments: list[str] | None = None) -> None:
     """Write the page. arguments: None takes those of the process."""
     parser = argparse.ArgumentParser(prog="python -m tools.command_reference", description=__doc__.split("\n")[0])
-    parser.add_argument("file", type=Path, help="page to write, such as docs/cli.md")
+    parser.add_argument("file", type=Path, help="page to write, such as docs/reference/cli.md")
     parser.parse_args(arguments).file.write_text(page(), encoding="utf-8")
 
 

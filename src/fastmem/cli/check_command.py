@@ -108,7 +108,7 @@ def check(
             print(f"{name:14} contains the answer {right}   equals it {exact}   {seconds_of(results, name):.2f} s")
         print(f"\n{verdict.sentence}")
     for outcome, listed in changed.items():
-        print(f"{outcome}: {len(listed)} answers of {len(results.examples)}")
+        print(f"{outcome}: {len(listed)} of {len(results.examples)} answers")
     for change in changed.get("changed", [])[:10] if verdict is None else ():
         print(f"  {change.example.question}\n    {change.before['text'].strip()}  →  {change.after['text'].strip()}")
     for note in notes:

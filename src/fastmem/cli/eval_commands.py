@@ -37,7 +37,7 @@ class DataFlags:
     limit: int | None = option("Only the first N examples.", "N")
     strip_markup: bool = option("Remove <P>-style tags from passages.", default=False)
     paper_rows: bool = option(
-        "At most as many rows as the authors' code reads; see docs/differences.md.", default=False
+        "At most as many rows as the authors' code reads; see docs/reference/differences.md.", default=False
     )
 
     def load(self, task: str, split: str | None = None) -> "Data":
@@ -117,7 +117,9 @@ def evaluate(
     ] = DEFAULT_METHODS,
     metric: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Also the scores of a Python file, repeatable; see docs/evaluation.md."),
+        typer.Option(
+            metavar="FILE", help="Also the scores of a Python file, repeatable; see docs/guides/extending.md."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Only recorded; nothing is random.")] = 0,
     part: Annotated[

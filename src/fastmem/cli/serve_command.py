@@ -75,7 +75,8 @@ def serve(
     template: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="How documents and message become a prompt: context or question; see docs/serving.md."
+            metavar="NAME",
+            help="How documents and message become a prompt: context or question; see docs/reference/server.md.",
         ),
     ] = None,
     vllm: Annotated[

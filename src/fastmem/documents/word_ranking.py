@@ -1,7 +1,7 @@
 """Which documents share words with a question: BM25.
 
-Written here because it is shorter than the use of a library, and `bench/documents.py` measures it (docs/memories.md,
-"Several documents").
+Written here because it is shorter than the use of a library, and `bench/documents.py` measures it
+(docs/results/several-documents.md).
 """
 
 import math

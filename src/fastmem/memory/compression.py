@@ -6,7 +6,7 @@ w - w_0, so the relative error of the tuned weights is smaller.
 
 `truncated` keeps the largest singular values of every matrix, which is what an adapter format with low-rank factors
 can hold. The differences that AdamW makes have nearly full rank, so truncation loses much; a memory that was low-rank
-from the start loses nothing (figures: docs/memories.md).
+from the start loses nothing (figures: docs/results/small-memories.md).
 
 All functions map tensors by name to tensors by name.
 """
