@@ -15,7 +15,7 @@ demo: $(VENV)/.core
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-test-slow: $(VENV)/.test
+test-slow: $(VENV)/.slow
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m "slow or not slow"
 
 # VLLM_ENV: an environment with vLLM, see docs/guides/vllm.md.
@@ -53,6 +53,10 @@ $(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints/cpu.txt
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints/cpu.txt
 	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e ".[test]"
 	touch $@ $(VENV)/.core
+
+$(VENV)/.slow: $(VENV)/.test
+	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e ".[test,notebook]"
+	touch $@
 
 $(VENV)/.dev: $(VENV)/.test
 	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e ".[dev]"
