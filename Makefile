@@ -18,7 +18,7 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.slow
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m "slow or not slow"
 
-# VLLM_ENV: an environment with vLLM, see docs/guides/vllm.md.
+# VLLM_ENV: an environment with vLLM, see docs/guides/adapters.md.
 test-vllm: $(VENV)/.test
 	VLLM_ENV=$(VLLM_ENV) $(BIN)/python -m bench.vllm
 

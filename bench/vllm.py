@@ -2,7 +2,7 @@
 
     VLLM_ENV=vllm-env python -m bench.vllm              # or: make test-vllm VLLM_ENV=vllm-env
 
-VLLM_ENV is an environment with vLLM (`docs/guides/vllm.md`). 16 clients ask two questions about each of 20 documents
+VLLM_ENV is an environment with vLLM (`docs/guides/adapters.md`). 16 clients ask two questions about each of 20 documents
 of the embedded world. When a quarter is answered, vLLM is killed and started again; clients that get 503 ask again
 after `Retry-After`. Every text is compared with `FastMem.answer` for the same low-rank memory; where one differs, the
 gap between the two best logits at the first other token is shown. The exit code is 1 if fewer than 38 of 40 are equal,
@@ -185,6 +185,8 @@ def prove(vllm: Vllm, url: str, llm: FastMem, questions: list[Question]) -> bool
         print(f"other: {text!r} instead of {right[one]!r}; the two best logits are {distance:.2g} apart")
     count = made(url)
     print(f"{len(found) - len(other)} of {len(found)} texts equal; vLLM killed {len(killed)} times; {dict(statuses)}")
+    alone = {q: llm.answer(q.question, q.document, method="base", max_new_tokens=40).text for q in questions}
+    print(f"{sum(text != alone[one] for one, text in found.items())} of {len(found)} texts are not the model's own")
     print(f"{count} memories made for {len(memories)} documents")
     enough = len(other) <= len(questions) // 20 and all(distance < TIE for distance in gaps)
     return enough and len(killed) == 1 and count == len(memories)
@@ -230,7 +232,7 @@ def main() -> int:
     options = parser.parse_args()
     environment = Path(os.environ.get("VLLM_ENV", ""))
     if not (environment / "bin" / "python").is_file():
-        say("set VLLM_ENV to an environment that has vLLM: docs/guides/vllm.md says how to make one.")
+        say("set VLLM_ENV to an environment that has vLLM: docs/guides/adapters.md says how to make one.")
         return 2
     llm = FastMem.from_pretrained()
     llm.recipe = automatic_recipe(llm, merged_recipe(llm.recipe, "auto", {"parametrization": "lora"}))  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ Importing this loads no torch; the names do, when first used.
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "METHODS",
     "Answer",
