@@ -12,13 +12,15 @@ import pytest
 import ray_units
 from command_line import Runner, refusal
 from fastmem import FastMem
+from fastmem.cli.flags import ModelFlags
+from fastmem.cli.worker_flags import WorkerFlags
 from fastmem.errors import InputError, RunError
 from fastmem.lab.run.experiment import Experiment
 from fastmem.lab.run.run_files import read_rows
 from fastmem.lab.run.runner import run
 from fastmem.lab.tasks import load
 from fastmem.lab.workers import Lost, ThisProcess
-from fastmem.lab.workers.ray_workers import MOST_DEATHS, ray_workers
+from fastmem.lab.workers.ray_workers import MOST_DEATHS, ray_workers, require_gpus
 
 ray = pytest.importorskip("ray")
 TESTS = str(Path(__file__).parent)
@@ -169,8 +171,54 @@ def test_what_is_refused_before_anything_is_loaded(capsys, tmp_path, monkeypatch
     assert "--ray needs --workers N" in refusal(fastmem(*command, "--ray", "auto"))
     assert "--gpus-per-worker needs --workers N" in refusal(fastmem(*command, "--gpus-per-worker", "1"))
     assert "workers" in refusal(fastmem(*command, "--workers", "0"))
+    many = ("--workers", "2", "--gpus-per-worker")
+    assert "give a whole number, or a part of one GPU" in refusal(fastmem(*command, *many, "1.5"))
+    with pytest.raises(InputError, match="a worker counts its own GPUs from 0: give --device cuda"):
+        WorkerFlags(workers=2).driver(ModelFlags(device="cuda:1"))
+    assert WorkerFlags(workers=2).driver(ModelFlags(device="cuda:0")).device == "cpu"
     monkeypatch.setattr("fastmem.extras.find_spec", lambda name: None)
     assert "pip install 'fastmem[ray]'" in refusal(fastmem(*command, "--workers", "2"))
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "cuda", "expected"),
+    [
+        (None, None, True, 1.0),
+        (None, None, False, 0.0),
+        ("cuda", None, False, 1.0),  # the workers may be on another machine
+        ("cuda:0", None, True, 1.0),
+        ("cpu", None, True, 0.0),
+        (None, 0.5, True, 0.5),
+        ("cuda", 0.0, True, 0.0),
+        ("cpu", 2.0, False, 2.0),
+    ],
+)
+def test_how_many_gpus_a_worker_gets(monkeypatch, device, given, cuda, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    assert WorkerFlags(workers=2, gpus_per_worker=given).gpus(device) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "gpus", "present", "fitting"),
+    [(2, 0, 0, None), (2, 1, 2, None), (4, 0.5, 2, None), (2, 1, 0, 0), (5, 0.4, 2, 4), (3, 2, 5, 2)],
+)
+def test_more_gpus_than_this_machine_has_are_refused(count, gpus, present, fitting):
+    if fitting is None:
+        require_gpus(count, gpus, present)
+    else:
+        with pytest.raises(InputError, match=f"this machine has {present}, which are enough for {fitting}"):
+            require_gpus(count, gpus, present)
+
+
+def test_gpus_that_this_machine_does_not_have_are_refused():
+    if ray.is_initialized():
+        ray.shutdown()
+    with (
+        pytest.raises(InputError, match="this machine has 0, which are enough for 0"),
+        ray_workers(ray_units.stub, ray_units.DIGEST, count=1, address=None, cpus=1, gpus=1),
+    ):
+        pass
+    assert not ray.is_initialized()
 
 
 def test_an_address_without_a_cluster_is_refused(tmp_path):

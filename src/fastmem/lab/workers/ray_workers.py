@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -86,7 +87,9 @@ class RayWorkers:
         """The results of all units, as they come. Errors: `RunError` if no actor can start."""
         import ray
 
-        number, left, deaths = next(self._numbers), deque(enumerate(units)), Counter[int]()
+        number, deaths = next(self._numbers), Counter[int]()
+        fresh = enumerate(units)
+        left = deque(islice(fresh, 1))  # units are taken from the iterable as they are needed
         running: dict[Any, tuple[_Actor, int, Unit]] = {}
         starting = {actor.start(): actor for actor in self.actors}
         while left or running:
@@ -96,6 +99,8 @@ class RayWorkers:
                     reference = actor.handle.answer.remote(number, make, unit)
                     actor.units.append(reference)
                     running[reference] = actor, index, unit
+                    if not left:
+                        left.extend(islice(fresh, 1))
             (reference, *_), _ = ray.wait([*starting, *running], num_returns=1)
             if reference in starting:
                 self._started(starting, reference)
@@ -140,7 +145,7 @@ def ray_workers(
 
     weights: the digest that the model's base has. cpus, gpus: of each actor; it computes with as many threads. A
     connection to Ray that is there already is used, and stays. Errors: `MissingPackageError`, `InputError` for an
-    address without a cluster.
+    address without a cluster, and for more GPUs than this machine has.
     """
     require("ray", extra="ray", purpose="answering with several workers", options=("workers", "ray"))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -159,8 +164,11 @@ def ray_workers(
                 field="ray",
             ) from error
     options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": MOST_RESTARTS, "max_task_retries": 0}
-    actors = [_Actor(ray.remote(Worker).options(**options).remote(load, weights, cpus)) for _ in range(count)]
+    actors: list[_Actor] = []
     try:
+        if not connected and not address:
+            require_gpus(count, gpus, int(ray.cluster_resources().get("GPU", 0)))
+        actors += (_Actor(ray.remote(Worker).options(**options).remote(load, weights, cpus)) for _ in range(count))
         yield RayWorkers(list(actors))
     finally:
         if connected:
@@ -183,6 +191,20 @@ def _require_answer(address: str | None) -> None:
             "alone for this machine.",
             field="ray",
         ) from error
+
+
+def require_gpus(count: int, gpus: float, present: int) -> None:
+    """A worker without its GPUs would wait for ever, since no machine can join. Errors: `InputError`."""
+    if not gpus:
+        return
+    fitting = int(present // gpus) if gpus >= 1 else present * int(1 / gpus)
+    if fitting < count:
+        raise InputError(
+            f"{count} workers with {gpus:g} GPUs each do not fit: this machine has {present}, which are enough for "
+            f"{fitting}. Give fewer --workers, another number of --gpus-per-worker, or --device cpu "
+            "without it.",
+            field="gpus_per_worker",
+        )
 
 
 def _cause(error: BaseException) -> str:
