@@ -29,6 +29,7 @@ from fastmem.model import FastMem
 log = logging.getLogger("fastmem")
 
 MOST_DEATHS = 3  # of the workers that answer one unit
+MOST_REFUSALS = 3  # of the store, to take the results of one unit
 MOST_RESTARTS = 100  # of one worker: a model that cannot be loaded without killing its process ends at last
 CONNECT_SECONDS = 10
 WINDOW = 2  # units of one actor: the one that runs, and the next
@@ -84,19 +85,27 @@ class RayWorkers:
         return len(self.actors)
 
     def results(self, make: Make[Unit, Result], units: Iterable[Unit]) -> Iterator[Result | Lost[Unit]]:
-        """The results of all units, as they come. Errors: `RunError` if no actor can start."""
+        """The results of all units, as they come.
+
+        Units and results travel through Ray's store, which moves to the disk what it has no room for. Errors:
+        `RunError` if no actor can start, and if that disk is full, too.
+        """
         import ray
 
-        number, deaths = next(self._numbers), Counter[int]()
+        number, window, deaths, refusals = next(self._numbers), WINDOW, Counter[int](), Counter[int]()
         fresh = enumerate(units)
         left = deque(islice(fresh, 1))  # units are taken from the iterable as they are needed
+        full = (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError)
         running: dict[Any, tuple[_Actor, int, Unit]] = {}
         starting = {actor.start(): actor for actor in self.actors}
         while left or running:
             for actor in self.actors:
-                while left and actor.log and len(actor.units) < WINDOW:
+                while left and actor.log and len(actor.units) < window:
                     index, unit = left.popleft()
-                    reference = actor.handle.answer.remote(number, make, unit)
+                    try:
+                        reference = actor.handle.answer.remote(number, make, unit)
+                    except full as error:
+                        raise _no_room(error) from error
                     actor.units.append(reference)
                     running[reference] = actor, index, unit
                     if not left:
@@ -109,7 +118,15 @@ class RayWorkers:
             blamed = actor.units[0] is reference
             actor.units.remove(reference)
             try:
-                yield from ray.get(reference)
+                results = ray.get(reference)
+                del reference  # so that the store drops it while the results are used
+                yield from results
+            except full as error:  # there is room again when the results of others were fetched
+                refusals[index] += 1
+                if refusals[index] == MOST_REFUSALS:
+                    raise _no_room(error) from error
+                window = 1
+                left.appendleft((index, unit))
             except ray.exceptions.RayTaskError as error:
                 yield Lost(unit, f"{_cause(error)} (log: {actor.log})")
             except ray.exceptions.RayError as error:
@@ -205,6 +222,16 @@ def require_gpus(count: int, gpus: float, present: int) -> None:
             "without it.",
             field="gpus_per_worker",
         )
+
+
+def _no_room(error: BaseException) -> RunError:
+    """The error that ends a run whose units or results Ray cannot pass on."""
+    log.debug("there is no room in Ray's store: %s", error)
+    return RunError(
+        "Ray cannot pass on a unit or its results: its object store is full, and so is the disk it moves objects to "
+        "(/tmp/ray by default; Ray counts 95 % as full). Make room there and run the same command again: what was "
+        "finished is kept."
+    )
 
 
 def _cause(error: BaseException) -> str:
