@@ -3,6 +3,7 @@
 import errno
 import functools
 import json
+import logging
 import os
 import pickle
 import re
@@ -176,9 +177,9 @@ def test_a_batch_that_is_given_up_has_rows_with_an_error(undisturbed, tmp_path):
 
 
 def test_results_that_the_store_has_no_room_for_are_not_lost(local_ray):
-    """16 results of 24 MiB through a store of 100 MiB, and one that is larger than the store: Ray uses the disk."""
+    """Units and results of 24 MiB through a store of 100 MiB, and one larger than the store: Ray uses the disk."""
     with pool() as workers:
-        for megabytes, count in ((24, 16), (128, 2)):
+        for megabytes, count in ((24, 6), (128, 1)):
             units = ((number, b"x" * 2**20 * megabytes) for number in range(count))
             found = list(workers.results(functools.partial(ray_units.enlarging, megabytes=megabytes), units))
             assert sorted((number, len(data)) for number, data in found) == [
@@ -202,16 +203,15 @@ def full_after(monkeypatch, rows):
 
 def test_a_full_disk_ends_the_command_and_the_run_goes_on(local_ray, undisturbed, fastmem, tmp_path, monkeypatch):
     *_, expected = undisturbed
-    with_workers = ("--workers", "2", "--cpus-per-worker", "1", "--quiet")
     said = {}
-    for name, how in (("alone", ("--quiet",)), ("workers", with_workers)):
+    for name, how in (("alone", ()), ("workers", ("--workers", "1", "--cpus-per-worker", "1"))):
         with monkeypatch.context() as patched:
             full_after(patched, 5)
-            said[name] = refusal(fastmem(*EVAL, "--output", tmp_path / name, *how))
+            said[name] = refusal(fastmem(*EVAL, "--output", tmp_path / name, "--quiet", *how))
         assert f"the disk of {tmp_path / name / 'rows.jsonl'} is full: what was finished is kept" in said[name]
         assert len(texts(tmp_path / name)) == 5
     assert said["workers"].replace("workers/rows", "alone/rows") == said["alone"]
-    assert fastmem(*EVAL, "--output", tmp_path / "workers", *with_workers).code == 0
+    assert fastmem(*EVAL, "--output", tmp_path / "workers").code == 0
     assert texts(tmp_path / "workers") == expected
 
 
@@ -220,7 +220,7 @@ def policies(tmp_path):
     """A folder of four documents: two short ones, one of several parts, and one that is empty."""
     folder = tmp_path / "policies"
     (folder / "hr").mkdir(parents=True)
-    (folder / "a.txt").write_text("Bo Lind is the mayor of Tarn. " * 4)
+    (folder / "a.txt").write_text("Bo Lind is the mayor of Tarn.")
     (folder / "b.txt").write_text("Ana Silva is the captain of the ship. " * 20)
     (folder / "hr" / "c.md").write_text("Everyone has thirty days of leave.")
     (folder / "d.txt").write_text(" ")
@@ -246,30 +246,17 @@ def listed(said, folder):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows], said.json["skipped"]
 
 
-def test_workers_write_the_same_memories(local_ray, fastmem, policies, one_thread, tmp_path, monkeypatch):
-    call = ("memorize", "--documents", policies, "--steps", "2", "--part-tokens", "40", "--json")
+def test_workers_write_the_same_memories(local_ray, fastmem, policies, one_thread, tmp_path):
+    call = ("memorize", "--documents", policies, "--steps", "2", "--part-tokens", "40", "--store", "int8", "--json")
     with_workers = ("--workers", "2", "--cpus-per-worker", "1")
-    alone = fastmem(*call, "--output", tmp_path / "alone", "--store", "int8")
-    with monkeypatch.context() as patched:  # the disk of this process is full
-        patched.setattr("os.fsync", no_space)
-        full = fastmem(*call, "--output", tmp_path / "workers", "--store", "int8", *with_workers)
-    assert full.code == 2
-    assert [line.partition(": memory file")[0] for line in full.err.splitlines()[:3]] == [
-        "error: a.txt", "error: b.txt", "error: hr/c.md"
-    ]  # fmt: skip
-    assert full.err.count("No space left on device") == 3
-    assert memory_bytes(tmp_path / "workers") == {}
-    workers = fastmem(*call, "--output", tmp_path / "workers", "--store", "int8", *with_workers)
+    alone = fastmem(*call, "--output", tmp_path / "alone")
+    workers = fastmem(*call, "--output", tmp_path / "workers", *with_workers)
     assert (alone.code, workers.code) == (0, 0)
     expected = memory_bytes(tmp_path / "alone")
     assert set(expected) > {"a.txt.safetensors", "b.txt.part-1.safetensors", "b.txt.part-2.safetensors"}
     assert memory_bytes(tmp_path / "workers") == expected
     assert listed(workers, tmp_path / "workers") == listed(alone, tmp_path / "alone")
     assert [name["source"] for name in workers.json["skipped"]] == ["d.txt"]
-
-
-def no_space(_):
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 class TwoWorkers:
@@ -286,46 +273,72 @@ class TwoWorkers:
             if unit.document == self.lost:
                 yield Lost(unit, "its worker died 3 times while it was answered (log: somewhere)")
             else:
-                yield from pickle.loads(pickle.dumps(list(answer(unit))))
+                logging.disable()  # what a worker logs is not seen
+                results = list(answer(unit))
+                logging.disable(logging.NOTSET)
+                yield from pickle.loads(pickle.dumps(results))
+
+
+@pytest.fixture
+def two_workers(undisturbed, monkeypatch):
+    """`two_workers(lost)`: from now on commands work with them. lost: the number of the document that is given up."""
+    monkeypatch.setattr(WorkerFlags, "check", lambda _: None)
+    return lambda lost=None: monkeypatch.setattr(
+        WorkerFlags, "opened", lambda *_: nullcontext(TwoWorkers(undisturbed[0], lost))
+    )
 
 
 def test_documents_are_listed_in_their_order_and_one_that_is_given_up_stops_no_other(
-    undisturbed, fastmem, policies, tmp_path, monkeypatch
+    two_workers, fastmem, policies, tmp_path
 ):
-    llm, *_ = undisturbed
-    monkeypatch.setattr(WorkerFlags, "check", lambda _: None)
-    monkeypatch.setattr(WorkerFlags, "opened", lambda *_: nullcontext(TwoWorkers(llm, lost=1)))
-    call = (
-        "memorize",
-        policies / "a.txt",
-        policies / "b.txt",
-        policies / "hr" / "c.md",
-        "--workers",
-        "2",
-        "--steps",
-        "1",
-    )
-    said = fastmem(*call, "-o", tmp_path / "m")
+    two_workers(lost=1)
+    files = [policies / "a.txt", policies / "b.txt", policies / "hr" / "c.md"]
+    call = ("memorize", *files, "-o", tmp_path / "m", "--workers", "2", "--steps", "2", "--learning-rate", "1e-7")
+    said = fastmem(*call)
     assert said.code == 2
     assert [line.split("  ")[0] for line in said.out.splitlines()] == ["a.safetensors", "c.safetensors"]
     assert said.err.splitlines()[-2:] == [
-        f"error: {policies / 'b.txt'}: its worker died 3 times while it was answered (log: somewhere)",
+        f"error: {files[1]}: its worker died 3 times while it was answered (log: somewhere)",
         "error: 1 of 3 documents were not memorized: see above.",
     ]
-    assert said.err.count("hardly memorized") == 1  # what was said to nobody in the worker
-    again = fastmem(*call, "-o", tmp_path / "m", "--json")
-    assert [(row["source"], row["kept"]) for row in again.json["memories"]] == [
-        (str(policies / "a.txt"), True), (str(policies / "hr" / "c.md"), True)
-    ]  # fmt: skip
-    assert [row["source"] for row in again.json["failed"]] == [str(policies / "b.txt")]
+    assert said.err.count("hardly memorized") == 1
+    again = fastmem(*call, "--json").json
+    assert [(row["source"], row["kept"]) for row in again["memories"]] == [
+        (str(files[0]), True),
+        (str(files[2]), True),
+    ]
+    assert [row["source"] for row in again["failed"]] == [str(files[1])]
 
 
-def test_the_progress_of_all_workers_is_one_line(undisturbed, fastmem, policies, tmp_path, monkeypatch):
-    llm, *_ = undisturbed
+def test_memories_that_find_no_room_on_the_disk_are_named(two_workers, fastmem, policies, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    call = ("memorize", "--documents", policies, "--output", tmp_path / "m", "--steps", "1", "--part-tokens", "40")
+    said = {}
+    for name, how in (("alone", ()), ("workers", ("--workers", "2"))):
+        if name == "alone":
+            monkeypatch.setattr(WorkerFlags, "opened", lambda _, __, llm: nullcontext(ThisProcess(llm)))
+        else:
+            two_workers()
+        with monkeypatch.context() as patched:
+            patched.setattr("os.fsync", full)
+            said[name] = fastmem(*call, *how)
+        assert memory_bytes(tmp_path / "m") == {}
+    assert said["workers"].code == said["alone"].code == 2
+    lines = said["workers"].err.splitlines()
+    assert [line.partition(": memory file")[0] for line in lines[:3]] == [
+        f"error: {name}" for name in ("a.txt", "b.txt", "hr/c.md")
+    ]
+    assert all("cannot be written (No space left on device)" in line for line in lines[:3])
+    assert [lines[0], *lines[2:]] == [line for line in said["alone"].err.splitlines() if "b.txt" not in line]
+    assert fastmem(*call, "--workers", "2").code == 0
+
+
+def test_the_progress_of_all_workers_is_one_line(two_workers, fastmem, policies, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(WorkerFlags, "check", lambda _: None)
-    monkeypatch.setattr(WorkerFlags, "opened", lambda *_: nullcontext(TwoWorkers(llm, lost=None)))
+    two_workers()
     call = ("memorize", policies / "a.txt", policies / "hr" / "c.md", "--workers", "2", "--steps", "1")
     shown = [line.removeprefix("\x1b[K") for line in fastmem(*call, "-o", tmp_path / "m").err.split("\r")]
     numbers = [line.partition(" s")[0].rpartition(", ")[0] for line in shown if "documents" in line]
