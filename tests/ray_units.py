@@ -60,3 +60,8 @@ def embedded() -> object:
     from fastmem import FastMem
 
     return FastMem.from_pretrained(device="cpu")
+
+
+def enlarging(llm: object, megabytes: int) -> object:
+    """A `Make`: of a unit, which begins with its number, it returns the number and so many MiB."""
+    return lambda unit: [(unit[0], os.urandom(1024) * 1024 * megabytes)]

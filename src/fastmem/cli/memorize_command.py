@@ -1,31 +1,24 @@
 """`fastmem memorize`: memory files of documents, given one by one or as a folder."""
 
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from fastmem.cli import error_text
-from fastmem.cli.choose_part import Part, parts_of
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
-from fastmem.cli.memorization_progress import memorization_progress
-from fastmem.cli.memory_listing import SUFFIX, memory_line, memory_name, memory_path, memory_record
+from fastmem.cli.memorize_documents import DocumentMemorizer, MemoryOptions, Source, make_folder
+from fastmem.cli.memory_listing import SUFFIX, memory_line, memory_name, memory_path
 from fastmem.cli.output import Status, emit, say
 from fastmem.cli.read_document import no_documents, read_document, read_from_folder
+from fastmem.cli.worker_flags import WorkerFlags
 from fastmem.documents import find_documents
 from fastmem.documents.document_files import require_readers
 from fastmem.documents.text_process import TextProcess
-from fastmem.errors import DocumentError, FastMemError, InputError, MemoryFileError
-
-if TYPE_CHECKING:
-    from fastmem.memory.memory import Step
-    from fastmem.memory.recipe import Recipe
-    from fastmem.model import FastMem
+from fastmem.errors import DocumentError, FastMemError, InputError
 
 
 @with_flags
@@ -33,6 +26,7 @@ def memorize(
     output_folder: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the memories.")],
     model: ModelFlags,
     recipe: RecipeFlags,
+    workers: WorkerFlags,
     output: OutputFlags,
     files: Annotated[
         list[str] | None, typer.Argument(metavar="FILE...", help="Documents; one memory is made of each.")
@@ -66,12 +60,14 @@ def memorize(
     fastmem ask --part-tokens N --memory DIR takes the one of the part that fits the question.
 
     An existing memory of the same text, recipe and base is kept, so an interrupted command can be run again. If a
-    document cannot be memorized, the others still are.
+    document cannot be memorized, the others still are. With --workers several are memorized at the same time, into the
+    same files.
 
     \b
     Examples:
       fastmem memorize policy.txt --output memories --model Qwen/Qwen3-0.6B
       fastmem memorize --documents policies --output memories --model Qwen/Qwen3-0.6B
+      fastmem memorize --documents policies --output memories --model Qwen/Qwen3-0.6B --workers 2
       fastmem memorize docs/*.txt -o memories --parametrization lora --rank 8 --learning-rate 3e-3
     """
     if bool(files) == (documents is not None):
@@ -82,35 +78,29 @@ def memorize(
             sources, skipped = _in_folder(documents, output_folder, process)
         else:
             sources, skipped = _given(files or [], output_folder), []
-        _make_folder(output_folder)
-        llm = model.load(status)
-        chosen = recipe.of(llm, status)
+        make_folder(output_folder)
+        llm = workers.driver(model).load(status)
+        options = MemoryOptions(recipe.of(llm, status), store, keep_text, truncate, part_tokens)
         made: list[dict[str, Any]] = []
         failed: list[dict[str, Any]] = []
-        for number, source in enumerate(sources, 1):
-            place = f"{source.name} ({number} of {len(sources)})"
-            try:
-                status(f"{place} ...")
-                for part in parts_of(llm, source.read(), part_tokens):
-                    target = _target(source, part)
-                    if target in (Path(record["file"]) for record in made):
-                        raise InputError(f"{target.name} is the memory of another document already: rename this one.")
-                    what = place if part.count == 1 else f"{place}, {part.place}"
-                    on_step = memorization_progress(status, what, chosen.steps)
-                    record = _memorized(llm, part.text, target, chosen, store, keep_text, truncate, on_step)
-                    record |= {"source": source.name} | (part.record() if part.count > 1 else {})
-                    made.append(record)
-                    if not output.json:
-                        status("")
-                        print(memory_line(record, memory_name(Path(record["file"]), output_folder)), flush=True)
-            except FastMemError as error:
+
+        def on_memory(record: dict[str, Any]) -> None:
+            made.append(record)
+            if not output.json:
                 status("")
-                text = error_text(error, "memorize")
-                if documents is not None and isinstance(error, InputError):  # no memory of this document is possible
-                    skipped.append((source.name, error.reason if isinstance(error, DocumentError) else text))
-                    continue
-                say(f"error: {source.name}: {text}")
-                failed.append({"source": source.name, "error": str(error)})
+                print(memory_line(record, memory_name(Path(record["file"]), output_folder)), flush=True)
+
+        def on_error(source: Source, error: FastMemError) -> None:
+            status("")
+            text = error_text(error, "memorize")
+            if documents is not None and isinstance(error, InputError):  # no memory of this document is possible
+                skipped.append((source.name, error.reason if isinstance(error, DocumentError) else text))
+                return
+            say(f"error: {source.name}: {text}")
+            failed.append({"source": source.name, "error": str(error)})
+
+        with workers.opened(model, llm) as working:
+            DocumentMemorizer(llm, sources, options, status, on_memory, on_error).run(working, output.quiet)
     skipped.sort()
     if documents is not None and not output.quiet:
         _report(made, skipped, output_folder)
@@ -123,30 +113,21 @@ def memorize(
         raise InputError(f"no document in {str(documents)!r} was memorized.", field="documents")
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A document. read: returns its text. target: the file of its memory."""
-
-    name: str
-    target: Path
-    read: Callable[[], str]
-
-
-def _given(files: Sequence[str], folder: Path) -> list[_Source]:
+def _given(files: Sequence[str], folder: Path) -> list[Source]:
     """The documents that were named. Errors: `InputError` if two of them have the same memory file."""
     require_readers(Path(file) for file in files)
-    sources: dict[Path, _Source] = {}
+    sources: dict[Path, Source] = {}
     for file in files:
         target = folder / (("stdin" if file == "-" else Path(file).stem) + SUFFIX)
         if target in sources:
             raise InputError(f"two documents are named {target.stem!r}: memorize one of them into another --output.")
-        sources[target] = _Source(file, target, partial(read_document, file))
+        sources[target] = Source(file, target, partial(read_document, file))
     return list(sources.values())
 
 
 def _in_folder(
     documents: Path, output_folder: Path, process: TextProcess
-) -> tuple[list[_Source], list[tuple[str, str]]]:
+) -> tuple[list[Source], list[tuple[str, str]]]:
     """The documents of a folder, and name and reason of files that are none. Errors: `InputError` if it has none."""
     found, others = find_documents(documents, exclude=output_folder)
     if output_folder.resolve() == documents.expanduser().resolve():  # its memories lie beside the documents
@@ -155,7 +136,7 @@ def _in_folder(
         raise no_documents(documents, others)
     require_readers(file.path for file in found)
     sources = [
-        _Source(file.name, memory_path(output_folder, file.name), partial(read_from_folder, file, process))
+        Source(file.name, memory_path(output_folder, file.name), partial(read_from_folder, file, process))
         for file in found
     ]
     if twice := [name for name, count in Counter(file.name for file in found).items() if count > 1]:
@@ -164,61 +145,9 @@ def _in_folder(
     return sources, [(other.name, other.reason) for other in others]
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output {str(folder)!r} is not a folder ({error.strerror}): give a folder.") from error
-
-
 def _report(made: list[dict[str, Any]], skipped: list[tuple[str, str]], folder: Path) -> None:
     """Name each skipped file, and say how many memories there are."""
     for name, reason in skipped:
         say(f"skipped: {name}: {reason.rstrip('.')}.")
     kept = sum(record["kept"] for record in made)
     say(f"{len(made)} memories in {folder}: {len(made) - kept} made, {kept} kept; {len(skipped)} skipped.")
-
-
-def _target(source: _Source, part: Part) -> Path:
-    """The file of the memory of a part."""
-    return memory_path(source.target.parent, part.name(source.target.name.removesuffix(SUFFIX)))
-
-
-def _memorized(
-    llm: "FastMem",
-    text: str,
-    target: Path,
-    recipe: "Recipe",
-    store: str | None,
-    keep_text: bool,
-    truncate: bool,
-    on_step: "Callable[[Step], None] | None",
-) -> dict[str, Any]:
-    """Make and write a memory if it does not exist yet. Returns its record."""
-    from fastmem.memory.effect import warn_of_effects
-    from fastmem.memory.memory import Memory
-    from fastmem.prompts import document_identity
-
-    started = time.perf_counter()
-    try:
-        existing = Memory.load(target)
-    except MemoryFileError:
-        existing = None
-    if existing is not None:
-        tokens = llm.memory_tokens(text, recipe, truncate)
-        made_of = (existing.details.get("text_sha256"), existing.details.get("tokens_sha256"))
-        now = document_identity(tokens, text)
-        same = made_of == (now["text_sha256"], now["tokens_sha256"])
-        stored = existing.details.get("stored", {}).get("dtype")
-        if (
-            same
-            and stored == store
-            and (existing.recipe, existing.base.digest) == (recipe, llm.base(recipe.layers).digest)
-        ):
-            warn_of_effects([existing])
-            return memory_record(target, existing) | {"kept": True}
-    memory = llm.memorize(text, recipe, truncate=truncate, on_step=on_step)
-    _make_folder(target.parent)
-    memory.save(target, dtype=store, text=keep_text)
-    seconds = time.perf_counter() - started
-    return memory_record(target, memory) | {"kept": False, "seconds": seconds}

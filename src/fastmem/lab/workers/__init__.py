@@ -1,6 +1,7 @@
 """Who answers the units of a run: this process, or processes of Ray on this machine and others.
 
-A *unit* is what is done at once: a batch of examples with all their methods, or an example with all points of a grid.
+A *unit* is what is done at once: a batch of examples with all their methods, an example with all points of a grid, or
+a part of a document that is memorized.
 What is done with it is a `Make`: it gets the model of the process it runs in, and gives the function that turns a unit
 into results. The results of a unit do not depend on who made them, so a run can be continued in another way.
 """

@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from fastmem.model import FastMem
 log = logging.getLogger("fastmem")
 
 MOST_DEATHS = 3  # of the workers that answer one unit
+MOST_REFUSALS = 3  # of the store, to take the results of one unit
 MOST_RESTARTS = 100  # of one worker: a model that cannot be loaded without killing its process ends at last
 CONNECT_SECONDS = 10
 WINDOW = 2  # units of one actor: the one that runs, and the next
@@ -83,19 +85,31 @@ class RayWorkers:
         return len(self.actors)
 
     def results(self, make: Make[Unit, Result], units: Iterable[Unit]) -> Iterator[Result | Lost[Unit]]:
-        """The results of all units, as they come. Errors: `RunError` if no actor can start."""
+        """The results of all units, as they come.
+
+        Units and results travel through Ray's store, which moves to the disk what it has no room for. Errors:
+        `RunError` if no actor can start, and if that disk is full, too.
+        """
         import ray
 
-        number, left, deaths = next(self._numbers), deque(enumerate(units)), Counter[int]()
+        number, window, deaths, refusals = next(self._numbers), WINDOW, Counter[int](), Counter[int]()
+        fresh = enumerate(units)
+        left = deque(islice(fresh, 1))  # units are taken from the iterable as they are needed
+        full = (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError)
         running: dict[Any, tuple[_Actor, int, Unit]] = {}
         starting = {actor.start(): actor for actor in self.actors}
         while left or running:
             for actor in self.actors:
-                while left and actor.log and len(actor.units) < WINDOW:
+                while left and actor.log and len(actor.units) < window:
                     index, unit = left.popleft()
-                    reference = actor.handle.answer.remote(number, make, unit)
+                    try:
+                        reference = actor.handle.answer.remote(number, make, unit)
+                    except full as error:
+                        raise _no_room(error) from error
                     actor.units.append(reference)
                     running[reference] = actor, index, unit
+                    if not left:
+                        left.extend(islice(fresh, 1))
             (reference, *_), _ = ray.wait([*starting, *running], num_returns=1)
             if reference in starting:
                 self._started(starting, reference)
@@ -104,7 +118,15 @@ class RayWorkers:
             blamed = actor.units[0] is reference
             actor.units.remove(reference)
             try:
-                yield from ray.get(reference)
+                results = ray.get(reference)
+                del reference  # so that the store drops it while the results are used
+                yield from results
+            except full as error:  # there is room again when the results of others were fetched
+                refusals[index] += 1
+                if refusals[index] == MOST_REFUSALS:
+                    raise _no_room(error) from error
+                window = 1
+                left.appendleft((index, unit))
             except ray.exceptions.RayTaskError as error:
                 yield Lost(unit, f"{_cause(error)} (log: {actor.log})")
             except ray.exceptions.RayError as error:
@@ -140,7 +162,7 @@ def ray_workers(
 
     weights: the digest that the model's base has. cpus, gpus: of each actor; it computes with as many threads. A
     connection to Ray that is there already is used, and stays. Errors: `MissingPackageError`, `InputError` for an
-    address without a cluster.
+    address without a cluster, and for more GPUs than this machine has.
     """
     require("ray", extra="ray", purpose="answering with several workers", options=("workers", "ray"))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -159,8 +181,11 @@ def ray_workers(
                 field="ray",
             ) from error
     options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": MOST_RESTARTS, "max_task_retries": 0}
-    actors = [_Actor(ray.remote(Worker).options(**options).remote(load, weights, cpus)) for _ in range(count)]
+    actors: list[_Actor] = []
     try:
+        if not connected and not address:
+            require_gpus(count, gpus, int(ray.cluster_resources().get("GPU", 0)))
+        actors += (_Actor(ray.remote(Worker).options(**options).remote(load, weights, cpus)) for _ in range(count))
         yield RayWorkers(list(actors))
     finally:
         if connected:
@@ -183,6 +208,30 @@ def _require_answer(address: str | None) -> None:
             "alone for this machine.",
             field="ray",
         ) from error
+
+
+def require_gpus(count: int, gpus: float, present: int) -> None:
+    """A worker without its GPUs would wait for ever, since no machine can join. Errors: `InputError`."""
+    if not gpus:
+        return
+    fitting = int(present // gpus) if gpus >= 1 else present * int(1 / gpus)
+    if fitting < count:
+        raise InputError(
+            f"{count} workers with {gpus:g} GPUs each do not fit: this machine has {present}, which are enough for "
+            f"{fitting}. Give fewer --workers, another number of --gpus-per-worker, or --device cpu "
+            "without it.",
+            field="gpus_per_worker",
+        )
+
+
+def _no_room(error: BaseException) -> RunError:
+    """The error that ends a run whose units or results Ray cannot pass on."""
+    log.debug("there is no room in Ray's store: %s", error)
+    return RunError(
+        "Ray cannot pass on a unit or its results: its object store is full, and so is the disk it moves objects to "
+        "(/tmp/ray by default; Ray counts 95 % as full). Make room there and run the same command again: what was "
+        "finished is kept."
+    )
 
 
 def _cause(error: BaseException) -> str:
