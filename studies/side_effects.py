@@ -7,12 +7,12 @@
 **Question.** A memory changes weights that every answer uses. What does the model lose on what has nothing to do with
 the document: with one memory, with twenty, at which rates, and if memories are averaged or added?
 
-**Design.** Every row is one of the first D development documents that contradict what the model knows (D is 40). It is
-answered under these conditions; rates are multiples of the model's own (`--rate`; the recipe's if left out):
+**Design.** Every row is one of the first 40 development documents that contradict what the model knows. It is measured
+under these conditions; rates are multiples of the model's own (`--rate`):
 
 - `base`: the untouched model.
 - `one, R x`: a memory of the document, R in 0.5, 1, 2 and 4.
-- `20 in a row, R x`: the document and 19 others of the D, drawn for the row, one after the other: every document is
+- `20 in a row, R x`: the document and 19 others of the 40, drawn for the row, one after the other: every document is
   memorized from the weights that the one before left, and the KL refers to those. The row's document stands at each
   place in turn. R in 0.5, 1 and 2.
 - `average of 20`, `sum of 20`: the mean and the sum of the differences of 20 memories of the same documents, 1 x.
@@ -21,7 +21,8 @@ What is *unrelated* is drawn for each row from development documents that nothin
 all conditions: neither its subject nor its answers are mentioned in any of the 20 documents. Measured are:
 
 - nats per token of 4 unrelated documents, and of the texts that come with FastMem (`neutral.jsonl`, another kind of
-  text), both as a document is memorized; with the KL from the untouched model.
+  text), both as a document is memorized; with the KL from the untouched model. The second counts only for a model that
+  predicts these texts better than a uniform guess does.
 - answers to 2 unrelated questions with a document that agrees, 2 with one that contradicts, and, in the embedded
   world, 4 without a document (recall). Greedy, the paper's prompt and containment.
 - form: the share of the answers with a document that follow "The answer is: ..." as the prompt asks.
@@ -42,6 +43,7 @@ question is *open*. Where no answer differs, the interval is the exact one for t
 import argparse
 import copy
 import functools
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -60,7 +62,7 @@ from fastmem.lab.scores.grading import graded
 from fastmem.lab.tasks import Example
 from fastmem.learn.memorize import drain
 from fastmem.tiny import world
-from studies.compared_ways import NEW_TOKENS, Cells, load
+from studies.compared_ways import NEW_TOKENS, Cells
 from studies.continuation_measures import copied_share, distinct, longest_copied_run, self_bleu
 from studies.grounding import NQ_LEARNING_RATE, nq_rows, world_rows
 
@@ -119,7 +121,11 @@ def rows(kinds: Mapping[str, Sequence[Example]], documents: int, several: int) -
         chosen = [e.context for e in random.sample([e for e in memorized if e is not own], several - 1)]
         place = number % several
         chosen.insert(place, own.context)
-        counts = {"agreeing": AGREEING, "contradicting": CONTRADICTING, "recalled": RECALLED if others["recalled"] else 0}
+        counts = {
+            "agreeing": AGREEING,
+            "contradicting": CONTRADICTING,
+            "recalled": RECALLED if others["recalled"] else 0,
+        }
         found = {kind: unrelated(others[kind], chosen, random, count) for kind, count in counts.items()}
         made.append(Row(own, tuple(chosen), place, found))
     return made
@@ -172,7 +178,8 @@ def in_a_row(factor: float) -> Callable[[FastMem, Row], Memory]:
         names: dict[str, None] = {}
         for document in row.documents:
             for name, difference in memorized(changing, document, recipe).differences().items():
-                weights[name].data.add_(difference.to(weights[name].dtype))
+                with torch.no_grad():
+                    weights[name].add_(difference)
                 names[name] = None
         return Memory({name: (weights[name] - own[name]).detach() for name in names}, recipe, llm.base(recipe.layers))
 
@@ -235,13 +242,16 @@ def measured(llm: FastMem, row: Row, made: Mapping[str, Memory | None]) -> Cells
     for name, memory in made.items():
         found, samples = given[name][:-SAMPLES], [list(a.token_ids) for a in given[name][-SAMPLES:]]
         scores = [(kind, e, graded(a.text, e)) for (kind, e), a in zip(questions, found, strict=True)]
-        cell = {kind: [bool(s["paper_correct"]) for k, _, s in scores if k == kind] for kind in ("own", *row.unrelated)}
+        cell = {
+            kind: [bool(s["paper_correct"]) for k, _, s in scores if k == kind] for kind in ("own", *row.unrelated)
+        }
         cell["form"] = [not s["failure"] for k, e, s in scores if k != "own" and e.context]
         losses = {kind: each.losses(llm.ffn(memory) or {}) for kind, each in texts.items()}
         cells[name] = {
             **cell,
             "loss": {kind: round(nats, 6) for kind, (nats, _) in losses.items()},
             "kl": {kind: round(nats, 6) for kind, (_, nats) in losses.items()},
+            "uniform": round(math.log(llm.split_model.vocabulary_size), 6),
             "distinct": [distinct(samples, n) for n in (1, 2)],
             "self_bleu": self_bleu(samples),
             "run": [mean([longest_copied_run(s, each) for s in samples]) for each in (own, documents)],
@@ -283,7 +293,9 @@ def study(llm: FastMem, wanted: Sequence[Row], compared: Sequence[Condition], pa
 def main(arguments: list[str] | None = None) -> None:
     """Measure one model, or print the tables."""
     parser = argparse.ArgumentParser(prog="python -m studies.side_effects", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, required=True, help="folder of this model's results; with --table of all")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of this model's results; with --table of all"
+    )
     parser.add_argument("--model", help="folder or hub id; the embedded model if left out")
     parser.add_argument("--data", type=Path, help="NQ-SWAP rows with the paper's columns; default: the embedded world")
     parser.add_argument("--rate", type=float, help="the model's own rate; default: its recipe's, with --data 1e-3")
@@ -306,9 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
     unknown = set(args.conditions or ()) - {each.name for each in compared}
     if unknown:
         raise InputError(f"--conditions has {sorted(unknown)}: give some of {[each.name for each in compared]}.")
-    llm = load(args.model)
-    if args.model is None:
-        llm.recipe = FastMem.from_pretrained(dtype=torch.float32).recipe
+    llm = FastMem.from_pretrained(args.model, dtype=torch.float32)
     rate = args.rate or (NQ_LEARNING_RATE if args.data else llm.recipe.learning_rate)
     llm.recipe = replace(llm.recipe, learning_rate=rate)
     args.output.mkdir(parents=True, exist_ok=True)
