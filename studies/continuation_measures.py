@@ -15,7 +15,7 @@ def ngrams(tokens: Text, n: int) -> Counter[tuple[int, ...]]:
 
 
 def distinct(texts: Sequence[Text], n: int) -> float:
-    """distinct-n (arXiv 1510.03055): different n-grams of all texts together, divided by their number; 0 without any."""
+    """distinct-n (arXiv 1510.03055): the share of different ones among the n-grams of all texts; 0 without any."""
     counts = sum((ngrams(text, n) for text in texts), Counter[tuple[int, ...]]())
     return len(counts) / counts.total() if counts else 0.0
 

@@ -20,10 +20,10 @@ under these conditions; rates are multiples of the model's own (`--rate`):
 What is *unrelated* is drawn for each row from development documents that nothing memorizes, and is the same under
 all conditions: neither its subject nor its answers are mentioned in any of the 20 documents. Measured are:
 
-- nats per token of 4 unrelated documents, and of the texts that come with FastMem (`neutral.jsonl`, another kind of
+- nats per token of 8 unrelated documents, and of the texts that come with FastMem (`neutral.jsonl`, another kind of
   text), both as a document is memorized; with the KL from the untouched model. The second counts only for a model that
   predicts these texts better than a uniform guess does.
-- answers to 2 unrelated questions with a document that agrees, 2 with one that contradicts, and, in the embedded
+- answers to 4 unrelated questions with a document that agrees, 4 with one that contradicts, and, in the embedded
   world, 4 without a document (recall). Greedy, the paper's prompt and containment.
 - form: the share of the answers with a document that follow "The answer is: ..." as the prompt asks.
 - variety: 4 sampled continuations (temperature 1, 60 tokens, fixed seeds) of the first 8 tokens of an unrelated
@@ -41,34 +41,31 @@ question is *open*. Where no answer differs, the interval is the exact one for t
 """
 
 import argparse
-import copy
-import functools
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 
-from fastmem import FastMem, Memory, Recipe, Tokens
+from fastmem import FastMem, Memory, Tokens
 from fastmem.answer.running_batch import Answer, answers
 from fastmem.calibrate import ReadTexts, read_neutral
 from fastmem.errors import InputError
 from fastmem.lab.run.run_files import Appender
 from fastmem.lab.scores.grading import graded
 from fastmem.lab.tasks import Example
-from fastmem.learn.memorize import drain
 from fastmem.tiny import world
 from studies.compared_ways import NEW_TOKENS, Cells
 from studies.continuation_measures import copied_share, distinct, longest_copied_run, self_bleu
 from studies.grounding import NQ_LEARNING_RATE, nq_rows, world_rows
+from studies.several_memories import added, faster, memorized, one_after_the_other
 
 BASE = "base"
 ONE_RATES, ROW_RATES = (0.5, 1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
-AGREEING, CONTRADICTING, RECALLED = 2, 2, 4  # unrelated questions of a row
+AGREEING, CONTRADICTING, RECALLED = 4, 4, 4  # unrelated questions of a row
 OPENING, CONTINUATION, SAMPLES, COPIED = 8, 60, 4, 8  # tokens, tokens, continuations, tokens of an n-gram
 
 
@@ -92,11 +89,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Condition:
-    """name: as in the table. make: the memory, None for the base. several: whether it memorizes all documents."""
+    """name: as in the table. make: the memory, None for the base."""
 
     name: str
     make: Callable[[FastMem, Row], Memory | None]
-    several: bool = False
 
 
 def examples(data: Path | None) -> dict[str, list[Example]]:
@@ -110,15 +106,18 @@ def examples(data: Path | None) -> dict[str, list[Example]]:
     return {"contradicting": found["contradicts"], "agreeing": found["agrees"], "recalled": recalled}
 
 
-def rows(kinds: Mapping[str, Sequence[Example]], documents: int, several: int) -> list[Row]:
-    """The rows of the study. documents: how many. several: how many are memorized together."""
-    memorized = kinds["contradicting"][:documents]
-    groups = {e.group for e in memorized}
+def rows(kinds: Mapping[str, Sequence[Example]], documents: int, pool_size: int, several: int) -> list[Row]:
+    """The rows of the study.
+
+    documents: how many rows. pool_size: from how many the others are drawn. several: how many are memorized together.
+    """
+    pool = kinds["contradicting"][:pool_size]
+    groups = {e.group for e in pool}
     others = {kind: [e for e in found if e.group not in groups] for kind, found in kinds.items()}
     made = []
-    for number, own in enumerate(memorized):
+    for number, own in enumerate(pool[:documents]):
         random = Random(own.id)
-        chosen = [e.context for e in random.sample([e for e in memorized if e is not own], several - 1)]
+        chosen = [e.context for e in random.sample([e for e in pool if e is not own], several - 1)]
         place = number % several
         chosen.insert(place, own.context)
         counts = {
@@ -132,79 +131,36 @@ def rows(kinds: Mapping[str, Sequence[Example]], documents: int, several: int) -
 
 
 def unrelated(found: Sequence[Example], documents: Sequence[str], random: Random, count: int) -> tuple[Example, ...]:
-    """Some of the examples whose subject and answers no document mentions. Errors: `InputError` if there are too few."""
-    joined, chosen = "\n".join(documents), list[Example]()
+    """Examples whose subject and answers no document mentions. Errors: `InputError` if there are too few."""
+    joined, chosen = f" {world.normalize(' '.join(documents))} ", list[Example]()
     for example in random.sample(found, len(found)):
         if len(chosen) == count:
             break
         # In the world the subject is the last part of the id.
         subject = [example.id.split("/")[-1].replace("-", " ")] if "/" in example.id else []
-        if not any(world.mentions(joined, name) for name in (*example.answers, *example.original_answers, *subject)):
+        names = (*example.answers, *example.original_answers, *subject)
+        if not any(f" {world.normalize(name)} " in joined for name in names):
             chosen.append(example)
     if len(chosen) < count:
         raise InputError(f"only {len(chosen)} of {count} questions are unrelated to the documents: give fewer.")
     return tuple(chosen)
 
 
-def memorized(llm: FastMem, document: str, recipe: Recipe) -> Memory:
-    """A memory, without a warning where a high rate diverges."""
-    return drain(llm.memorizing(llm.memory_tokens(document), recipe, watch=False))[0]
-
-
-@functools.lru_cache(64)
-def memorized_once(llm: FastMem, document: str) -> Memory:
-    """A memory at the model's own rate, kept for the next rows."""
-    return memorized(llm, document, llm.recipe)
-
-
-def faster(recipe: Recipe, factor: float) -> Recipe:
-    """The recipe at a multiple of its rate."""
-    return replace(recipe, learning_rate=factor * recipe.learning_rate)
-
-
-def one(factor: float) -> Callable[[FastMem, Row], Memory]:
-    """A memory of the row's document."""
-    return lambda llm, row: memorized(llm, row.own.context, faster(llm.recipe, factor))
-
-
-def in_a_row(factor: float) -> Callable[[FastMem, Row], Memory]:
-    """All documents, each memorized from the weights that the one before left."""
-
-    def make(llm: FastMem, row: Row) -> Memory:
-        recipe = faster(llm.recipe, factor)
-        # A copy whose weights are written in place, which `FastMem` follows.
-        changing = FastMem(copy.deepcopy(llm.model), llm.tokenizer, recipe=recipe)
-        weights, own = (dict(each.model.named_parameters()) for each in (changing, llm))
-        names: dict[str, None] = {}
-        for document in row.documents:
-            for name, difference in memorized(changing, document, recipe).differences().items():
-                with torch.no_grad():
-                    weights[name].add_(difference)
-                names[name] = None
-        return Memory({name: (weights[name] - own[name]).detach() for name in names}, recipe, llm.base(recipe.layers))
-
-    return make
-
-
-def combined(factor: Callable[[int], float]) -> Callable[[FastMem, Row], Memory]:
-    """The sum of the differences of memories of all documents, times a factor of their number."""
-
-    def make(llm: FastMem, row: Row) -> Memory:
-        found = [memorized_once(llm, document).differences() for document in row.documents]
-        tensors = {name: factor(len(found)) * sum(each[name] for each in found) for name in found[0]}
-        return Memory(tensors, llm.recipe, llm.base(llm.recipe.layers))
-
-    return make
-
-
 def conditions(several: int) -> list[Condition]:
     """All that are compared."""
+
+    def one(rate: float) -> Callable[[FastMem, Row], Memory]:
+        return lambda llm, row: memorized(llm, row.own.context, faster(llm.recipe, rate))
+
+    def in_a_row(rate: float) -> Callable[[FastMem, Row], Memory]:
+        return lambda llm, row: one_after_the_other(llm, row.documents, faster(llm.recipe, rate))
+
     return [
         Condition(BASE, lambda llm, row: None),
         *(Condition(f"one, {rate:g} x", one(rate)) for rate in ONE_RATES),
-        *(Condition(f"{several} in a row, {rate:g} x", in_a_row(rate), True) for rate in ROW_RATES),
-        Condition(f"average of {several}", combined(lambda count: 1 / count), True),
-        Condition(f"sum of {several}", combined(lambda count: 1.0), True),
+        *(Condition(f"{several} in a row, {rate:g} x", in_a_row(rate)) for rate in ROW_RATES),
+        Condition(f"average of {several}", lambda llm, row: added(llm, row.documents, 1 / several)),
+        Condition(f"sum of {several}", lambda llm, row: added(llm, row.documents, 1.0)),
     ]
 
 
@@ -322,7 +278,7 @@ def main(arguments: list[str] | None = None) -> None:
     rate = args.rate or (NQ_LEARNING_RATE if args.data else llm.recipe.learning_rate)
     llm.recipe = replace(llm.recipe, learning_rate=rate)
     args.output.mkdir(parents=True, exist_ok=True)
-    wanted = rows(examples(args.data), args.pool, args.several)[: args.documents]
+    wanted = rows(examples(args.data), args.documents, args.pool, args.several)
     chosen = [each for each in compared if not args.conditions or each.name in args.conditions]
     study(llm, wanted, chosen, args.output / "rows.jsonl")
 
