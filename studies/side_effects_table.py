@@ -62,7 +62,7 @@ MEASURES = (
     Measure("copied", "copied 8-grams", _copied("copied"), worse=1),
 )
 TABLES = {"texts and questions": MEASURES[:7], "free continuation": MEASURES[7:]}
-DRAWN = ("own", "other", "contradicting", "recalled", "distinct_2", "copied")
+DRAWN = ("own", "other", "agreeing", "recalled", "distinct_2", "copied")
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ class Effect:
 
     @property
     def text(self) -> str:
-        """`0.812, -0.012 [-0.050, +0.030]*`."""
-        difference = interval_text(self.value - self.base, self.low, self.high, "+")
+        """`0.812, -0.012 [-0.050, +0.030]*`; without an interval if all rows differ by the same amount."""
+        ends = (None, None) if self.low == self.high else (self.low, self.high)
+        difference = interval_text(self.value - self.base, *ends, "+")
         return f"{self.value:.3f}, {difference}{'*' if self.p_value is not None and self.p_value < LEVEL else ''}"
 
 
@@ -262,11 +263,15 @@ def figure(results: Mapping[str, Results], path: Path) -> None:
         side = {0: "right: better", 1: "right: worse", -1: "left: worse"}[measure.worse]
         axis.set_title(f"{measure.title} ({side})", fontsize=9)
         axis.axvline(0, color="#888888", linewidth=1, zorder=0)
+        if measure.worse:
+            axis.axvline(measure.worse * measure.margin, color="#888888", linewidth=1, linestyle=":", zorder=0)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.tick_params(axis="x", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False, fontsize=8, loc="upper right")
-    drawn.supxlabel("difference to the untouched model; bars: 95 %", fontsize=9)
+    drawn.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9
+    )
+    drawn.supxlabel("difference to the untouched model; bars: 95 %; dotted: the margin", fontsize=9)
     drawn.savefig(path)
 
 
