@@ -11,7 +11,10 @@ NOTEBOOK = Path(__file__).parents[1] / "examples" / "tour.ipynb"
 def shown(book: Any) -> list[list[Any]]:
     """Of every code cell: its texts, and the kinds of its pictures."""
     return [
-        [output.get("text") or sorted(set(output["data"]) - {"text/plain"}) or output["data"] for output in cell.outputs]
+        [
+            output.get("text") or sorted(set(output["data"]) - {"text/plain"}) or output["data"]
+            for output in cell.outputs
+        ]
         for cell in book.cells
         if cell.cell_type == "code"
     ]

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 
 def executed(path: Path) -> Any:
-    """The notebook with the output of today, run in its own folder. Errors: `CellExecutionError` of a cell that fails."""
+    """The notebook with today's output, run in its own folder. Errors: `CellExecutionError` if a cell fails."""
     book = nbformat.read(path, as_version=4)
     NotebookClient(book, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
     for cell in book.cells:
