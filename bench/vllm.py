@@ -5,8 +5,8 @@
 VLLM_ENV is an environment with vLLM (`docs/guides/adapters.md`). 16 clients ask two questions about each of 20
 documents of the embedded world. When a quarter is answered, vLLM is killed and started again; clients that get 503
 ask again after `Retry-After`. Every text is compared with `FastMem.answer` for the same low-rank memory; where one
-differs, the gap between the two best logits at the first other token is shown. The exit code is 1 if fewer than 38 of 40 are equal,
-if a difference is no tie, or if a memory was made twice.
+differs, the gap between the two best logits at the first other token is shown. The exit code is 1 if fewer
+than 38 of 40 are equal, if a difference is no tie, or if a memory was made twice.
 
 Then the same questions are asked with 24 tokens to every answer, whatever they are: of vLLM behind FastMem, with
 memories and without; of vLLM alone, without an adapter; and of FastMem's own engine.
