@@ -94,8 +94,8 @@ class Effect:
     @property
     def text(self) -> str:
         """`0.812, -0.012 [-0.050, +0.030]*`; without an interval if all rows differ by the same amount."""
-        ends = (None, None) if self.low == self.high else (self.low, self.high)
-        difference = interval_text(self.value - self.base, *ends, "+")
+        low, high = (None, None) if self.low == self.high else (self.low, self.high)
+        difference = interval_text(self.value - self.base, low, high, "+")
         return f"{self.value:.3f}, {difference}{'*' if self.p_value is not None and self.p_value < LEVEL else ''}"
 
 
@@ -267,6 +267,7 @@ def figure(results: Mapping[str, Results], path: Path) -> None:
             axis.axvline(measure.worse * measure.margin, color="#888888", linewidth=1, linestyle=":", zorder=0)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.tick_params(axis="x", labelsize=8)
+        axis.locator_params(axis="x", nbins=5)
         axis.spines[["top", "right"]].set_visible(False)
     drawn.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9
