@@ -33,6 +33,9 @@ ROTARY_PASSES, GATE_PASSES = 12, 5
 # Bytes read and written per logit: soft-max of both models, losses, gradient (objective.py); and when one is chosen
 # (answer/batch.py).
 OBJECTIVE_BYTES, CHOICE_BYTES = 80, 16
+# Kernels that are launched, views not counted: by a layer; by the rest of a trunk pass (embedding, mask, final norm);
+# by the rest of a token, and for each of its rows; by a row's own last FFN.
+LAYER_LAUNCHES, PASS_LAUNCHES, TOKEN_LAUNCHES, ROW_LAUNCHES, FFN_LAUNCHES = 30, 28, 23, 5, 8
 # Fixed costs of a step and of a whole run in those of a layer's modules, for machines where they were not measured.
 STEP_LAYERS, RUN_LAYERS = 4, 20
 ITEMSIZES = (2, 4, 8)
@@ -180,23 +183,22 @@ NOTHING = Work()
 
 def read_work(shape: ModelShape, tokens: int) -> Work:
     """The trunk pass over a document or a prompt of so many tokens, without the head."""
-    return _layers(shape, rows=tokens, sequences=1, past=0)
+    return _layers(shape, rows=tokens, sequences=1, past=0) + _launched(PASS_LAUNCHES)
 
 
 def prompt_work(shape: ModelShape, tokens: int) -> Work:
     """Reading a prompt, up to its first answer token."""
-    return _layers(shape, tokens, 1, 0) + _product(shape, 1, shape.hidden, shape.vocabulary) + _choice(shape, 1)
+    return _layers(shape, tokens, 1, 0) + _token_end(shape, 1)
 
 
 def token_work(shape: ModelShape, rows: int, past: int, own_memories: bool = True) -> Work:
     """One more token for each of `rows` answers with `past` tokens before it. own_memories: the rows' last FFNs
     differ, so every row reads one of its own."""
-    work = _layers(shape, rows, rows, past) + _product(shape, rows, shape.hidden, shape.vocabulary)
+    work = _layers(shape, rows, rows, past) + _token_end(shape, rows)
     if own_memories and rows > 1:
-        shared, single = _ffn(shape, rows), _ffn(shape, 1)
-        work += shared * -1 + (single + Work(layer=0.5)) * rows
+        work += _ffn(shape, rows) * -1 + (_ffn(shape, 1) + _launched(FFN_LAUNCHES)) * rows
     # The cache is written anew with the new keys and values in it.
-    return work + _choice(shape, rows) + _moved(2 * rows * past * shape.cache_bytes)
+    return work + _moved(2 * rows * past * shape.cache_bytes)
 
 
 def steps_work(shape: ModelShape, scored: int, recipe: Recipe) -> Work:
@@ -309,6 +311,12 @@ def _ffn_gradient(shape: ModelShape, rows: int) -> Work:
     return work + _moved(rows * 2 * GATE_PASSES * shape.ffn * shape.itemsize)
 
 
-def _choice(shape: ModelShape, rows: int) -> Work:
-    """The most likely token of every row."""
-    return _moved(rows * shape.vocabulary * CHOICE_BYTES)
+def _token_end(shape: ModelShape, rows: int) -> Work:
+    """From the last hidden states of so many rows to their most likely tokens."""
+    head = _product(shape, rows, shape.hidden, shape.vocabulary) + _moved(rows * shape.vocabulary * CHOICE_BYTES)
+    return head + _launched(TOKEN_LAUNCHES + ROW_LAUNCHES * rows)
+
+
+def _launched(kernels: int) -> Work:
+    """So many kernels, in costs of a layer."""
+    return Work(layer=kernels / LAYER_LAUNCHES)
