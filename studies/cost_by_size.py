@@ -95,8 +95,6 @@ CASES = (
     Case(MIDDLE, rows=(8, 32), own_rows=(8, 32)),
     Case("360m", rows=(8,)),
     Case("1b", rows=(8,), repeats=2),
-    Case("1b", "bfloat16", scored=50, repeats=2),
-    Case("3b", "bfloat16", scored=50, rows=(8,), repeats=2),
     Case(MIDDLE, scored=50),
     Case(MIDDLE, scored=600),
     Case(MIDDLE, scored=1500, repeats=2),
@@ -104,6 +102,8 @@ CASES = (
     Case(MIDDLE, vocabulary=131072),
     Case(MIDDLE, "bfloat16", rows=(8,)),
     Case(MIDDLE, steps=10),
+    Case("1b", "bfloat16", scored=50, repeats=2),
+    Case("3b", "bfloat16", scored=50, rows=(8,), repeats=2),
 )
 
 
@@ -216,6 +216,7 @@ def run(output: Path, cases: Sequence[Case]) -> None:
         for number, case in enumerate(left):
             print(f"{number + 1} of {len(left)}: {case}", file=sys.stderr, flush=True)
             common = {"case": asdict(case), "rates": asdict(rates[case.dtype]), "machine": machine()}
+            file.append(common | {"what": "begin"})
             for row in rows_of(case):
                 file.append(common | row)
             file.append(common | {"what": "end"})
@@ -229,11 +230,14 @@ def case_key(case: Record) -> str:
 def measured_rows(output: Path) -> list[Record]:
     """The rows of complete cases, the newest of each."""
     newest: dict[str, list[Record]] = {}
-    pending: list[Record] = []
+    case: list[Record] = []
     for row in complete_rows(output)[1]:
-        pending = [one for one in pending if one["case"] == row["case"]] + [row]
-        if row["what"] == "end":
-            newest[case_key(row["case"])], pending = pending[:-1], []
+        if row["what"] == "begin":
+            case = []
+        elif row["what"] == "end":
+            newest[case_key(row["case"])] = case
+        else:
+            case.append(row)
     return [row for rows in newest.values() for row in rows]
 
 

@@ -37,12 +37,13 @@ KINDS = {"read": "trunk pass", "steps": "steps", "prompt": "prompt", "token": "t
 @dataclass(frozen=True)
 class Hardware:
     """A machine from its data sheets. products: operations per second in bfloat16 or float32. bytes: of memory per
-    second. share, bytes_share: what of these is assumed to be reached. layer: seconds of a layer's modules."""
+    second. memory: bytes. share, bytes_share: what of these is assumed to be reached. layer: seconds of its modules."""
 
     name: str
     products: float
     bytes: float
     itemsize: int
+    memory: float
     share: float = 0.5
     bytes_share: float = 0.7
     layer: float = 3e-4
@@ -55,11 +56,11 @@ class Hardware:
 
 HARDWARE = (
     # 8 cores at 3 GHz, two AVX2 multiply-adds of 8 float32 a cycle: 32 operations; DDR5-5600 (JEDEC), two channels.
-    Hardware("laptop, 8 AVX2 cores, DDR5-5600", 8 * 3e9 * 32, 89.6e9, 4),
+    Hardware("laptop, 32 GB", 8 * 3e9 * 32, 89.6e9, 4, 32e9),
     # NVIDIA Ada GPU architecture white paper: FP16 tensor operations with FP32 accumulate, dense; 24 GB.
-    Hardware("RTX 4090, 24 GB", 165.2e12, 1.008e12, 2),
+    Hardware("RTX 4090", 165.2e12, 1.008e12, 2, 24e9),
     # NVIDIA H100 data sheet, SXM5: BF16 tensor operations, dense (half of the figure with sparsity); 80 GB.
-    Hardware("H100 SXM, 80 GB", 989.4e12, 3.35e12, 2),
+    Hardware("H100 SXM", 989.4e12, 3.35e12, 2, 80e9),
 )
 
 
@@ -100,8 +101,8 @@ def _disk(shape: ModelShape, name: str) -> int:
 
 
 def error(row: Record, name: str = "predicted") -> float:
-    """(predicted - measured) / measured."""
-    return row[name] / row["measured"] - 1
+    """(predicted - measured) / measured; infinite if nothing was measured, as of a peak that others hid."""
+    return row[name] / row["measured"] - 1 if row["measured"] else math.inf
 
 
 def label(case: Record) -> str:
@@ -189,7 +190,7 @@ def error_summary(rows: Sequence[Record]) -> dict[str, Any]:
 
 def computed(configs: Mapping[str, Any], scored: int = 150, hardware: Sequence[Hardware] = HARDWARE) -> None:
     """What the formula says of machines that are known from their data sheets only."""
-    columns = "machine | model, type | weights | 10 steps on 150 tokens | token | 32 tokens | beside it | file, int8"
+    columns = "machine | model, type | weights | machines | 10 steps on 150 tokens | token | 32 tokens | beside it"
     print(f"\n| {columns} |", "|---" * (columns.count("|") + 1) + "|", sep="\n")
     for one in hardware:
         for name, config in configs.items():
@@ -197,10 +198,10 @@ def computed(configs: Mapping[str, Any], scored: int = 150, hardware: Sequence[H
             memorize = read_work(shape, scored + 5) + steps_work(shape, scored, recipe)
             values = (memorize, token_work(shape, 1, scored), token_work(shape, 32, scored))
             times = " | ".join(seconds_text(work.seconds(own)) for work in values)
-            weights, peak = size_text(shape.parameters * shape.itemsize), size_text(peak_bytes(shape, scored, recipe))
+            weights, peak = shape.parameters * shape.itemsize, peak_bytes(shape, scored, recipe)
             kind = {4: "float32", 2: "bfloat16"}[one.itemsize]
-            files = f"{size_text(disk_bytes(shape))}, {size_text(disk_bytes(shape, 'int8'))}"
-            print(f"| {one.name} | {name}, {kind} | {weights} | {times} | {peak} | {files} |")
+            count = math.ceil((weights + peak) / one.memory)
+            print(f"| {one.name} | {name}, {kind} | {size_text(weights)} | {count} | {times} | {size_text(peak)} |")
 
 
 def figure(rows: Sequence[Record], path: Path) -> None:

@@ -14,8 +14,8 @@ STAT = Path("/proc/stat")
 # Processors that others may take during a measurement, on average. Threads of a product wait for the slowest one, so
 # a second busy process makes two threads on two cores 10 to 40 times as slow, not twice.
 LIMIT = 0.1
-ATTEMPTS = 4
-WAIT_SECONDS = 60
+ATTEMPTS = 3
+WAIT_SECONDS = 20
 
 T = TypeVar("T")
 

@@ -97,7 +97,7 @@ def test_tables_and_figure(output, tmp_path, capsys):
     (document,) = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert document["errors"]["all"]["n"] == 10
     assert document["rates"]["float32"]["products"] == RATES.products
-    assert "| H100 SXM, 80 GB | 70b, bfloat16 | 141 GB |" in out
+    assert "| H100 SXM | 70b, bfloat16 | 141 GB | 2 |" in out
     assert (tmp_path / "cost.svg").read_text().startswith("<?xml")
 
 
@@ -133,7 +133,7 @@ def test_work_of_other_processes_is_noticed():
 
 def test_disturbed_measurements_are_left_out(output, capsys, monkeypatch):
     lines = [json.loads(line) for line in output.read_text().splitlines()]
-    lines[2]["elsewhere"] = 200
+    lines[3]["elsewhere"] = 200
     output.write_text("".join(json.dumps(line) + "\n" for line in lines))
     capsys.readouterr()
     study.main(["--output", str(output), "--table"])
