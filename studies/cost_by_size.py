@@ -2,6 +2,7 @@
 
     python -m studies.cost_by_size --output rows.jsonl
     python -m studies.cost_by_size --output rows.jsonl --table --figure cost.svg    # of all rows so far
+    python -m studies.cost_by_size --output rows.jsonl --table --rates rates.json   # predicted with other rates
 
 **Question.** What do memorizing a document and answering cost, and can that be said before anything is run: from the
 model's configuration, the document's length, the recipe and a few rates of the machine?
@@ -30,6 +31,7 @@ one, and what was never quiet is left out of the errors and counted.
 import argparse
 import ctypes
 import gc
+import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -208,14 +210,15 @@ def run(output: Path, cases: Sequence[Case]) -> None:
     with Appender(output) as file:
         done = {case_key(row["case"]) for row in file.rows if row["what"] == "end"}
         left = [case for case in cases if case_key(asdict(case)) not in done]
-        rates = {}
+        rates, noise = {}, {}
         for name in sorted({case.dtype for case in left}):
             wait_until_quiet()
-            rates[name], others = quietly(lambda: machine_rates(getattr(torch, name)))  # noqa: B023
-            print(f"{name}: {rates[name]}; others took {others:.2f} processors", file=sys.stderr, flush=True)
+            rates[name], noise[name] = quietly(lambda: machine_rates(getattr(torch, name)))  # noqa: B023
+            print(f"{name}: {rates[name]}; others took {noise[name]:.2f} processors", file=sys.stderr, flush=True)
         for number, case in enumerate(left):
             print(f"{number + 1} of {len(left)}: {case}", file=sys.stderr, flush=True)
             common = {"case": asdict(case), "rates": asdict(rates[case.dtype]), "machine": machine()}
+            common["rates_elsewhere"] = noise[case.dtype]
             file.append(common | {"what": "begin"})
             for row in rows_of(case):
                 file.append(common | row)
@@ -247,12 +250,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="rows, one JSON document a line")
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, help="only cases of these")
     parser.add_argument("--table", action="store_true", help="print the tables of all rows so far")
+    parser.add_argument("--rates", type=Path, help="predict with these instead, JSON by type: of a quieter start")
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args(arguments)
     if not args.table:
         run(args.output, [case for case in CASES if not args.shapes or case.shape in args.shapes])
         return
-    cost_table.show(cost_table.with_predictions(measured_rows(args.output), llama_config), args.figure)
+    rows = measured_rows(args.output)
+    if args.rates:
+        rates = json.loads(args.rates.read_text())
+        rows = [row | {"rates": rates[row["case"]["dtype"]], "rates_elsewhere": 0.0} for row in rows]
+    cost_table.show(cost_table.with_predictions(rows, llama_config), args.figure)
     cost_table.computed({name: llama_config(name) for name in ("1b", "3b", "8b", "70b")})
 
 

@@ -37,7 +37,7 @@ KINDS = {"read": "trunk pass", "steps": "steps", "prompt": "prompt", "token": "t
 @dataclass(frozen=True)
 class Hardware:
     """A machine from its data sheets. products: operations per second in bfloat16 or float32. bytes: of memory per
-    second. memory: bytes. share, bytes_share: what of these is assumed to be reached. layer: seconds of its modules."""
+    second. memory: bytes of it. share, bytes_share: what is assumed to be reached. layer: seconds of its modules."""
 
     name: str
     products: float
@@ -77,7 +77,7 @@ def work_of(row: Record, shape: ModelShape) -> Work:
 
 def with_predictions(rows: Sequence[Record], config: Callable[[str, int | None], Any]) -> list[Record]:
     """The rows with `predicted`, `simple` (three rates) and `parts`, in seconds; for bytes with `predicted`."""
-    found = []
+    found: list[Record] = []
     for row in rows:
         case = row["case"]
         shape = ModelShape.of(config(case["shape"], case["vocabulary"]), ITEMSIZE[case["dtype"]])
@@ -85,8 +85,8 @@ def with_predictions(rows: Sequence[Record], config: Callable[[str, int | None],
             rates, work = Machine(**row["rates"]), work_of(row, shape)
             simple = Machine.simple(rates.products, rates.row_bytes, rates.layer)
             measured = statistics.median(row["seconds"])
-            predicted = {"predicted": work.seconds(rates), "simple": work.seconds(simple)}
-            predicted |= {"parts": work.parts(rates)}
+            predicted: Record = {"predicted": work.seconds(rates), "simple": work.seconds(simple)}
+            predicted["parts"] = work.parts(rates)
         elif row["what"] == "peak":
             measured = row["bytes"]
             predicted = {"predicted": peak_bytes(shape, row["tokens"], Recipe(steps=case["steps"]))}
@@ -169,6 +169,9 @@ def show(rows: Sequence[Record], path: Path | None) -> None:
     print(
         f"Median absolute error of the peaks {peaks_error:.1%}. Times that were disturbed and left out: {disturbed}."
     )
+    noisy = sorted({row["case"]["dtype"] for row in rows if row.get("rates_elsewhere", 0) > LIMIT})
+    if noisy:
+        print(f"Others worked while the rates were measured: {', '.join(noisy)}. Give --rates of a quieter start.")
     if path is not None:
         figure(timed, path)
     rates = {row["case"]["dtype"]: row["rates"] for row in rows}

@@ -4,6 +4,7 @@ import json
 import statistics
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -99,6 +100,20 @@ def test_tables_and_figure(output, tmp_path, capsys):
     assert document["rates"]["float32"]["products"] == RATES.products
     assert "| H100 SXM | 70b, bfloat16 | 141 GB | 2 |" in out
     assert (tmp_path / "cost.svg").read_text().startswith("<?xml")
+
+
+def test_rates_of_a_quieter_start(output, tmp_path, capsys, monkeypatch):
+    lines = [json.loads(line) | {"rates_elsewhere": 200} for line in output.read_text().splitlines()]
+    output.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    study.main(["--output", str(output), "--table"])
+    assert "Others worked while the rates were measured: bfloat16, float32." in capsys.readouterr().out
+    rates = tmp_path / "rates.json"
+    rates.write_text(json.dumps({name: asdict(RATES) | {"layer": 7.0} for name in ("float32", "bfloat16")}))
+    study.main(["--output", str(output), "--table", "--rates", str(rates)])
+    out = capsys.readouterr().out
+    (document,) = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert document["rates"]["float32"]["layer"] == 7
+    assert "Others worked" not in out
 
 
 def test_rates_are_measured(monkeypatch):

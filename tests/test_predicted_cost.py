@@ -146,12 +146,14 @@ def test_launches_are_those_of_the_model(llm):
     assert layer == pytest.approx(predicted_cost.LAYER_LAUNCHES, rel=0.1)
     assert read - 3 * layer == pytest.approx(predicted_cost.PASS_LAUNCHES, rel=0.3)
     found = []
-    for rows in (1, 4):
+    memories = [llm.memorize(tokens, Recipe(steps=1)) for _ in range(4)]
+    for used in (memories[:1], memories[:1] * 4, memories):
         batch = Batch(llm.split_model)
-        batch.join([request(llm, ids, None, "base", 4)] * rows)
+        batch.join([request(llm, ids, memory, "fastmem", 4) for memory in used])
         batch.step()
         found.append(launches(llm, batch.step) - 3 * layer)
     per_row = (found[1] - found[0]) / 3
+    assert (found[2] - found[1]) / 4 == pytest.approx(predicted_cost.FFN_LAUNCHES, rel=0.3)
     assert per_row == pytest.approx(predicted_cost.ROW_LAUNCHES, rel=0.3)
     assert found[0] - per_row == pytest.approx(predicted_cost.TOKEN_LAUNCHES, rel=0.3)
 
