@@ -49,6 +49,7 @@ from fastmem.cost import document, request, token_seconds
 from fastmem.device_memory import PeakMemory
 from fastmem.lab.run.run_files import Appender, Record, complete_rows
 from fastmem.learn.memorize import drain
+from fastmem.predicted_cost import Machine
 from fastmem.timing import seconds_of
 from studies import cost_table
 from studies.machine_rates import machine_rates
@@ -210,14 +211,15 @@ def run(output: Path, cases: Sequence[Case]) -> None:
     with Appender(output) as file:
         done = {case_key(row["case"]) for row in file.rows if row["what"] == "end"}
         left = [case for case in cases if case_key(asdict(case)) not in done]
-        rates, noise = {}, {}
+        rates: dict[str, Machine] = {}
+        noise: dict[str, float] = {}
         for name in sorted({case.dtype for case in left}):
             wait_until_quiet()
             rates[name], noise[name] = quietly(lambda: machine_rates(getattr(torch, name)))  # noqa: B023
             print(f"{name}: {rates[name]}; others took {noise[name]:.2f} processors", file=sys.stderr, flush=True)
         for number, case in enumerate(left):
             print(f"{number + 1} of {len(left)}: {case}", file=sys.stderr, flush=True)
-            common = {"case": asdict(case), "rates": asdict(rates[case.dtype]), "machine": machine()}
+            common: Record = {"case": asdict(case), "rates": asdict(rates[case.dtype]), "machine": machine()}
             common["rates_elsewhere"] = noise[case.dtype]
             file.append(common | {"what": "begin"})
             for row in rows_of(case):
