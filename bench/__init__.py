@@ -93,7 +93,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 def naive_module() -> Any:
     """examples/naive.py, the plain way."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-    import naive
+    import naive  # type: ignore[import-not-found]
 
     return naive
 
