@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fastmem import FastMem
 
@@ -37,12 +37,8 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, torch.dtype]] = {
 def random_llama(
     shape: str, device: str = "cpu", positions: int = 131072, dtype: torch.dtype | None = None
 ) -> FastMem:
-    """A Llama of this shape, filled from one tile of noise: seconds instead of the minutes of an initialization.
-
-    dtype: None takes that of the shape.
-    """
+    """A Llama of this shape, filled with noise. dtype: None takes that of the shape."""
     hidden, ffn, layers, heads, kv_heads, vocabulary, usual = SHAPES[shape]
-    dtype = dtype or usual
     config = LlamaConfig(
         hidden_size=hidden,
         intermediate_size=ffn,
@@ -56,9 +52,15 @@ def random_llama(
         bos_token_id=None,
         eos_token_id=None,
     )
+    return random_model(config, f"random-llama-{shape}", device, dtype or usual)
+
+
+def random_model(config: LlamaConfig, name: str, device: str, dtype: torch.dtype) -> FastMem:
+    """A Llama filled from one tile of noise: seconds instead of the minutes of an initialization."""
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(dtype)
+        model = AutoModelForCausalLM.from_config(config).to(dtype)
     model = model.to_empty(device=device).eval().requires_grad_(False)
+    model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its frequencies are no parameters
     tile = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     with torch.no_grad():
@@ -71,7 +73,7 @@ def random_llama(
             for n, part in enumerate(flat.split(len(tile))):
                 part.copy_(scaled.roll(n)[: len(part)])
     llm = FastMem(model, None)
-    llm.name = f"random-llama-{shape}"
+    llm.name = name
     return llm
 
 
@@ -91,7 +93,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 def naive_module() -> Any:
     """examples/naive.py, the plain way."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-    import naive
+    import naive  # type: ignore[import-not-found]
 
     return naive
 

@@ -38,6 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "surprisal_report": LIBRARY,
     "export": LIBRARY,
     "cost": LIBRARY,
+    "predicted_cost": {"learn", "memory"},
     "calibrate": LIBRARY,
     "auto_recipe": LIBRARY | {"calibrate", "atomic_write"},
     "lab": LIBRARY | {"lab", "tiny", "environment", "atomic_write", "extras", "documents"},

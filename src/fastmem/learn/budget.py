@@ -8,7 +8,7 @@ the length of the document, and the sizes of chunks and pieces are chosen so tha
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 
 from fastmem.device_memory import free_bytes
 from fastmem.errors import ResourceError
@@ -37,6 +37,40 @@ class Plan:
     need_bytes: int
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What the need depends on, numbers that a model's configuration states.
+
+    tuned: shapes of the tuned weights. itemsize: bytes of a number of the model. width: D. vocabulary: V. layers: from
+    the lowest tuned one to the last. mixers: of the lowest tuned layer, usually one attention.
+    """
+
+    tuned: tuple[tuple[int, ...], ...]
+    itemsize: int
+    width: int
+    vocabulary: int
+    layers: int = 1
+    mixers: int = 1
+
+    @property
+    def logits_bytes(self) -> int:
+        """Of one position."""
+        return self.vocabulary * self.itemsize
+
+
+def sizes_of(split_model: SplitModel, recipe: Recipe) -> Sizes:
+    """The sizes of a model and of the layers that a recipe tunes."""
+    lowest = min(split_model.indices(recipe.layers))
+    return Sizes(
+        tuned=tuple(tuple(w.shape) for w in split_model.parameters(recipe.layers).values()),
+        itemsize=split_model.dtype.itemsize,
+        width=embedding_weight(split_model.model).shape[1],
+        vocabulary=split_model.vocabulary_size,
+        layers=split_model.depth - lowest,
+        mixers=len(split_model.structure.layers[lowest].mixers),
+    )
+
+
 def plan(split_model: SplitModel, recipe: Recipe, positions: int, free: int | None = None) -> Plan:
     """The plan for a document of so many scored positions. free: bytes; None asks the device.
 
@@ -44,10 +78,11 @@ def plan(split_model: SplitModel, recipe: Recipe, positions: int, free: int | No
     """
     free = free_bytes(split_model.device) if free is None else free
     usable = None if free is None else int(free * (1 - RESERVE))
-    kept = min(KEPT_LOGITS_BYTES, positions * _logits_bytes(split_model))
-    chunk, piece = CHUNK_POSITIONS, PIECE_POSITIONS
+    sizes = sizes_of(split_model, recipe)
+    roomy = roomy_plan(sizes, recipe, positions)
+    kept, chunk, piece = roomy.kept_logits_bytes, roomy.chunk_positions, roomy.piece_positions
     while True:
-        need = need_bytes(split_model, recipe, positions, chunk, piece) + kept
+        need = need_bytes(sizes, recipe, positions, chunk, piece) + kept
         if usable is None or need <= usable:
             return Plan(chunk, piece, kept, need)
         if kept:
@@ -56,44 +91,49 @@ def plan(split_model: SplitModel, recipe: Recipe, positions: int, free: int | No
             piece //= 2
             chunk = min(chunk, piece)
         else:
-            raise _too_large(split_model, recipe, positions, need, usable)
+            raise _too_large(split_model, sizes, recipe, positions, need, usable)
 
 
-def need_bytes(split_model: SplitModel, recipe: Recipe, positions: int, chunk: int, piece: int) -> int:
+def roomy_plan(sizes: Sizes, recipe: Recipe, positions: int) -> Plan:
+    """The plan where memory is not short: the largest chunks and pieces, as many kept logits as are useful."""
+    kept = min(KEPT_LOGITS_BYTES, positions * sizes.logits_bytes)
+    need = need_bytes(sizes, recipe, positions, CHUNK_POSITIONS, PIECE_POSITIONS) + kept
+    return Plan(CHUNK_POSITIONS, PIECE_POSITIONS, kept, need)
+
+
+def even_size(total: int, most: int) -> int:
+    """The size of the parts when `total` is cut into equal parts of at most `most`."""
+    return ceil(total / ceil(total / most))
+
+
+def need_bytes(sizes: Sizes, recipe: Recipe, positions: int, chunk: int, piece: int) -> int:
     """Bytes in addition to the loaded model at the peak of an optimization, without kept base logits."""
-    weights = split_model.parameters(recipe.layers)
-    tuned = sum(w.numel() for w in weights.values())
-    size = split_model.dtype.itemsize
+    tuned, matrices = sum(map(prod, sizes.tuned)), [shape for shape in sizes.tuned if len(shape) > 1]
+    size, width, layers = sizes.itemsize, sizes.width, sizes.layers
     wide = max(size, 4)
     if recipe.parametrization == "lora":
-        factors = sum(recipe.rank * sum(w.shape[-2:]) for w in weights.values() if w.ndim > 1)
+        factors = sum(recipe.rank * sum(shape[-2:]) for shape in matrices)
         fixed = 4 * wide * factors + (size + 2 * wide) * tuned
     else:
         fixed = 4 * wide * tuned + (size if size < wide else 0) * tuned
-    lowest, width = min(split_model.indices(recipe.layers)), embedding_weight(split_model.model).shape[1]
-    mixers = len(split_model.structure.layers[lowest].mixers)
-    per_position = (1 + mixers + 3) * width * size
+    per_position = (1 + sizes.mixers + 3) * width * size
     # The gradients of one pass, and what a layer keeps for its backward pass: four times the width of a gated FFN.
     # Layers above the lowest tuned one cannot be cut into pieces, because their attention needs all positions.
-    widest = max(max(w.shape[-2:]) for w in weights.values() if w.ndim > 1)
-    layers = split_model.depth - lowest
+    widest = max(max(shape[-2:]) for shape in matrices)
     cut = min(piece, positions) if layers == 1 else positions
     backward = size * tuned + cut * layers * (4 * widest + 6 * width) * size
-    heads = 2 * min(chunk, positions) * _logits_bytes(split_model)
-    if recipe.shortlist is not None and recipe.shortlist < split_model.vocabulary_size:
+    heads = 2 * min(chunk, positions) * sizes.logits_bytes
+    if recipe.shortlist is not None and recipe.shortlist < sizes.vocabulary:
         heads += ceil(positions / chunk) * recipe.shortlist * width * size  # gathered rows of the head
         heads += positions * (recipe.shortlist + width) * wide  # logits and correction
     return fixed + per_position * positions + backward + heads
 
 
-def _logits_bytes(split_model: SplitModel) -> int:
-    return split_model.vocabulary_size * split_model.dtype.itemsize
-
-
-def _too_large(split_model: SplitModel, recipe: Recipe, positions: int, need: int, usable: int) -> ResourceError:
+def _too_large(
+    split_model: SplitModel, sizes: Sizes, recipe: Recipe, positions: int, need: int, usable: int
+) -> ResourceError:
     small = SMALLEST_POSITIONS
-    sizes = range(positions)
-    fitting = bisect_right(sizes, usable, key=lambda n: need_bytes(split_model, recipe, n, small, small)) - 1
+    fitting = bisect_right(range(positions), usable, key=lambda n: need_bytes(sizes, recipe, n, small, small)) - 1
     remedy = f"at most {fitting} scored tokens would fit" if fitting > 0 else "not even one token would fit"
     return ResourceError(
         f"memorizing {positions} scored tokens needs {need / 1e9:.2f} GB on {split_model.device}, "

@@ -10,13 +10,13 @@ With `Recipe.shortlist` the chunks are scored over a sample of the vocabulary (`
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, isfinite
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmem.learn.budget import Plan, plan
+from fastmem.learn.budget import Plan, even_size, plan
 from fastmem.learn.objective import Chunk
 from fastmem.learn.sampled_softmax import sampled_chunk
 from fastmem.memory import low_rank
@@ -203,13 +203,13 @@ def _pieces(split_model: SplitModel, reading: Reading, recipe: Recipe, planned: 
     sampled = recipe.shortlist is not None and recipe.shortlist < split_model.vocabulary_size
     # The KL refers to the model as it is tuned: the float copy of a quantized FFN.
     own = split_model.ffn(split_model.parameters(recipe.layers))
-    parts = list(reading.activations.split(_even(len(reading.targets), planned.piece_positions)))
+    parts = list(reading.activations.split(even_size(len(reading.targets), planned.piece_positions)))
     counts = [len(part.hidden) for part in parts] if len(parts) > 1 else [len(reading.targets)]
     room, pieces = planned.kept_logits_bytes, []
     for part, targets in zip(parts, reading.targets.split(counts), strict=True):
         with torch.no_grad():
             base_hidden = split_model.tail(part, own)  # [n, D]
-        size = _even(len(targets), planned.chunk_positions)
+        size = even_size(len(targets), planned.chunk_positions)
         exact, chunks = [], []
         for rows, wanted in zip(base_hidden.split(size), targets.split(size), strict=True):
             room -= len(rows) * split_model.vocabulary_size * split_model.dtype.itemsize
@@ -223,11 +223,6 @@ def _pieces(split_model: SplitModel, reading: Reading, recipe: Recipe, planned: 
             exact.append(Chunk(split_model.head, wanted, rows, logits if room >= 0 else None))
         pieces.append(_Piece(part, chunks or exact, exact))
     return pieces
-
-
-def _even(total: int, most: int) -> int:
-    """The size of the parts when `total` is cut into equal parts of at most `most`."""
-    return ceil(total / ceil(total / most))
 
 
 def finite(tensors: Iterable[Tensor]) -> bool:
