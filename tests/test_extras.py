@@ -68,6 +68,7 @@ def test_extras_name_every_optional_package() -> None:
         "test-quantized",
         "test-frameworks",
         "test-fuzz",
+        "notebook",
         "quality",
         "site",
         "dev",
