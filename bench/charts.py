@@ -1,7 +1,7 @@
 """The charts of docs/results/performance.md from the last lines of bench.decode and bench.length.
 
 python -m bench.decode > decode.log; python -m bench.length > length.log
-python -m bench.charts decode.log length.log --output docs
+python -m bench.charts decode.log length.log
 """
 
 import argparse
@@ -54,7 +54,7 @@ CHARTS = {"decode": decode_chart, "length": length_chart}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("logs", nargs="+", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("docs"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results"))
     args = parser.parse_args()
     matplotlib.rcParams |= {"svg.hashsalt": "fastmem", "font.size": 9}
     for log in args.logs:
