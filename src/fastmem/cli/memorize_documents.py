@@ -166,14 +166,12 @@ class DocumentMemorizer:
         except MemoryFileError:
             return None
         tokens = self.llm.memory_tokens(part.text, recipe, self.options.truncate)
-        now = document_identity(tokens, part.text)
-        same = all(existing.details.get(name) == now[name] for name in ("text_sha256", "tokens_sha256"))
-        stored = existing.details.get("stored", {}).get("dtype")
-        base = self.llm.base(recipe.layers)
+        now, of = document_identity(tokens, part.text), existing.details
         if (
-            not same
-            or stored != self.options.store
-            or (existing.recipe, existing.base.digest) != (recipe, base.digest)
+            any(of.get(name) != now[name] for name in ("text_sha256", "tokens_sha256"))
+            or of.get("stored", {}).get("dtype") != self.options.store
+            or existing.recipe != recipe
+            or existing.base.digest != self.llm.base(recipe.layers).digest
         ):
             return None
         warn_of_effects([existing])

@@ -229,7 +229,7 @@ def _no_room(error: BaseException) -> RunError:
     log.debug("there is no room in Ray's store: %s", error)
     return RunError(
         "Ray cannot pass on a unit or its results: its object store is full, and so is the disk it moves objects to "
-        "(/tmp/ray by default; Ray counts 95 % as full). Make room there and run the same command again: what was "
+        "(the one of its sessions; Ray counts 95 % as full). Make room there and run the same command again: what was "
         "finished is kept."
     )
 
