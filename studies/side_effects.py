@@ -49,6 +49,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from statistics import fmean
 
 import torch
 
@@ -60,12 +61,11 @@ from fastmem.lab.run.run_files import Appender
 from fastmem.lab.scores.grading import graded
 from fastmem.lab.tasks import Example
 from fastmem.tiny import world
-from studies.compared_ways import NEW_TOKENS, Cells
+from studies.compared_ways import BASE, NEW_TOKENS, Cells
 from studies.continuation_measures import copied_share, distinct, longest_copied_run, self_bleu
 from studies.grounding import NQ_LEARNING_RATE, nq_rows, world_rows
 from studies.several_memories import added, faster, memorized, one_after_the_other
 
-BASE = "base"
 ONE_RATES, ROW_RATES = (0.5, 1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
 AGREEING, CONTRADICTING, RECALLED = 4, 4, 4  # unrelated questions of a row
 OPENING, CONTINUATION, SAMPLES, COPIED = 8, 60, 4, 8  # tokens, tokens, continuations, tokens of an n-gram
@@ -212,8 +212,8 @@ def measured(llm: FastMem, row: Row, made: Mapping[str, Memory | None]) -> Cells
             "uniform": round(math.log(llm.split_model.vocabulary_size), 6),
             "distinct": [distinct(samples, n) for n in (1, 2)],
             "self_bleu": self_bleu(samples),
-            "run": [mean([longest_copied_run(s, each) for s in samples]) for each in (own, documents)],
-            "copied": [mean([copied_share(s, each, COPIED) for s in samples]) for each in (own, documents)],
+            "run": [fmean([longest_copied_run(s, each) for s in samples]) for each in (own, documents)],
+            "copied": [fmean([copied_share(s, each, COPIED) for s in samples]) for each in (own, documents)],
             "place": row.place,
         }
         if memory is not None:
@@ -229,11 +229,6 @@ def content(document: Tokens) -> list[int]:
 def beginning(document: Tokens) -> Tokens:
     """The frame of a document and its first tokens."""
     return Tokens(document.ids[: int(document.scored.nonzero()[0]) + OPENING])
-
-
-def mean(values: Sequence[float]) -> float:
-    """Of at least one value."""
-    return sum(values) / len(values)
 
 
 def study(llm: FastMem, wanted: Sequence[Row], compared: Sequence[Condition], path: Path) -> None:

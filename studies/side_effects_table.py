@@ -4,14 +4,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fastmem.lab.report.content import interval_text
 from fastmem.lab.run.run_files import write_json
 from fastmem.lab.scores.statistics import Comparison, compare, mean
-from studies.compared_ways import Cells, holm, read
+from studies.compared_ways import BASE, Cells, holm, read
 
-BASE = "base"
 LEVEL = 0.05
 Values = Sequence[float | bool]
 
@@ -143,7 +143,7 @@ def is_several(condition: str) -> bool:
 def _counts(rows: Sequence[Cells], measure: Measure) -> bool:
     """Whether a measure has values, and is one of texts that the base can predict."""
     values = [value for row in rows for value in measure.read(row[BASE], False)]
-    if measure.name == "neutral" and sum(values) / len(values) > rows[0][BASE]["uniform"]:
+    if measure.name == "neutral" and fmean(values) > rows[0][BASE]["uniform"]:
         return False
     return bool(values)
 
@@ -187,8 +187,7 @@ def table(results: Results, measures: Sequence[Measure]) -> Iterator[str]:
 
 
 def _base_mean(rows: Sequence[Cells], measure: Measure, several: bool) -> float:
-    values = [value for row in rows for value in measure.read(row[BASE], several)]
-    return sum(values) / len(values)
+    return fmean(value for row in rows for value in measure.read(row[BASE], several))
 
 
 def verdict_table(results: Mapping[str, Results]) -> Iterator[str]:
@@ -234,8 +233,7 @@ def document(results: Mapping[str, Results]) -> dict[str, Any]:
 
 
 def _kl(rows: Sequence[Cells], name: str, kind: str) -> float:
-    values = [row[name]["kl"][kind] for row in rows if name in row]
-    return sum(values) / len(values)
+    return fmean(row[name]["kl"][kind] for row in rows if name in row)
 
 
 def figure(results: Mapping[str, Results], path: Path) -> None:

@@ -37,8 +37,7 @@ EVAL = ("eval", "--task", "world_swap", "--methods", "base,fastmem", "--limit", 
 EVAL += ("--max-new-tokens", "16", "--device", "cpu")
 
 
-@pytest.fixture(scope="module")
-def local_ray():
+def start_ray(store_mib, **options):
     """Ray on this machine with two cores, whose workers find the modules of the tests."""
     paths = os.pathsep.join([TESTS, str(Path(TESTS).parent / "src")])
     ray.init(
@@ -46,9 +45,15 @@ def local_ray():
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        object_store_memory=100 * 2**20,
+        object_store_memory=store_mib * 2**20,
         runtime_env={"env_vars": {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}},
+        **options,
     )
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    start_ray(store_mib=100)
     yield
     ray.shutdown()
 
@@ -445,16 +450,7 @@ def test_a_store_and_a_disk_that_are_full_end_the_command(tmp_path):
     """Ray takes every disk for full. Units that fit one after another are answered, one that never fits is not."""
     if ray.is_initialized():
         ray.shutdown()
-    paths = os.pathsep.join([TESTS, str(Path(TESTS).parent / "src")])
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=80 * 2**20,
-        runtime_env={"env_vars": {"PYTHONPATH": paths}},
-        _system_config={"local_fs_capacity_threshold": 0.0},
-    )
+    start_ray(store_mib=80, _system_config={"local_fs_capacity_threshold": 0.0})
     try:
         units = [(number,) for number in range(12)]
         with pool() as workers:
