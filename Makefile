@@ -11,6 +11,7 @@ CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo -c constrai
 .PHONY: demo test test-slow test-vllm check format docs site clean
 demo: $(VENV)/.core
 	$(BIN)/fastmem demo
+	@printf '\nTo type fastmem without a path, activate the environment first:\n\nsource $(VENV)/bin/activate\n'
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
@@ -44,6 +45,7 @@ clean:
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
+	@echo 'Installing into $(VENV): some minutes without output, mostly for torch (README, "Install").'
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q --index-url $(TORCH_INDEX) $(CONSTRAINTS) torch)
 
 $(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints/cpu.txt

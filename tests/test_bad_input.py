@@ -58,8 +58,10 @@ def ask(fastmem: Runner, folder: object, *more: object, text: str = DOCUMENT):
 
 
 def test_no_document(fastmem: Runner, llama: Path) -> None:
-    line = refusal(fastmem("ask", QUESTION, "--model", llama))
-    assert line == "no document is given: give one of --context FILE, --context - (standard input), --text TEXT."
+    options = "give one of --context FILE, --context - (standard input), --text TEXT, --documents DIR."
+    assert refusal(fastmem("ask", QUESTION, "--model", llama)) == f"no document is given: {options}"
+    line = refusal(fastmem("ask", QUESTION, "--model", llama, "--memory", "x.safetensors"))
+    assert line == f"the document is missing (a memory does not replace it): {options}"
 
 
 def test_two_documents(fastmem: Runner, llama: Path) -> None:

@@ -70,6 +70,23 @@ def test_help_describes_every_command(fastmem: Runner) -> None:
     assert fastmem().out == said.out
 
 
+@pytest.mark.parametrize("words", [[], ["ask"], ["memories"], ["memories", "list"]])
+def test_the_short_option_of_help(fastmem: Runner, words: list[str]) -> None:
+    said = fastmem(*words, "-h")
+    assert (said.code, said.err) == (0, "")
+    assert said.out == fastmem(*words, "--help").out
+
+
+def test_an_option_of_no_command_is_refused(fastmem: Runner) -> None:
+    assert refusal(fastmem("--nothing")).startswith("No such option: --nothing")
+
+
+def test_a_file_without_its_option(fastmem: Runner) -> None:
+    line = refusal(fastmem("ask", QUESTION, "policy.txt"))
+    assert "(policy.txt). Files and folders are given with options: --context FILE, --documents DIR, " in line
+    assert refusal(fastmem("demo", "policy.txt")).endswith("(policy.txt). See 'fastmem demo --help'.")
+
+
 def test_unknown_command_suggests_the_nearest(fastmem: Runner) -> None:
     assert refusal(fastmem("aks")).startswith("unknown command 'aks'. Did you mean 'ask'? Accepted: demo, ask, ")
 
@@ -223,6 +240,18 @@ def test_ask_with_a_memory_file(fastmem: Runner, folder: Path, llm: FastMem, tmp
     assert found["text"] == llm.answer(QUESTION, DOCUMENT, memory=memory, max_new_tokens=6).text
     assert (found["memorize_seconds"] < 0.01, len(found["trace"])) == (True, 4)
     assert ask(fastmem, folder, "--memory", path).err.startswith("fastmem: memory from file; ")
+    line = refusal(ask(fastmem, folder, "--memory", tmp_path))
+    assert line.endswith("is refused: it is a folder; give the path of a saved memory.")
+
+
+def test_ask_with_the_folder_of_its_memory(fastmem: Runner, folder: Path, tmp_path: Path) -> None:
+    document, memories = tmp_path / "policy.txt", tmp_path / "memories"
+    document.write_text(DOCUMENT)
+    assert fastmem("memorize", document, "--output", memories, "-m", folder, "--steps", 2).code == 0
+    command = ("ask", QUESTION, "--context", document, "-m", folder, "--memory", memories, "--max-new-tokens", 2)
+    assert fastmem(*command).err.startswith("fastmem: memory from file; ")
+    (memories / "policy.safetensors").unlink()
+    assert "has no memory of policy: it is memorized now.\n" in fastmem(*command).err
 
 
 # Classes of flags and the library's dataclasses.

@@ -90,7 +90,8 @@ class Command(TyperCommand):
 
 def group() -> TyperGroup:
     """The whole command line."""
-    app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, help=HELP)
+    settings = {"help_option_names": ["-h", "--help"]}  # the commands inherit them
+    app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, help=HELP, context_settings=settings)
     app.callback()(lambda: None)
     return cast(TyperGroup, typer.main.get_command(app))
 
@@ -120,7 +121,7 @@ def run(arguments: Sequence[str]) -> int:
     with output.log_messages(quiet="--quiet" in arguments or "-q" in arguments, debug=debug):
         try:
             app = group()
-            with app.make_context("fastmem", arguments) as context:
+            with app.make_context("fastmem", list(arguments)) as context:  # the parser empties its list
                 app.invoke(context)
         except typer.Exit as leaving:
             return leaving.exit_code
@@ -144,6 +145,8 @@ def error_text(error: Exception, command_name: str) -> str:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "fastmem"
         message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        if "unexpected extra argument" in message and (options := _file_options(context)):
+            message += f". Files and folders are given with options: {', '.join(options)}"
         return f"{message}. See '{path} --help'."
     if not isinstance(error, FastMemError):
         return f"{type(error).__name__}: {' '.join(str(error).split())} (this is a bug: --debug shows the traceback)"
@@ -154,6 +157,12 @@ def error_text(error: Exception, command_name: str) -> str:
     options = [name for option in error.options for name in (option, *ALSO_HELPFUL.get(option, ()))]
     helpful = [flag for flag in map(_flag, options) if flag in flags]
     return f"{text} Options that help: {', '.join(helpful)}." if helpful else text
+
+
+def _file_options(context: Any) -> list[str]:
+    """The options of a command that take a file or a folder, as its help writes them."""
+    parameters = context.command.params if context else []
+    return [f"{one.opts[0]} {one.metavar}" for one in parameters if one.metavar in ("FILE", "DIR")]
 
 
 def _flag(argument: str) -> str:

@@ -53,7 +53,7 @@ def ask(
         typer.Option(
             "--memory",
             metavar="FILE",
-            help="A memory of this document; with --documents or --part-tokens also a folder of memories.",
+            help="A memory of this document, or the folder where memorize wrote it.",
         ),
     ] = None,
     part_tokens: Annotated[
@@ -100,6 +100,8 @@ def ask(
     choice: Choice | None = None
     with Status(quiet=output.quiet) as status:
         if documents is None:
+            if context is None and text is None:
+                raise _no_document(memory)
             document = read_document(context, text)
         else:
             choice = _chosen(documents, document_name, question, status, output.quiet)
@@ -107,7 +109,7 @@ def ask(
         llm = model.load(status)
         status("")
         part = fitting_part_of(llm, document, part_tokens, question, output.quiet)
-        name = _document_name(context, choice) if choice or part_tokens else None
+        name = _document_name(context, choice) if choice or part_tokens or text is None else None
         file = _memory_file(memory, name and part.name(name), output.quiet)
         loaded = Memory.load(file, model=llm) if file else None
         if loaded is not None:
@@ -192,6 +194,13 @@ class _Query:
         memorization_view.print_steps(page, memory)
         memorization_view.print_tokens(page, self.surprisals(memory))
         page.print()
+
+
+def _no_document(memory: str | None) -> InputError:
+    missing = "no document is given" if memory is None else "the document is missing (a memory does not replace it)"
+    return InputError(
+        f"{missing}: give one of --context FILE, --context - (standard input), --text TEXT, --documents DIR."
+    )
 
 
 def _chosen(folder: Path, name: str | None, question: str, status: Status, quiet: bool) -> Choice:

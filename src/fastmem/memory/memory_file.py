@@ -115,7 +115,8 @@ def opened_memory_file(path: str | Path) -> Iterator[MemoryFile]:
     except OSError as error:
         if isinstance(error, MemoryFileError):
             raise
-        raise refused(path, f"it cannot be read ({_reason(error)})", "give the path of a saved memory") from error
+        reason = "it is a folder" if Path(path).is_dir() else f"it cannot be read ({_reason(error)})"
+        raise refused(path, reason, "give the path of a saved memory") from error
 
 
 def refused(path: str | Path, reason: str, remedy: str) -> MemoryFileError:
