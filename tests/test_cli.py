@@ -81,6 +81,12 @@ def test_an_option_of_no_command_is_refused(fastmem: Runner) -> None:
     assert refusal(fastmem("--nothing")).startswith("No such option: --nothing")
 
 
+def test_a_group_names_its_commands(fastmem: Runner) -> None:
+    help_line = "See 'fastmem memories --help'."
+    assert refusal(fastmem("memories")) == f"Missing command. Accepted: list, show, verify. {help_line}"
+    assert refusal(fastmem("memories", "lst")) == f"No such command 'lst'. Did you mean 'list'? {help_line}"
+
+
 def test_a_file_without_its_option(fastmem: Runner) -> None:
     line = refusal(fastmem("ask", QUESTION, "policy.txt"))
     assert "(policy.txt). Files and folders are given with options: --context FILE, --documents DIR, " in line

@@ -145,9 +145,11 @@ def error_text(error: Exception, command_name: str) -> str:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "fastmem"
         message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        if message == "Missing command" and context:
+            message += f". Accepted: {', '.join(context.command.list_commands(context))}"
         if "unexpected extra argument" in message and (options := _file_options(context)):
             message += f". Files and folders are given with options: {', '.join(options)}"
-        return f"{message}. See '{path} --help'."
+        return f"{message}{'' if message.endswith('?') else '.'} See '{path} --help'."
     if not isinstance(error, FastMemError):
         return f"{type(error).__name__}: {' '.join(str(error).split())} (this is a bug: --debug shows the traceback)"
     text = " ".join(error.text.split())
@@ -162,7 +164,11 @@ def error_text(error: Exception, command_name: str) -> str:
 def _file_options(context: Any) -> list[str]:
     """The options of a command that take a file or a folder, as its help writes them."""
     parameters = context.command.params if context else []
-    return [f"{one.opts[0]} {one.metavar}" for one in parameters if one.metavar in ("FILE", "DIR")]
+    return [
+        f"{one.opts[0]} {one.metavar}"
+        for one in parameters
+        if one.metavar in ("FILE", "DIR") and one.opts[0].startswith("-")
+    ]
 
 
 def _flag(argument: str) -> str:
