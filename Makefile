@@ -7,6 +7,7 @@ CODE := src tests bench studies examples tools
 TORCH_INDEX ?=
 # Without an NVIDIA driver, the version of torch that was tested; with one, the installed torch or pip's default.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo -c constraints/cpu.txt)
+SAY_INSTALLING = @echo 'Installing into $(VENV): some minutes without output (README, "Install").'
 
 .PHONY: demo test test-slow test-vllm check format docs site clean
 demo: $(VENV)/.core
@@ -45,7 +46,7 @@ clean:
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	@echo 'Installing into $(VENV): some minutes without output, mostly for torch (README, "Install").'
+	$(SAY_INSTALLING)
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q --index-url $(TORCH_INDEX) $(CONSTRAINTS) torch)
 
 $(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints/cpu.txt
@@ -53,17 +54,21 @@ $(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints/cpu.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints/cpu.txt
+	$(SAY_INSTALLING)
 	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e ".[test]"
 	touch $@ $(VENV)/.core
 
 $(VENV)/.slow: $(VENV)/.test
+	$(SAY_INSTALLING)
 	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e ".[test,notebook]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.test
+	$(SAY_INSTALLING)
 	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e ".[dev]"
 	touch $@
 
 $(VENV)/.site: $(VENV)/bin/python pyproject.toml
+	$(SAY_INSTALLING)
 	$(BIN)/python -m pip install -q $(CONSTRAINTS) -e ".[site]"
 	touch $@
