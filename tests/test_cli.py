@@ -93,6 +93,13 @@ def test_a_file_without_its_option(fastmem: Runner) -> None:
     assert refusal(fastmem("demo", "policy.txt")).endswith("(policy.txt). See 'fastmem demo --help'.")
 
 
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name not in ("memories", "lm-eval")])
+def test_help_names_values_and_no_python_types(fastmem: Runner, name: str) -> None:
+    said = fastmem(name, "--help").out
+    assert "Usage: fastmem" in said
+    assert not re.search(r"<(int|str|float|path|list)", said)
+
+
 def test_unknown_command_suggests_the_nearest(fastmem: Runner) -> None:
     assert refusal(fastmem("aks")).startswith("unknown command 'aks'. Did you mean 'ask'? Accepted: demo, ask, ")
 

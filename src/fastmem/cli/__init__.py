@@ -82,7 +82,9 @@ class Command(TyperCommand):
             record = parameter.get_help_record(ctx)
             own = "Arguments" if parameter.param_type_name == "argument" else "Options"
             if record is not None:
-                sections.setdefault(getattr(parameter, "rich_help_panel", None) or own, []).append(record)
+                names = record[0].partition(" <")[0]  # typer adds the Python type to an argument: DIR... <list[Path]>
+                heading = getattr(parameter, "rich_help_panel", None) or own
+                sections.setdefault(heading, []).append((names, record[1]))
         for heading, records in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(records)

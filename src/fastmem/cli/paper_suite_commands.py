@@ -37,7 +37,11 @@ def paper(
     output_dir: Folder,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", metavar="TASK=FILE", help="Local file for a task, repeatable; default: the hub."),
+        typer.Option(
+            "--data",
+            metavar="TASK=FILE",
+            help="File for nq_swap, memotrap, nq, hotpotqa, cnndm, xsum or wikihow; repeatable; default: the hub.",
+        ),
     ] = None,
     limit: Limit = None,
     paper_rows: Annotated[

@@ -21,9 +21,12 @@ def serve(
     recipe: RecipeFlags,
     output: OutputFlags,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; the default accepts connections from this machine only.")
+        str,
+        typer.Option(
+            metavar="ADDRESS", help="Address to listen on; the default accepts connections from this machine only."
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Port to listen on.")] = 8000,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,21 +56,29 @@ def serve(
         typer.Option(metavar="DIR", help="Keep memories in this folder across restarts; default: in RAM only."),
     ] = None,
     device_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Limit of memories on the device, ready to use.")
+        int | None, typer.Option(min=1, metavar="N", help="Limit of memories on the device, ready to use.")
     ] = None,
-    ram_bytes: Annotated[int | None, typer.Option(min=1, help="Limit of memories in RAM.")] = None,
-    disk_bytes: Annotated[int | None, typer.Option(min=1, help="Limit of memories in --store.")] = None,
-    prefix_bytes: Annotated[int, typer.Option(min=0, help="Keys and values of documents kept for reuse.")] = 256
-    * 2**20,
-    rows: Annotated[int, typer.Option(min=1, help="Answers decoded at the same time.")] = 16,
-    waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; more get 429.")] = 64,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
-    max_answers: Annotated[int, typer.Option(min=1, help="Answers per request: n times its prompts.")] = 16,
-    max_documents: Annotated[int, typer.Option(min=1, help="Documents per request.")] = 32,
-    max_document_tokens: Annotated[int, typer.Option(min=1, help="Tokens of all documents of a request.")] = 16_384,
-    max_body_bytes: Annotated[int, typer.Option(min=1, help="Largest request body.")] = 4 * 2**20,
+    ram_bytes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Limit of memories in RAM.")] = None,
+    disk_bytes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Limit of memories in --store.")] = None,
+    prefix_bytes: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Keys and values of documents kept for reuse.")
+    ] = 256 * 2**20,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Answers decoded at the same time.")] = 16,
+    waiting: Annotated[int, typer.Option(min=0, metavar="N", help="Requests that may wait; more get 429.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer.")] = 1024,
+    max_answers: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Answers per request: n times its prompts.")
+    ] = 16,
+    max_documents: Annotated[int, typer.Option(min=1, metavar="N", help="Documents per request.")] = 32,
+    max_document_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens of all documents of a request.")
+    ] = 16_384,
+    max_body_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="Largest request body.")] = 4 * 2**20,
     name: Annotated[
-        str | None, typer.Option(help="Name of the base model for clients; default: the hub id or the folder's name.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Name of the base model for clients; default: the hub id or the folder's name."
+        ),
     ] = None,
     alias: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Further name of the base model for clients.")
