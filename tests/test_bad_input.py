@@ -4,6 +4,7 @@ import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -360,3 +361,14 @@ def test_an_interrupt_from_outside(llama: Path) -> None:
     assert process.returncode == 130
     assert out == ""
     assert err == "interrupted: the model is unchanged and no file is incomplete.\n"
+
+
+def test_an_address_in_use_is_refused_before_the_model_is_loaded(fastmem: Runner, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = refusal(fastmem("serve", "--port", port, "--model", tmp_path / "absent"))
+    assert line == (
+        f"the server cannot listen on 127.0.0.1, port {port} (Address already in use): give another address. "
+        "Options that help: --port, --host."
+    )
+    assert "absent" in refusal(fastmem("serve", "--port", port, "--model", tmp_path / "absent"))

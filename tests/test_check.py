@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -155,7 +156,7 @@ def test_the_command_to_go_on_with_runs(check, world, capsys, questions, command
 def test_a_rate_that_does_nothing_is_said(check):
     found = check("--methods", "fastmem", "--learning-rate", "1e-7", "--limit", "4")
     assert "the documents were hardly memorized: their loss went from" in found.out
-    assert "too few questions" in found.out
+    assert re.search(r"too few questions: .* on [0-4] of 4, ", found.out)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,13 @@ def test_refusals_of_plain_completions_and_memories(app):
     assert (taken.status_code, taken.json()["error"]["code"]) == (409, "name_taken")
     broken = http.post("/v1/memories", content=b"{", headers={"content-type": "application/json"})
     assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_json")
+    form = {"content-type": "application/x-www-form-urlencoded"}  # what curl -d sends without -H
+    untyped = http.post("/v1/memories", content=b'{"documents": [{"text": "else"}]}', headers=form)
+    said = "the body is no JSON object: send one with Content-Type: application/json."
+    assert (untyped.status_code, untyped.json()["error"]["message"]) == (400, said)
+    text = http.post("/v1/memories", json={"documents": ["else"]}).json()["error"]
+    assert text["message"] == 'documents.0 is no object: give a JSON object, such as {"text": "..."}.'
+    assert text["param"] == "documents.0"
     assert http.get("/nowhere").json()["error"]["message"] == "GET /nowhere: Not Found."
 
 

@@ -134,6 +134,7 @@ def serve(
     elsewhere = _vllm_options(vllm, adapters, vllm_adapters, vllm_api_key, rows)
     if elsewhere is not None:
         recipe = _low_rank(recipe)
+    _check_address(host, port)  # before a model is loaded
     chosen = one_of(template or ("context" if model.model else "question"), ("context", "question"), "template")
     with Status(quiet=output.quiet) as status:
         llm = model.load(status)
@@ -175,6 +176,19 @@ def serve(
         emit({"url": url, "model": llm.name, "template": chosen})
     start_logging(log_format)  # type: ignore[arg-type]
     run(app, host, port, root_path)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Errors: `InputError` if the address is in use or not of this machine."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        text = f"the server cannot listen on {host}, port {port} ({reason}): give another address."
+        raise InputError(text, options=("port", "host")) from error
 
 
 def _vllm_options(

@@ -38,6 +38,11 @@ def install_error_handlers(app: FastAPI) -> None:
             text, code = f"unknown field {param!r}: this server does not accept it. Leave it out.", "unknown_field"
         elif first["type"] == "json_invalid":
             text, code, param = "the body is not JSON.", "invalid_json", None
+        elif first["type"] == "model_attributes_type" and param is None:
+            text, code = "the body is no JSON object: send one with Content-Type: application/json.", "invalid_json"
+        elif first["type"] == "model_attributes_type":
+            example = ', such as {"text": "..."}' if param.startswith("documents.") else ""
+            text, code = f"{param} is no object: give a JSON object{example}.", "invalid_value"
         else:
             text, code = f"{param}: {first['msg']}.", "invalid_value"
         return JSONResponse(error_object(text, "invalid_request_error", param, code), 400)

@@ -59,9 +59,10 @@ class Verdict:
             )
         if self.word == "no difference":
             return f"no difference of {MARGIN} or more: {figures} on {self.questions} questions, {seconds}"
+        total = self.questions + self.choosing
         return (
-            f"too few questions: {figures} on {self.questions}, {seconds}; about {self.needed} in all would do, "
-            "half of which choose the method"
+            f"too few questions: {figures} on {self.questions} of {total}, {seconds}; about {self.needed} in all "
+            "would do, half of which choose the method"
         )
 
 
