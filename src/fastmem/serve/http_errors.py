@@ -41,7 +41,7 @@ def install_error_handlers(app: FastAPI) -> None:
         elif first["type"] == "model_attributes_type" and param is None:
             text, code = "the body is no JSON object: send one with Content-Type: application/json.", "invalid_json"
         elif first["type"] == "model_attributes_type":
-            example = ', such as {"text": "..."}' if param.startswith("documents.") else ""
+            example = ', such as {"text": "..."}' if (param or "").startswith("documents.") else ""
             text, code = f"{param} is no object: give a JSON object{example}.", "invalid_value"
         else:
             text, code = f"{param}: {first['msg']}.", "invalid_value"
