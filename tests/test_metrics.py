@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from fastmem.errors import InputError
-from fastmem.lab.scores import summary
+from fastmem.lab.scores import grading, summary
 from fastmem.lab.scores.summary import NAMES, Score, Scorers, score_summaries
 from fastmem.lab.tasks import load
 
@@ -230,3 +230,12 @@ def test_real_rows_end_to_end(task, file, scorers, shared):
     for row in scored:
         assert row["rougeL"].value == pytest.approx(1.0)
         assert all(score.reason is None for score in row.values())
+
+
+def test_a_score_that_no_answer_has_is_not_the_zero_of_a_failed_row() -> None:
+    failed = {"scores": {"factkb": 0.0}, "error": "InputError: too long", "text": "", "group": "a"}
+    absent = {"scores": {"factkb": None}, "error": None, "text": "A summary.", "group": "b"}
+    scored = absent | {"scores": {"factkb": 1.0}}
+    assert grading.mean([failed, absent], "factkb").value is None
+    assert grading.mean([failed, scored], "factkb").value == 0.5
+    assert grading.mean([failed, failed], "factkb").value == 0.0

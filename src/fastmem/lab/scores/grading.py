@@ -92,8 +92,14 @@ def own_names(rows: Iterable[Record]) -> list[str]:
 
 
 def values(rows: Iterable[Record], name: str) -> list[float | bool | None]:
-    """One score of every row, or None if the row lacks it."""
-    return [row["scores"].get(name) for row in rows]
+    """One score of every row, or None if the row lacks it.
+
+    A failed row counts as 0, but not where no answer has the score, for instance because its model cannot be loaded.
+    """
+    rows = list(rows)
+    found = [row["scores"].get(name) for row in rows]
+    answers = [value for row, value in zip(rows, found, strict=True) if not row.get("error") and row.get("text")]
+    return [None] * len(rows) if answers and all(value is None for value in answers) else found
 
 
 def mean(rows: Sequence[Record], name: str) -> statistics.Mean:
