@@ -246,7 +246,7 @@ def test_a_model_that_is_not_on_the_hub(fastmem: Runner) -> None:
         ("no_weights", "no weights could be loaded: "),
         ("damaged", "has damaged weights ("),
         ("mamba", "'mamba' cannot be split at its last feed-forward network: its last layer has no feed-forward"),
-        ("bert", "'bert' cannot be split at its last feed-forward network: it reads ahead (logits move by "),
+        ("bert", "'bert' cannot be split at its last feed-forward network: it is not causal (later tokens change its logits by "),
     ],
 )
 def test_a_folder_that_holds_no_causal_model(fastmem: Runner, odd: dict[str, Path], name: str, text: str) -> None:

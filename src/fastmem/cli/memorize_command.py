@@ -140,7 +140,7 @@ def _in_folder(
         for file in found
     ]
     if twice := [name for name, count in Counter(file.name for file in found).items() if count > 1]:
-        text = f"two documents are named {twice[0]!r} once their names are printable: rename one."
+        text = f"two documents are named {twice[0]!r} once unprintable characters are replaced: rename one."
         raise InputError(text, field="documents")
     return sources, [(other.name, other.reason) for other in others]
 
