@@ -378,7 +378,7 @@ def test_the_server_has_its_numbers_before_it_answers(fastmem: Runner, model, mo
     assert isinstance(seen[0]._recipe, Recipe)
     assert seen[0].recipe.steps == 2
     assert "automatic recipe: learning rate" in done.err
-    assert "kept in" in done.err
+    assert "saved in" in done.err
 
 
 def test_the_marker_is_no_recipe():

@@ -18,8 +18,8 @@ def bench(
 ) -> None:
     """Measure the cost of memorizing, and of each method per token.
 
-    The document consists of arbitrary tokens, since times depend on shapes only. This takes about two minutes with a model
-    of 1.5 B parameters on 2 cores. For comparisons with other implementations, see bench/ in the repository.
+    The document consists of arbitrary tokens, since times depend on shapes only. This takes about two minutes with a
+    model of 1.5 B parameters on 2 cores. For comparisons with other implementations, see bench/ in the repository.
 
     \b
     Examples:

@@ -26,7 +26,10 @@ def calibrate(
     ] = None,
     neutral: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSONL file of documents and questions; default: English texts that come with FastMem."),
+        typer.Option(
+            metavar="FILE",
+            help="JSONL file of documents and questions; default: English texts that come with FastMem.",
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Write the recipe to this file, for --recipe.")
@@ -41,8 +44,9 @@ def calibrate(
     learnt at that rate, a wider limit allows a larger one. The recipe has three steps instead of ten, unless --steps
     says otherwise. This takes about as long as memorizing 20 documents.
 
-    The result is saved in a cache folder ($FASTMEM_CACHE, or the platform's), so each model is calibrated once. Without
-    --documents, --neutral and other recipe options, it is the recipe of --recipe auto, which calibrates on first use.
+    The result is saved in a cache folder ($FASTMEM_CACHE, or the platform's), so each model is calibrated once.
+    Without --documents, --neutral and other recipe options, it is the recipe of --recipe auto, which calibrates on
+    first use.
 
     \b
     Examples:
@@ -99,7 +103,9 @@ def calibrate(
     if file is not None:
         print(f"written to {file}: use it with --recipe {file}")
     elif not automatic:
-        print("to use it, write it to a file with --output FILE and give --recipe FILE (--recipe auto uses only the default texts)")
+        print(
+            "to use it, save it with --output FILE and give --recipe FILE (--recipe auto has only the default texts)"
+        )
     if plot is not None:
         print(f"drawn in {plot}")
     if found.file is not None and not output.quiet:

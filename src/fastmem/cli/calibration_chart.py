@@ -17,7 +17,9 @@ INK, LINE, LIMIT, SECOND = "#222222", "#4c78a8", "#e45756", "#72b7b2"
 def require_drawable(path: Path) -> None:
     """Errors: `InputError` for another ending or a folder that is missing, `MissingPackageError` for matplotlib."""
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"the picture {str(path)!r} ends in neither .svg nor .png: give one of these endings.", field="plot")
+        raise InputError(
+            f"the picture {str(path)!r} ends in neither .svg nor .png: give one of these endings.", field="plot"
+        )
     if not path.expanduser().absolute().parent.is_dir():
         raise InputError(f"the folder of {str(path)!r} does not exist: create it, or give another.", field="plot")
     require("matplotlib", extra="plot", purpose="drawing", options=("plot",))

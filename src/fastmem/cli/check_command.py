@@ -49,8 +49,8 @@ def check(
     """Measure whether memorizing helps on your questions and documents.
 
     One half of the questions chooses the method, the other half judges it. Each answer is written at once: if the
-    command is interrupted, run it again to continue. If FILE has no answers, the command lists the changed answers, and
-    you judge them. The recipe is the automatic one of the model, unless --recipe or --learning-rate says otherwise.
+    command is interrupted, run it again to continue. If FILE has no answers, the command lists the changed answers
+    for you to judge. The recipe is the automatic one of the model, unless --recipe or --learning-rate says otherwise.
 
     \b
     Examples:
@@ -126,8 +126,9 @@ def _notes(results: "Results", method: str, verdict: "Verdict | None") -> list[s
     notes = []
     if (losses := hardly_memorized(results, method)) is not None:
         notes.append(
-            f"memorizing had almost no effect: the loss of the documents went from {losses[0]:.2f} to {losses[1]:.2f}. "
-            "Try a larger rate, such as --learning-rate 1e-3 (small models) or 1e-4, with another --output."
+            f"memorizing had almost no effect: the loss of the documents went from {losses[0]:.2f} to "
+            f"{losses[1]:.2f}. Try a larger rate, such as --learning-rate 1e-3 (small models) or 1e-4, with "
+            "another --output."
         )
     for name in results.methods:
         if errors := results.errors(name):

@@ -139,7 +139,9 @@ class ModelFlags:
     model: str | None = option("Hub id or folder; default: the embedded model.", "ID", "-m")
     dtype: str | None = option("float32, bfloat16 or float16; default: the checkpoint's.", "TYPE")
     device: str | None = option("cpu, cuda, cuda:1, ...; default: a GPU if there is one.", "NAME")
-    no_system_turn: bool = option("Drop the system turn that the chat template adds by itself (Qwen1.5).", default=False)
+    no_system_turn: bool = option(
+        "Drop the system turn that the chat template adds by itself (Qwen1.5).", default=False
+    )
 
     def load(self, status: Callable[[str], None] | None = None) -> "FastMem":
         """The model. status: called with a line that says what is loaded. transformers' output needs --debug."""
@@ -180,7 +182,9 @@ class RecipeFlags:
     weight_decay: float | None = option("Weight decay of AdamW.", "X")
     max_grad_norm: float | None = option("Clip the gradient to this norm.", "X")
     layers: str | None = option("Layers whose FFN is tuned; negative numbers count from the end: -1 or 4,5.", "N,N")
-    placement: str | None = option("How the document is laid out: assistant or user (a chat turn), text, or prompt.", "WHERE")
+    placement: str | None = option(
+        "How the document is laid out: assistant or user (a chat turn), text, or prompt.", "WHERE"
+    )
     adaptive_kl: float | None = option("Adapt the KL weight to reach this KL, in nats.", "X")
     target_loss: float | None = option("Stop at this loss.", "X")
     max_kl: float | None = option("Stop above this KL, in nats.", "X")
@@ -246,7 +250,9 @@ class DecodingFlags:
     top_p: float | None = option("Sample from the most likely tokens of this total probability; default: 1.", "X")
     min_p: float | None = option("Sample above this fraction of the top probability; default: 0.", "X")
     repetition_penalty: float | None = option("Values above 1 reduce repetition; default: 1.", "X")
-    presence_penalty: float | None = option("Values above 0 make tokens that the answer already has less likely; default: 0.", "X")
+    presence_penalty: float | None = option(
+        "Values above 0 make tokens that the answer already has less likely; default: 0.", "X"
+    )
     frequency_penalty: float | None = option("The same, in proportion to their number; default: 0.", "X")
     seed: int | None = option("Seed of the sampling.", "N")
     ignore_eos: bool | None = option("Continue after the model's end tokens.")

@@ -71,8 +71,8 @@ def notice_text(notice: Notice | None) -> str | None:
 
 
 class _SayHandler(logging.Handler):
-    """Prints each message once, since messages about a document are logged again for every method. Of several documents
-    on which memorizing had almost no effect, only the first is named."""
+    """Prints each message once, since messages about a document are logged again for every method. Of several
+    documents on which memorizing had almost no effect, only the first is named."""
 
     def __init__(self) -> None:
         super().__init__()

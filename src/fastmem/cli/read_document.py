@@ -66,7 +66,9 @@ def log_notes(document: Document) -> None:
 
 def no_documents(folder: Path, skipped: Sequence[Skipped]) -> InputError:
     """The error for a folder in which nothing can be read. skipped: its files."""
-    text = f"{str(folder)!r} contains no document; FastMem reads files that end in {', '.join(document_files.FORMATS)}."
+    text = (
+        f"{str(folder)!r} contains no document; FastMem reads files that end in {', '.join(document_files.FORMATS)}."
+    )
     if skipped:
         named = "; ".join(f"{one.name}: {one.reason}" for one in skipped[:5])
         text += f" Skipped: {named}" + (f"; and {len(skipped) - 5} more." if len(skipped) > 5 else ".")

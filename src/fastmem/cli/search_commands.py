@@ -50,8 +50,12 @@ def search(
     ] = "-1",
     alphas: Annotated[str, typer.Option(metavar="X,X", help="Contrast: 0 is fastmem, above 0 fastmem+cd.")] = "0",
     relative_top: Annotated[float | None, typer.Option(metavar="X", help="Plausibility cut of the contrast.")] = None,
-    placement: Annotated[str | None, typer.Option(metavar="WHERE", help="Placement of every recipe: assistant, user, text or prompt.")] = None,
-    shortlist: Annotated[int | None, typer.Option(metavar="N", help="Approximate the softmax with N tokens: faster steps.")] = None,
+    placement: Annotated[
+        str | None, typer.Option(metavar="WHERE", help="Placement of every recipe: assistant, user, text or prompt.")
+    ] = None,
+    shortlist: Annotated[
+        int | None, typer.Option(metavar="N", help="Approximate the softmax with N tokens: faster steps.")
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Longest answer, in tokens; default: the task's.")
     ] = None,

@@ -40,13 +40,17 @@ def serve(
     ] = None,
     allowed_hosts: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Host names that clients may use; default: localhost and --host; * for all."),
+        typer.Option(
+            metavar="NAME", help="Host names that clients may use; default: localhost and --host; * for all."
+        ),
     ] = None,
     allowed_origins: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Other origins whose pages may use this server (CORS); default: none."),
     ] = None,
-    log_format: Annotated[str, typer.Option(metavar="FORMAT", help="Format of the log on stderr: text or json.")] = "text",
+    log_format: Annotated[
+        str, typer.Option(metavar="FORMAT", help="Format of the log on stderr: text or json.")
+    ] = "text",
     root_path: Annotated[str, typer.Option(metavar="PATH", help="Path under which a proxy serves this server.")] = "",
     store: Annotated[
         Path | None,
@@ -57,14 +61,17 @@ def serve(
     ] = None,
     ram_bytes: Annotated[int | None, typer.Option(min=1, help="Bytes of memories in RAM, at most.")] = None,
     disk_bytes: Annotated[int | None, typer.Option(min=1, help="Bytes of memories in --store, at most.")] = None,
-    prefix_bytes: Annotated[int, typer.Option(min=0, help="Bytes of keys and values that are kept for reuse, at most.")] = 256
-    * 2**20,
+    prefix_bytes: Annotated[
+        int, typer.Option(min=0, help="Bytes of keys and values that are kept for reuse, at most.")
+    ] = 256 * 2**20,
     rows: Annotated[int, typer.Option(min=1, help="Answers decoded at the same time.")] = 16,
     waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; more get 429.")] = 64,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
     max_answers: Annotated[int, typer.Option(min=1, help="Answers per request (n times its prompts), at most.")] = 16,
     max_documents: Annotated[int, typer.Option(min=1, help="Documents per request, at most.")] = 32,
-    max_document_tokens: Annotated[int, typer.Option(min=1, help="Tokens of all documents of a request, at most.")] = 16_384,
+    max_document_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of all documents of a request, at most.")
+    ] = 16_384,
     max_body_bytes: Annotated[int, typer.Option(min=1, help="Largest request body, in bytes.")] = 4 * 2**20,
     name: Annotated[
         str | None, typer.Option(help="Name of the base model for clients; default: the hub id or the folder's name.")
@@ -88,11 +95,14 @@ def serve(
         typer.Option(metavar="DIR", help="Folder for memories as adapters, at the same path for every --vllm."),
     ] = None,
     vllm_adapters: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Adapters loaded in each vLLM; the least recently used are unloaded.")
+        int,
+        typer.Option(min=1, metavar="N", help="Adapters loaded in each vLLM; the least recently used are unloaded."),
     ] = 64,
     vllm_api_key: Annotated[
         str | None,
-        typer.Option(envvar="FASTMEM_VLLM_API_KEY", metavar="KEY", help="API key of the vLLM servers (their --api-key)."),
+        typer.Option(
+            envvar="FASTMEM_VLLM_API_KEY", metavar="KEY", help="API key of the vLLM servers (their --api-key)."
+        ),
     ] = None,
 ) -> None:
     """Serve a model and its memories with an OpenAI-compatible API.

@@ -36,7 +36,9 @@ def docx_text(path: Path) -> str:
         # The size that a part states also bounds what zipfile unpacks of it.
         unpacked = sum(part.file_size for part in parts)
         if unpacked > MAX_UNPACKED_BYTES or len(parts) > MAX_PARTS:
-            raise ValueError(f"it unpacks to {unpacked:,} bytes in {len(parts):,} parts, which is unusual for a document")
+            raise ValueError(
+                f"it unpacks to {unpacked:,} bytes in {len(parts):,} parts, which is unusual for a document"
+            )
         file.seek(0)
         made = mammoth.convert_to_html(file, include_embedded_style_map=False, convert_image=lambda image: [])
     numbers = itertools.count(1)

@@ -9,8 +9,8 @@ exception: one of a single token falls by 2 % and by 70 %.
 
 *Too far*: it rose on the way well above where it began. At such rates the model breaks: the answers to all other
 questions change, and then those about the document. The KL cannot tell this, since it also grows with how much there
-was to learn (0.3 to 7 nats in good runs). The last cross entropy cannot tell it either, since a broken model can repeat
-the document.
+was to learn (0.3 to 7 nats in good runs). The last cross entropy cannot tell it either, since a broken model can
+repeat the document.
 """
 
 import logging
@@ -73,13 +73,13 @@ def notice_of(cross_entropies: Sequence[float], stopped: str | None, learning_ra
 
 
 def hardly(first: float, last: float) -> bool:
-    """Whether a cross entropy that went from `first` to `last` has hardly fallen, although there was something to learn."""
+    """Whether a cross entropy that went from `first` to `last` hardly fell, although there was something to learn."""
     return first > KNOWN and last > (1 - HARDLY) * first
 
 
 def warn_of_effects(memories: "Sequence[Memory]") -> None:
-    """Log warnings about memories that were just made: the first with almost no effect, and the first that went too
-    far. A run that a stop rule of its recipe ended is always named."""
+    """Log warnings about memories that were just made: the first with almost no effect, and the first that went
+    too far. A run that a stop rule of its recipe ended is always named."""
     for memory in memories:
         if memory.stopped is not None and NOT_FINITE not in memory.stopped:
             log.warning("memorizing stopped early: %s.", memory.stopped)

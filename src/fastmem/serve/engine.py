@@ -89,7 +89,7 @@ class Engine:
                 raise DrainingError("the server is shutting down and accepts no new requests: try again later.")
             if len(self._open) + len(jobs) > self.limits.rows + self.limits.waiting:
                 raise OverloadedError(
-                    f"{len(self._open)} answers are running or waiting, this server accepts "
+                    f"{len(self._open)} answers are running or waiting; this server accepts "
                     f"{self.limits.rows + self.limits.waiting}: try again in {self._retry_after()} s.",
                     self._retry_after(),
                 )

@@ -23,17 +23,32 @@ class Metrics:
             "fastmem_http_responses", "Responses by route and status.", ["route", "status"], registry=self.registry
         )
         self.answers = Counter("fastmem_answers", "Complete answers.", ["method", "reason"], registry=self.registry)
-        self.abandoned = Counter("fastmem_abandoned", "Requests whose client disconnected before the end.", registry=self.registry)
-        self.tokens = Counter("fastmem_tokens", "Tokens of prompts, from the cache, and generated.", ["kind"], registry=self.registry)
-        self.events = Counter("fastmem_memory_events", "Memories memorized, read, evicted and so on, by event.", ["event"], registry=self.registry)
+        self.abandoned = Counter(
+            "fastmem_abandoned", "Requests whose client disconnected before the end.", registry=self.registry
+        )
+        self.tokens = Counter(
+            "fastmem_tokens", "Tokens of prompts, from the cache, and generated.", ["kind"], registry=self.registry
+        )
+        self.events = Counter(
+            "fastmem_memory_events",
+            "Memories memorized, read, evicted and so on, by event.",
+            ["event"],
+            registry=self.registry,
+        )
         self.first_token = Histogram(
-            "fastmem_first_token_seconds", "Seconds from a request to its first token.", buckets=SECONDS, registry=self.registry
+            "fastmem_first_token_seconds",
+            "Seconds from a request to its first token.",
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self.memorizing = Histogram(
             "fastmem_memorize_seconds", "Seconds to make one memory.", buckets=SECONDS, registry=self.registry
         )
         self.step = Histogram(
-            "fastmem_step_seconds", "Seconds of one decoding step, which gives every running answer a token.", buckets=SECONDS, registry=self.registry
+            "fastmem_step_seconds",
+            "Seconds of one decoding step, which gives every running answer a token.",
+            buckets=SECONDS,
+            registry=self.registry,
         )
 
     def count_engine_event(self, name: str, seconds: float) -> None:
@@ -79,7 +94,7 @@ class StoreCollector(Collector):
         if self.vllm is not None:
             running, waiting = self.vllm.running, self.vllm.waiting
             adapters = sum(map(len, self.vllm.servers))
-            yield GaugeMetricFamily("fastmem_vllm_adapters", "Adapters loaded in the vLLM servers.", value=adapters)
+            yield GaugeMetricFamily("fastmem_vllm_adapters", "Adapters in the folder.", value=adapters)
         yield GaugeMetricFamily("fastmem_rows_running", "Answers that are being decoded.", value=running)
         yield GaugeMetricFamily("fastmem_jobs_waiting", "Requests that are waiting.", value=waiting)
         prefixes = self.engine.prefixes.size_bytes

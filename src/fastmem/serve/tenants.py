@@ -147,7 +147,9 @@ class Usage:
                 spent.popleft()
             if sum(tokens for _, tokens in spent) >= quota.tokens_per_minute:
                 wait = max(1, round(60 - (now - spent[0][0])) + 1) if spent else 60
-                raise QuotaError(f"this key may use {quota.tokens_per_minute} tokens a minute: try again in {wait} s.", wait)
+                raise QuotaError(
+                    f"this key may use {quota.tokens_per_minute} tokens a minute: try again in {wait} s.", wait
+                )
         self._running[who] = self._running.get(who, 0) + 1
 
     def end(self, tenant: Tenant) -> None:

@@ -257,7 +257,9 @@ class VllmAnswers:
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             if isinstance(error, FastMemError):
                 raise
-            raise VllmUnavailableError(f"{server.client.url} answered what makes no sense: {error!r:.200}") from error
+            raise VllmUnavailableError(
+                f"{server.client.url} sent a response that makes no sense: {error!r:.200}"
+            ) from error
         finally:
             server.answering -= 1
 

@@ -60,8 +60,8 @@ class Verdict:
         if self.word == "no difference":
             return f"no difference of {MARGIN} or more: {figures} on {self.questions} questions, {seconds}"
         return (
-            f"too few questions: {figures} on {self.questions} questions, {seconds}; about {self.needed} in all are enough "
-            "(half of them choose the method)"
+            f"too few questions: {figures} on {self.questions} questions, {seconds}; about {self.needed} in all are "
+            "enough (half of them choose the method)"
         )
 
 
