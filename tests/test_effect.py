@@ -1,4 +1,4 @@
-"""Memorizing that hardly took, or went too far, says so and what to do: in Python, on the command line, the server."""
+"""Memorizing that had almost no effect, or went too far, is reported in Python, on the command line and by the server."""
 
 import io
 import json

@@ -57,7 +57,7 @@ def memorize(
     end.
 
     With --part-tokens, each part of a longer document has a memory: policy.part-1.safetensors and so on.
-    fastmem ask --part-tokens N --memory DIR takes the one of the part that fits the question.
+    fastmem ask --part-tokens N --memory DIR uses the one that fits the question.
 
     An existing memory of the same text, recipe and base is kept, so an interrupted command can be run again. If a
     document cannot be memorized, the others still are. With --workers several are memorized at the same time, into the
