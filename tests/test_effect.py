@@ -1,4 +1,4 @@
-"""Memorizing that had almost no effect, or went too far, is reported in Python, on the command line and by the server."""
+"""When memorizing had almost no effect, or went too far, Python, the command line and the server say what to do."""
 
 import io
 import json
