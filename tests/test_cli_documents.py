@@ -145,7 +145,7 @@ def test_a_name_that_cannot_be_printed(fastmem: Runner, base: Path, tmp_path: Pa
         if byte == b"\xe9":
             assert said.out.startswith("caf\ufffd.txt.safetensors  ")
             assert fastmem("memories", "verify", tmp_path / "memories").code == 0
-    assert "two documents are named 'caf\ufffd.txt' once their names are printable" in refusal(said)
+    assert "two documents are named 'caf\ufffd.txt' once unprintable characters are replaced" in refusal(said)
 
 
 def test_nothing_to_memorize(fastmem: Runner, base: Path, tmp_path: Path) -> None:

@@ -55,9 +55,9 @@ def calibrate(
       fastmem calibrate --model my-model --neutral german.jsonl --output recipe.json
     """
     if recipe.learning_rate is not None:
-        raise InputError("calibrate finds the learning rate: leave this option out.", field="learning_rate")
+        raise InputError("calibrate finds the learning rate: leave it out.", field="learning_rate")
     if recipe.recipe == "auto":
-        raise InputError("calibrate finds the automatic recipe: leave this option out.", field="recipe")
+        raise InputError("calibrate finds the automatic recipe: leave it out.", field="recipe")
     if plot is not None:
         from fastmem.cli.calibration_chart import require_drawable
 

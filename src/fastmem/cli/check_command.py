@@ -46,7 +46,7 @@ def check(
         Path | None, typer.Option("--output", metavar="DIR", help="Folder of the results; default: check-FILE.")
     ] = None,
 ) -> None:
-    """Measure whether memorizing helps on your questions and documents.
+    """Measure whether memorizing helps with your documents.
 
     One half of the questions chooses the method, the other half judges it. Each answer is written at once: if the
     command is interrupted, run it again to continue. If FILE has no answers, the command lists the changed answers
