@@ -220,7 +220,7 @@ def test_a_cache_that_cannot_be_written_to_is_no_failure(invented, tmp_path, mon
     assert llm.memorize("Bo.").recipe == llm.recipe == Recipe(1e-4, 3)
     assert len(invented) == 1
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len([text for text in warnings if "cannot be kept" in text and "FASTMEM_CACHE" in text]) == 1
+    assert len([text for text in warnings if "cannot be saved" in text and "FASTMEM_CACHE" in text]) == 1
 
 
 def test_a_full_disk_is_no_failure(invented, monkeypatch, own_cache):

@@ -284,9 +284,9 @@ def test_the_curve_is_drawn(tmp_path, ending):
         for text in (
             "a model, 3 steps",
             "limit, 0.002",
-            "limit while not learnt, 0.012",
-            "learnt, 60% less",
-            "taken, 0.00014",
+            "limit for documents not yet learnt, 0.012",
+            "learnt: 60% lower",
+            "chosen, 0.00014",
             "0.0008 diverged",
             "learning rate",
         ):
