@@ -235,5 +235,5 @@ def test_a_document_that_was_hardly_memorized_is_named_beside_the_answer(url, br
         browser.click("#ask")
         browser.until("!document.getElementById('ask').disabled && !document.getElementById('results').hidden")
         assert text_of(browser, "notice-memory").startswith(text)
-        assert text_of(browser, "notice-memory").endswith("Learning rate." if text else "")
+        assert text_of(browser, "notice-memory").endswith("under Options." if text else "")
     assert text_of(browser, "notice-memory") == ""
