@@ -327,7 +327,7 @@ def test_foreign_files_in_the_folder_are_left_alone(llm, vllm, tmp_path):
 
 def test_a_folder_that_another_server_uses_is_refused(tmp_path):
     folder = AdapterFolder(tmp_path)
-    with pytest.raises(StorageError, match="another server"):
+    with pytest.raises(StorageError, match="another running server"):
         AdapterFolder(tmp_path)
     folder.close()
     (tmp_path / "file").write_text("x")
