@@ -71,7 +71,7 @@ def find_recipe(llm: FastMem, neutral: Neutral, recipe: Recipe, on_progress: OnP
     folder = cache_folder()
     if (kept := _read(folder / name, identity, recipe)) is not None:
         return Found(kept, folder / name, made=False)
-    log.info("finding a recipe for %s, once; this takes about as long as memorizing 20 documents.", llm.name)
+    log.info("finding a recipe for %s, once; this takes about as long as memorizing 20 to 30 documents.", llm.name)
     made = calibrate(llm, neutral, recipe, on_progress=on_progress)
     return Found(made, folder / name if _write(folder / name, identity, made) else None, made=True)
 

@@ -42,7 +42,7 @@ def calibrate(
 
     This is the largest rate at which the model's answers about other documents hardly change. If documents are not
     learnt at that rate, a wider limit allows a larger one. The recipe has three steps instead of ten, unless --steps
-    says otherwise. This takes about as long as memorizing 20 documents.
+    says otherwise. This takes about as long as memorizing 20 to 30 documents.
 
     The result is saved in a cache folder ($FASTMEM_CACHE, or the platform's), so each model is calibrated once.
     Without --documents, --neutral and other recipe options, it is the recipe of --recipe auto, which calibrates on
