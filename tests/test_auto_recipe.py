@@ -220,7 +220,7 @@ def test_a_cache_that_cannot_be_written_to_is_no_failure(invented, tmp_path, mon
     assert llm.memorize("Bo.").recipe == llm.recipe == Recipe(1e-4, 3)
     assert len(invented) == 1
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len([text for text in warnings if "cannot be kept" in text and "FASTMEM_CACHE" in text]) == 1
+    assert len([text for text in warnings if "cannot be saved" in text and "FASTMEM_CACHE" in text]) == 1
 
 
 def test_a_full_disk_is_no_failure(invented, monkeypatch, own_cache):
@@ -378,7 +378,7 @@ def test_the_server_has_its_numbers_before_it_answers(fastmem: Runner, model, mo
     assert isinstance(seen[0]._recipe, Recipe)
     assert seen[0].recipe.steps == 2
     assert "automatic recipe: learning rate" in done.err
-    assert "kept in" in done.err
+    assert "saved in" in done.err
 
 
 def test_the_marker_is_no_recipe():

@@ -106,7 +106,7 @@ def test_a_file_that_is_not_text(fastmem: Runner, llama: Path, tmp_path: Path, c
     path = tmp_path / "scan.dat"
     path.write_bytes(content)
     line = refusal(fastmem("ask", QUESTION, "--context", path, "--model", llama))
-    read = "Read are text in UTF-8, and files whose names end in .html, .pdf or .docx."
+    read = "FastMem reads UTF-8 text, and files whose names end in .html, .pdf or .docx."
     assert line == f"context file '{path}' is not text ({reason}). {read}"
 
 
@@ -249,7 +249,10 @@ def test_a_model_that_is_not_on_the_hub(fastmem: Runner) -> None:
         ("no_weights", "no weights could be loaded: "),
         ("damaged", "has damaged weights ("),
         ("mamba", "'mamba' cannot be split at its last feed-forward network: its last layer has no feed-forward"),
-        ("bert", "'bert' cannot be split at its last feed-forward network: it reads ahead (logits move by "),
+        (
+            "bert",
+            "'bert' cannot be split at its last feed-forward network: it is not causal (later tokens change its ",
+        ),
     ],
 )
 def test_a_folder_that_holds_no_causal_model(fastmem: Runner, odd: dict[str, Path], name: str, text: str) -> None:

@@ -195,7 +195,7 @@ def test_progress_ends_at_its_total(llm):
     assert seen[-1].point in found.points
     line = progress_line(replace(seen[5], done=5), seconds=10.0)
     assert f"{'█' * 10}{'░' * 10} 5 of 10 documents, at most 10 s left" in line
-    assert f"{seen[5].point.learning_rate:.2g} drifts" in line
+    assert f"at rate {seen[5].point.learning_rate:.2g}" in line
 
 
 def test_documents_that_exceed_the_positions_are_cut(llm):
@@ -284,9 +284,9 @@ def test_the_curve_is_drawn(tmp_path, ending):
         for text in (
             "a model, 3 steps",
             "limit, 0.002",
-            "limit while not learnt, 0.012",
-            "learnt, 60% less",
-            "taken, 0.00014",
+            "limit for documents not yet learnt, 0.012",
+            "learnt: 60% lower",
+            "chosen, 0.00014",
             "0.0008 diverged",
             "learning rate",
         ):

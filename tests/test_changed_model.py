@@ -55,7 +55,7 @@ def test_a_write_in_place_is_followed(llm, change):
     assert answer.cached_tokens == 0
     assert answer.token_ids == fresh.generate(PROMPT, expected, max_new_tokens=4).token_ids
     if again.base.digest != before:
-        with pytest.raises(MemoryMismatchError, match="load the base it was made for"):
+        with pytest.raises(MemoryMismatchError, match="memorize the document again"):
             llm.generate(PROMPT, memory)
 
 

@@ -15,17 +15,19 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 from tools import command_reference
+from tools.demo_picture import drawn
 
 from command_line import DOCUMENT, QUESTION, Runner, refusal, save
 from families import build
 from fastmem import METHODS, FastMem, Recipe, cli
 from fastmem.answer.batch import Batch
 from fastmem.answer.request import Decoding
-from fastmem.cli import flags, memorization_view, output
+from fastmem.cli import demo_view, flags, memorization_view, output
 from fastmem.lab.tasks import Example, embedded_world
 from fastmem.surprisal_report import TokenSurprisal
 
@@ -406,15 +408,61 @@ def test_demo_fits_80_columns_without_colour(fastmem: Runner) -> None:
     page, command = said.out.split("Try one yourself:\n\n")
     lines = page.splitlines()
     assert max(map(len, lines)) <= 80
-    assert [line.split() for line in lines[2:3]] == [
-        ["question", "the", "document", "says", "alone", "with", "FastMem"]
-    ]
+    first = lines.index(next(line for line in lines if line.startswith("1. ")))
+    assert lines[first].endswith("?")
+    assert lines[first + 1].startswith("   The document: ")
+    assert page.count("**") == 10, "the answer is marked in each document"
     assert page.count("✗") == page.count("✓") == 5
     assert "20 more examples, not selected" in page
     bars = [line for line in lines if "█" in line]
     assert [line.split()[-1] for line in bars] == ["0.50", "1.00"]
     assert [line.count("█") for line in bars] == [20, 40]
     assert shlex.split(command)[:2] == ["fastmem", "ask"]
+
+
+@pytest.mark.usefixtures("parrot")
+def test_the_demo_picks_other_conflicts_by_seed(fastmem: Runner) -> None:
+    def questions(*options: object) -> list[str]:
+        return [one["question"] for one in fastmem("demo", "--json", "--rows", 1, *options).json["conflicts"]]
+
+    assert questions("--pick", 7) == questions("--pick", 7) != questions("--pick", 8)
+    assert questions("--pick", 7) != questions()
+
+
+def test_the_document_is_shown_around_its_answer() -> None:
+    sentences = [f"Sentence {number} has some words to fill a line of it." for number in range(9)]
+    text = " ".join(sentences)
+    shown = demo_view.excerpt(text, demo_view.stated_in(text, "Sentence 4"))
+    assert shown == " ".join(["...", *sentences[2:6], "..."])
+    assert demo_view.excerpt(text, sentences[0]) == " ".join([*sentences[:4], "..."])
+    assert demo_view.excerpt(text, sentences[8]) == " ".join(["...", *sentences[5:]])
+    assert demo_view.excerpt("Short. Oak.", "Oak.") == "Short. Oak."
+    assert demo_view.stated_in("No such words.", "oak") == "No such words."
+
+
+@pytest.mark.usefixtures("parrot")
+def test_the_picture_of_the_demo_shows_its_words_and_loads_nothing(fastmem: Runner) -> None:
+    found = fastmem("demo", "--json", "--rows", 20).json
+    picture = ElementTree.fromstring(drawn(found))
+    words = " ".join("".join(picture.itertext()).replace("\xa0", " ").split())
+    for one in found["conflicts"]:
+        assert one["question"] in words
+        assert one["gold"] in words
+        assert one["known"] in words
+    assert "0.50" in words
+    assert "url(" not in ElementTree.tostring(picture, "unicode").replace("url(#", "")
+
+
+def test_ask_alone_shows_a_document_and_the_command_that_asks(fastmem: Runner) -> None:
+    found = fastmem("ask")
+    assert (found.code, found.err) == (0, "")
+    command = next(line for line in found.out.splitlines() if line.startswith("fastmem ask"))
+    _, _, question, *options, document = shlex.split(command)
+    assert options == ["--compare", "--text"]
+    assert document in " ".join(found.out.split())
+    assert (question, document) in {(row.question, row.context) for row in swapped_rows()}
+    for given in (["--text", "Oak."], ["--model", "x"], ["--context", "-"]):
+        assert refusal(fastmem("ask", *given)).startswith("the question is missing: fastmem ask")
 
 
 def test_the_demo_of_the_embedded_model(fastmem: Runner) -> None:

@@ -145,7 +145,7 @@ def test_a_name_that_cannot_be_printed(fastmem: Runner, base: Path, tmp_path: Pa
         if byte == b"\xe9":
             assert said.out.startswith("caf\ufffd.txt.safetensors  ")
             assert fastmem("memories", "verify", tmp_path / "memories").code == 0
-    assert "two documents are named 'caf\ufffd.txt' once their names are printable" in refusal(said)
+    assert "two documents are named 'caf\ufffd.txt' once unprintable characters are replaced" in refusal(said)
 
 
 def test_nothing_to_memorize(fastmem: Runner, base: Path, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_nothing_to_memorize(fastmem: Runner, base: Path, tmp_path: Path) -> Non
     folder.mkdir()
     line = refusal(memorize(fastmem, base, folder, tmp_path / "memories"))
     assert line == (
-        f"'{folder}' contains no document; read are files that end in .txt, .text, .md, .markdown, .html, .htm, "
+        f"'{folder}' contains no document; FastMem reads files that end in .txt, .text, .md, .markdown, .html, .htm, "
         ".xhtml, .pdf, .docx (option --documents)."
     )
     for i in range(7):
@@ -221,7 +221,7 @@ def test_the_document_with_the_words_of_the_question(fastmem: Runner, base: Path
     next_best = ask(fastmem, base, "May a dog come to the hotel of the mayor?", "--documents", policies)
     assert "note: answering from travel policy.docx, whose words fit best (score " in next_best.err
     assert "); next: dogs.md (" in next_best.err
-    assert "). --document NAME takes another.\n" in next_best.err
+    assert "). --document NAME chooses another.\n" in next_best.err
     by_name = ask(fastmem, base, "What does the travel policy say?", "--documents", policies, "--json").json
     assert by_name["document"]["name"] == "travel policy.docx"
     quiet = ask(fastmem, base, question, "--documents", policies, "--quiet")

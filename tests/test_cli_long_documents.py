@@ -120,7 +120,7 @@ def test_two_documents_never_share_a_memory_file(fastmem: Runner, base, document
     )
     assert said.code == 2
     assert len(said.out.splitlines()) == 2
-    assert "handbook.part-2.safetensors is the memory of another document already: rename this one." in said.err
+    assert "handbook.part-2.safetensors is already the memory of another document: rename this one." in said.err
 
 
 @pytest.mark.parametrize("given", ["0", "-3", "two"])

@@ -111,7 +111,7 @@ def test_the_folder_of_a_stranger(tmp_path: Path) -> None:
         (folder / name).symlink_to(target)
         expected |= {name: reason} if reason else {}
     os.mkfifo(folder / "pipe.txt")
-    expected["pipe.txt"] = "it is no regular file"
+    expected["pipe.txt"] = "it is not a regular file"
     strange = os.fsencode(folder) + b"/caf\xe9\n\x1b[31m.txt"
     with open(strange, "w") as file:
         file.write(LEAVE)
@@ -172,10 +172,10 @@ def test_bounds_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(document_files, "MAX_TOTAL_CHARACTERS", 40)
     assert len(read_documents(tmp_path).documents) == 4
     (tmp_path / "3.txt").write_text("x" * 11)
-    with pytest.raises(InputError, match="holds more than 40 characters: give a smaller folder"):
+    with pytest.raises(InputError, match="contains more than 40 characters: give a smaller folder"):
         read_documents(tmp_path)
     (tmp_path / "photo.png").touch()
-    with pytest.raises(InputError, match="holds more than 4 files and folders: give a smaller folder"):
+    with pytest.raises(InputError, match="contains more than 4 files and folders: give a smaller folder"):
         read_documents(tmp_path)
 
 
@@ -307,12 +307,12 @@ def test_numbers_that_word_computes_are_not_made_up(tmp_path: Path) -> None:
 def test_word_files_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "a.docx"
     path.write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + b"x" * 100)
-    assert refused(path) == "it is encrypted, or of Word 97: save it as .docx without a password"
+    assert refused(path) == "it is encrypted, or from Word 97: save it as .docx without a password"
     path.write_bytes(b"no archive")
-    assert refused(path).startswith("it is damaged or no Word document (")
+    assert refused(path).startswith("it is damaged or not a Word document (")
     whole = docx(paragraph(LEAVE))
     path.write_bytes(whole[: len(whole) // 2])
-    assert refused(path).startswith("it is damaged or no Word document (")
+    assert refused(path).startswith("it is damaged or not a Word document (")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "another archive")
     assert refused(path).startswith("it is damaged (")
@@ -338,7 +338,7 @@ def test_a_word_file_that_is_a_zip_bomb(tmp_path: Path) -> None:
     path.write_bytes(bomb())
     assert path.stat().st_size < 2**20
     assert refused(path).startswith("it unpacks to 269,4")
-    assert refused(path).endswith(" bytes in 5 parts, which is no usual document")
+    assert refused(path).endswith(" bytes in 5 parts, which is unusual for a document")
     entities = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10 if i else "laugh"}">' for i in range(10))
     laughs = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(docx(paragraph("&e9;")))) as old, zipfile.ZipFile(laughs, "w") as new:
@@ -422,7 +422,7 @@ def test_damaged_pdf(tmp_path: Path) -> None:
     whole = pdf([LEAVE])
     for data in (b"no PDF", b"%PDF-1.7\n", whole[:60]):
         (tmp_path / "a.pdf").write_bytes(data)
-        assert refused(tmp_path / "a.pdf") == "it is damaged or no PDF file"
+        assert refused(tmp_path / "a.pdf") == "it is damaged or not a PDF file"
     with TextProcess() as process:
         for at in range(len(whole)):  # read or refused, but never a crash
             (tmp_path / "a.pdf").write_bytes(whole[:at] + b"\xff\x00" + whole[at + 2 :])

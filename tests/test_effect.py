@@ -1,4 +1,4 @@
-"""Memorizing that hardly took, or went too far, says so and what to do: in Python, on the command line, the server."""
+"""When memorizing had almost no effect, or went too far, Python, the command line and the server say what to do."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from fastmem.tiny.world import examples
 from serving import ask, web
 
 PAPER = Recipe()
-HARDLY = "the document was hardly memorized (cross entropy {:.2f} to {:.2f} nats per token): memorize again with "
+HARDLY = "memorizing had almost no effect (cross entropy {:.2f} to {:.2f} nats per token): memorize again with "
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_on_a_terminal_it_does_not_stand_behind_the_status(monkeypatch: pytest.M
         Status()("memorizing: step 10 of 10")
         logging.getLogger("fastmem").warning(notice_of([2.0, 1.95], None, 1e-5))
     screen = terminal.getvalue().rpartition("\x1b[K")[2]  # what was not erased
-    assert screen.startswith("note: the document was hardly memorized (cross entropy 2.00 to 1.95 ")
+    assert screen.startswith("note: memorizing had almost no effect (cross entropy 2.00 to 1.95 ")
 
 
 def test_a_rate_that_is_too_high(fastmem: Runner, documents: list[str]) -> None:

@@ -125,7 +125,7 @@ def test_prefixes_are_reused_within_a_tenant_only(llm, started):
 def test_a_full_queue_refuses_with_a_time_to_come_back(llm, started):
     engine = started(rows=1, waiting=1)
     held = [Asked(llm, max_new_tokens=100).to(engine) for _ in range(2)]
-    with pytest.raises(OverloadedError, match="ask again in") as refused:
+    with pytest.raises(OverloadedError, match="try again in") as refused:
         Asked(llm).to(engine)
     assert 1 <= refused.value.retry_after_seconds <= 60
     assert all(isinstance(asked.end(), AnswerFinished) for asked in held)

@@ -378,7 +378,7 @@ def test_a_record_without_digest_of_an_earlier_version_is_read(llm, serve, tmp_p
 
 def test_a_store_has_one_server_and_has_to_be_writable(llm, serve, tmp_path, monkeypatch):
     serve(folder=tmp_path / "one")
-    with pytest.raises(StorageError, match="belongs to another server that is running"):
+    with pytest.raises(StorageError, match="is in use by another running server"):
         Store(llm, None, tmp_path / "one")
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):

@@ -208,6 +208,16 @@ def test_a_stream_that_breaks_off_ends_with_an_error(llm, vllm, tmp_path):
     assert "[DONE]" not in found.text
 
 
+def test_an_answer_that_has_begun_is_not_asked_of_another_vllm(llm, tmp_path):
+    with stand_ins(2) as vllms, server(llm, tmp_path, *vllms) as http:
+        before = sum(len(one.names("ask")) for one in vllms)
+        for one in vllms:
+            one.behaviour = "breaks off"
+        found = ask(http, [], stream=True)
+        assert '"vllm_unavailable"' in found.text
+        assert sum(len(one.names("ask")) for one in vllms) == before + 1
+
+
 def test_a_silent_vllm_is_given_up(llm, vllm, tmp_path):
     with server(llm, tmp_path, vllm) as http:
         vllm.silence = 60.0
@@ -228,6 +238,22 @@ def test_the_least_recently_used_adapter_leaves(llm, vllm, tmp_path):
         assert text_of(ask(http, document(1))) == two
         assert made(http) == 3
     assert len(vllm.loaded) == 2
+
+
+def test_an_adapter_that_answers_does_not_leave(llm, vllm, tmp_path):
+    """It is the least recently used one of two when a third needs room."""
+    limits = EngineLimits(rows=2, waiting=8)
+    with server(llm, tmp_path, vllm, adapters=2, engine_limits=limits) as http, ThreadPoolExecutor(1) as pool:
+        one, two = (text_of(ask(http, document(i))) for i in range(2))
+        vllm.silence = 0.8
+        answer = pool.submit(ask, http, document(0))
+        eventually(lambda: vllm.running == 1)
+        vllm.silence = 0.0
+        assert text_of(ask(http, document(1))) == two
+        text_of(ask(http, document(2)))
+        assert text_of(answer.result()) == one
+    assert vllm.cut == []
+    assert vllm.names("unload")[0] == two
 
 
 def test_two_clients_with_the_same_new_document_make_one_memory(llm, vllm, tmp_path):
@@ -272,6 +298,20 @@ def test_a_deleted_memory_leaves_vllm_and_the_folder(llm, vllm, tmp_path):
         assert ask(http, [], model="ferry").status_code == 404
 
 
+def test_a_memory_that_is_deleted_while_it_answers_leaves_afterwards(llm, vllm, tmp_path):
+    with server(llm, tmp_path, vllm) as http, ThreadPoolExecutor(1) as pool:
+        headers = {"authorization": "Bearer x"}
+        http.post("/v1/memories", json={"documents": DOCUMENTS, "name": "ferry"}, headers=headers)
+        name = text_of(ask(http, [], model="ferry"))
+        vllm.silence = 0.8
+        answer = pool.submit(ask, http, [], model="ferry")
+        eventually(lambda: vllm.running == 1)
+        assert http.delete("/v1/memories/ferry", headers=headers).status_code == 200
+        assert text_of(answer.result()) == name
+        eventually(lambda: vllm.loaded == {})
+    assert vllm.cut == []
+
+
 def test_foreign_files_in_the_folder_are_left_alone(llm, vllm, tmp_path):
     foreign = ["other-adapter", "fastmem-short", ".fastmem-" + "0" * 32 + ".killed", "fastmem-" + "1" * 32]
     for name in foreign:
@@ -287,7 +327,7 @@ def test_foreign_files_in_the_folder_are_left_alone(llm, vllm, tmp_path):
 
 def test_a_folder_that_another_server_uses_is_refused(tmp_path):
     folder = AdapterFolder(tmp_path)
-    with pytest.raises(StorageError, match="another server"):
+    with pytest.raises(StorageError, match="another running server"):
         AdapterFolder(tmp_path)
     folder.close()
     (tmp_path / "file").write_text("x")

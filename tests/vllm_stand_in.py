@@ -26,14 +26,16 @@ def problem(status, message):
 @dataclass
 class StandIn:
     """behaviour: `well`, or how it fails. loaded: name -> folder. calls: what was asked, in order; bodies: of the
-    completions. silence: how long an answer takes to begin. most: how many completions ran at the same time."""
+    completions. silence: how long an answer takes to begin. most: how many completions ran at the same time.
+    answering: the models of the running completions. cut: the adapters that were unloaded while they answered."""
 
     behaviour: str = "well"
     loaded: dict = field(default_factory=dict)
     calls: list = field(default_factory=list)
     bodies: list = field(default_factory=list)
     silence: float = 0.0
-    running: int = 0
+    answering: list = field(default_factory=list)
+    cut: list = field(default_factory=list)
     most: int = 0
     port: int = 0
     server: uvicorn.Server | None = None
@@ -42,6 +44,10 @@ class StandIn:
     @property
     def url(self):
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def running(self):
+        return len(self.answering)
 
     def restart(self):
         """Forget all adapters, as vLLM does."""
@@ -95,6 +101,8 @@ class StandIn:
         @app.post("/v1/unload_lora_adapter")
         async def unload(body: dict):
             self.calls.append(("unload", body["lora_name"]))
+            if body["lora_name"] in self.answering:
+                self.cut.append(body["lora_name"])
             if self.loaded.pop(body["lora_name"], None) is None:
                 return problem(404, "The lora adapter cannot be found.")
             return PlainTextResponse("Success")
@@ -121,7 +129,7 @@ class StandIn:
 
     async def chunks(self, body):
         """The name of the model in pieces of four characters, each with one token id."""
-        self.running += 1
+        self.answering.append(body["model"])
         self.most = max(self.most, self.running)
         try:
             await asyncio.sleep(self.silence)
@@ -135,16 +143,16 @@ class StandIn:
                     choice["logprobs"] = {
                         "tokens": [f"token_id:{65 + number}"], "token_logprobs": [-0.5], "top_logprobs": [top],
                     }  # fmt: skip
-                if last:
+                if last and self.behaviour != "breaks off":
                     choice["finish_reason"] = "stop"
-                if self.behaviour == "breaks off" and number == 1:
-                    return
                 yield f"data: {json.dumps({'choices': [choice]})}\n\n"
+                if self.behaviour == "breaks off":
+                    return
                 await asyncio.sleep(0.001)
             yield f"data: {json.dumps({'choices': [], 'usage': {'prompt_tokens': 3}})}\n\n"
             yield "data: [DONE]\n\n"
         finally:
-            self.running -= 1
+            self.answering.remove(body["model"])
 
 
 async def endless():

@@ -53,10 +53,10 @@ def automatic_recipe(llm: FastMem, auto: AutoRecipe, on_progress: OnProgress = N
 def _found(llm: FastMem, auto: AutoRecipe, on_progress: OnProgress) -> Recipe:
     found = find_recipe(llm, read_neutral(), settings(auto), on_progress)
     recipe = found.calibration.recipe
-    place = f", kept in {found.file}" if found.made and found.file else ""
+    place = f", saved in {found.file}" if found.made and found.file else ""
     log.info("automatic recipe: learning rate %g, %d steps%s.", recipe.learning_rate, recipe.steps, place)
     if not found.calibration.bounded:
-        log.warning("no learning rate in the range reaches the limits; the nearest one was taken.")
+        log.warning("no learning rate in the range reaches the limits; the nearest one is used.")
     return recipe
 
 
@@ -71,7 +71,7 @@ def find_recipe(llm: FastMem, neutral: Neutral, recipe: Recipe, on_progress: OnP
     folder = cache_folder()
     if (kept := _read(folder / name, identity, recipe)) is not None:
         return Found(kept, folder / name, made=False)
-    log.info("finding the recipe of %s, once: about as long as memorizing 20 documents.", llm.name)
+    log.info("finding a recipe for %s, once; this takes about as long as memorizing 20 to 30 documents.", llm.name)
     made = calibrate(llm, neutral, recipe, on_progress=on_progress)
     return Found(made, folder / name if _write(folder / name, identity, made) else None, made=True)
 
@@ -129,7 +129,7 @@ def _write(path: Path, identity: dict[str, Any], made: Calibration) -> bool:
             file.write(json.dumps(record, indent=1).encode())
     except OSError as error:
         log.warning(
-            "the recipe cannot be kept in %s (%s), and will be found again next time: set %s to another folder.",
+            "the recipe cannot be saved in %s (%s) and has to be found again next time: set %s to another folder.",
             path.parent,
             error.strerror or type(error).__name__,
             FOLDER,

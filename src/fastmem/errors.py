@@ -48,11 +48,11 @@ class MemoryFileError(FastMemError, OSError):
 
 
 class StorageError(FastMemError, OSError):
-    """A folder that memories are kept in is full, read-only, or in use by another server."""
+    """A folder of memories that is full, read-only, or in use by another server."""
 
 
 class StorageReadError(StorageError):
-    """The file of a stored memory cannot be read now, for instance because too many files are open."""
+    """The file of a stored memory that cannot be read now, for instance because too many files are open."""
 
 
 class MissingPackageError(FastMemError, ImportError):
@@ -68,7 +68,7 @@ class RunError(FastMemError, OSError):
 
 
 class ResourceError(FastMemError, MemoryError):
-    """Not enough memory on the device; the message says what was needed and what to reduce."""
+    """Not enough memory on the device. The message says how much is needed and what to reduce."""
 
 
 def one_of(value: str, accepted: Iterable[str], what: str, field: str | None = None) -> str:

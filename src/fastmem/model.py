@@ -5,9 +5,9 @@
     out = llm.generate(prompt, memory=memory)
     out = llm.answer(question, context)
 
-The model is never written to, and only caches are kept between calls, so several threads may use one `FastMem`. A
-model whose weights its owner changes in place is followed at the next call. If they were replaced, cast, moved, or its
-adapters switched, the next call raises an `InputError`: construct `FastMem` again.
+The model is never written to, and only caches are kept between calls, so several threads may use one `FastMem`. If you
+change the weights of the model in place, the next call uses the new ones. If you replace, cast or move them, or switch
+adapters, the next call raises an `InputError`: construct `FastMem` again.
 """
 
 import functools
@@ -52,11 +52,11 @@ Memories = Memory | Sequence[Memory | None] | None
 
 
 class FastMem:
-    """A model ready to memorize and answer.
+    """A model that can memorize documents and answer.
 
-    tokenizer: None if all input is `Tokens`. recipe: the default of `memorize`, the paper's if left out; "auto" finds
-    one for this model when it is first used. prefix_bytes: keys and values to keep of what was read, so that a second
-    question about a document is read alone. Errors: `UnsupportedModelError` for a model that cannot be split.
+    tokenizer: None if all input is `Tokens`. recipe: the default of `memorize`; None is the paper's, "auto" finds one
+    for this model when it is first used. prefix_bytes: how many bytes of keys and values to keep, so that a second
+    question need not read its document again. Errors: `UnsupportedModelError` for a model that cannot be split.
     """
 
     def __init__(self, model: Any, tokenizer: Any = None, *, recipe: RecipeChoice = None, prefix_bytes: int = 0):
@@ -87,8 +87,8 @@ class FastMem:
         """A model by hub id or folder; None for the embedded one. `kwargs` go to transformers' `from_pretrained`.
 
         dtype: as in transformers ("auto", "bfloat16", ...); None keeps the checkpoint's. device: "cpu", "cuda", ...;
-        None takes a GPU if there is one. recipe: the default of `memorize`; the embedded model brings its own. Errors:
-        `InputError` for a folder without a model, `UnsupportedModelError` if it writes no text.
+        None uses a GPU if there is one. recipe: the default of `memorize`; the embedded model has its own. Errors:
+        `InputError` for a folder without a model, `UnsupportedModelError` for a model that does not generate text.
         """
         if name is not None:
             return cls(*load(name, dtype, device, **kwargs), recipe=recipe)
@@ -101,7 +101,7 @@ class FastMem:
 
     @property
     def recipe(self) -> Recipe:
-        """The default of `memorize`, resolved."""
+        """The default recipe of `memorize`. An automatic one is found now."""
         return self.resolved()
 
     @recipe.setter
@@ -109,7 +109,7 @@ class FastMem:
         self._recipe = chosen_recipe(recipe)
 
     def resolved(self, recipe: RecipeChoice = None) -> Recipe:
-        """A recipe in numbers, by default that of `memorize`. An automatic one is found now. Errors: `InputError`."""
+        """The given recipe, or the default one, as numbers. An automatic one is found now. Errors: `InputError`."""
         chosen = self._recipe if recipe is None else chosen_recipe(recipe)
         if isinstance(chosen, Recipe):
             return chosen
@@ -128,7 +128,7 @@ class FastMem:
     def memorize(
         self, context: Documents, recipe: RecipeChoice = None, *, on_step: OnStep = None, truncate: bool = False
     ) -> Memory | list[Memory]:
-        """Tune the last FFN on a document: a `Memory`; for a list of documents a list of them.
+        """Tune the last FFN on a document and return a `Memory`; for a list of documents, a list of memories.
 
         on_step: called with every `Step` before its update. truncate: cut a document that exceeds the model's
         positions instead of refusing it. Errors: `InputError` for an empty or too long context or a recipe out of
@@ -161,8 +161,8 @@ class FastMem:
         """`memorize` as a generator, so callers can interleave other work.
 
         It yields None when the document has been read, then before every update (see `learn.memorize.memorizing`,
-        also for at and watch), and returns the memories. document: one that `read` has read needs no trunk pass. text,
-        cache: as for `read`. Errors: those of `memorize`.
+        also for at and watch), and returns the memories. document: a `Reading` needs no trunk pass. text, cache: as
+        for `read`. Errors: those of `memorize`.
         """
         recipe = self.resolved(recipe)
         layers = self.split_model.indices(recipe.layers)
@@ -180,7 +180,7 @@ class FastMem:
         """The trunk pass over a document.
 
         layers: those that will be tuned. text: the document's text, for the memory's details. cache: a transformers
-        cache to fill, so that decoding can go on from the document. Errors: `InputError` if no token is scored.
+        cache to fill, so that decoding can continue from the document. Errors: `InputError` if no token is scored.
         """
         encoded = self.preparer.encoded(document.source)
         reading = read(self.split_model, document.ids, document.scored, layers, cache, encoded)
@@ -191,7 +191,7 @@ class FastMem:
         return self.preparer.document(context, self.resolved(recipe).placement, truncate)
 
     def base(self, layers: Sequence[int] = (-1,)) -> Base:
-        """This model as a memory of these layers records it."""
+        """The identity of this model, as a memory of these layers records it."""
         self._follow_model()
         indices = self.split_model.indices(layers)
         return Base(self.name, self.split_model.family, self.modules.digest(indices), self.revision)
@@ -202,7 +202,7 @@ class FastMem:
         return {} if self.tokenizer is None else prompts.identity(self.tokenizer)
 
     def require(self, memory: Memory) -> None:
-        """Errors: `MemoryMismatchError`, which names both sides, for a memory of another base or tokenizer."""
+        """Check that a memory is of this base and tokenizer. Errors: `MemoryMismatchError`, which names both sides."""
         require_same(memory, self.base, self.split_model.parameters, self.reader)
 
     def ffn(self, memory: Memory | None) -> FFN | None:
@@ -245,13 +245,13 @@ class FastMem:
     def generate(
         self, prompt: Prompt | Prompts, memory: Memories = None, method: str = "base", **options: Any
     ) -> Answer | list[Answer]:
-        """An `Answer` to a prompt: a user turn as text, chat messages, or `Tokens`; for a list of prompts a list.
+        """Answer a prompt: a user turn as text, chat messages, or `Tokens`; for a list of prompts, return a list.
 
-        memory: used whenever given (`base` is `fastmem` then, `cad` is `fastmem+cad`); one for all prompts, or one for
-        each. method: one of `METHODS`. options: the fields of `Decoding`; for a list of prompts `without_context` and
-        `prefix` may be lists. Errors: `InputError`, `MemoryMismatchError`, `ResourceError`.
+        memory: used whenever it is given, so `base` means `fastmem` and `cad` means `fastmem+cad`; one for all, or one
+        for each. method: one of `METHODS`. options: the fields of `Decoding`; for a list of prompts `without_context`
+        and `prefix` may be lists. Errors: `InputError`, `MemoryMismatchError`, `ResourceError`.
         """
-        # Chat messages are a list and one prompt. Whatever is no list is one prompt, too, and refused if it cannot be.
+        # Chat messages are a list, but one prompt. What is not a list is one prompt, too, or is refused below.
         if not isinstance(prompt, list | tuple) or (prompt and isinstance(prompt[0], dict)):
             return self.stream(prompt, memory, method, **options).run()  # type: ignore[arg-type]
         many: list[Any] = list(prompt)
@@ -261,7 +261,7 @@ class FastMem:
         return answers(self.batch(), requests, Decoding.of(options).batch_size)
 
     def stream(self, prompt: Prompt, memory: Memory | None = None, method: str = "base", **options: Any) -> Stream:
-        """The answer piece by piece: iterate for text, then `.answer`. Arguments as for `generate`."""
+        """`generate` piece by piece: iterate to get text, then read `.answer`. Arguments: as for `generate`."""
         request = self.request(prompt, memory, method, **options)
         return Stream(decode(self.batch(), [request], 1), memory)
 
@@ -279,7 +279,7 @@ class FastMem:
     ) -> Answer:
         """Memorize the context if the method needs it, then answer with the paper's prompt for questions.
 
-        memory: one made before of this context, if the method uses one; of another text it is used with a warning.
+        memory: one that was made of this context before. One of another text is used, with a warning.
         on_step: as for `memorize`. truncate: cut the context, never the question, to what fits. options: the fields of
         `Decoding`. Errors: those of `memorize` and `generate`.
         """
@@ -342,7 +342,7 @@ class FastMem:
         return RunningBatch(self.split_model, self.tokenizer, self.prefixes)
 
     def shareable_cache(self) -> DynamicCache | None:
-        """A new cache for `read` that other requests can go on from; None if the model's state cannot be shared."""
+        """A new cache for `read` that other requests can continue; None if the model's state cannot be shared."""
         return cache if joinable(cache := new_cache(self.model.config)) else None
 
     def ids(self, prompt: Prompt) -> Tensor:

@@ -36,12 +36,13 @@ _FLAGS = "one `scored` flag per id"
 
 @dataclass(frozen=True)
 class Tokens:
-    """What is read, and what of it is memorized.
+    """Token ids to read, and which of them are memorized.
 
     ids: [S] int64 token ids.
-    scored: [S] bool; `scored[i]` says that token `i` is a target of the loss, predicted from the tokens before it.
-        The first token can never be one. None scores every token but the first.
-    source: [S'] int64, what the encoder of an encoder-decoder reads meanwhile; None for an end token alone.
+    scored: [S] bool; where it is true, the token is a target of the loss, predicted from the tokens before it. The
+        first token is never one. None scores every token but the first.
+    source: [S'] int64 ids for the encoder of an encoder-decoder; None gives it an end token alone.
+    Errors: `InputError` for ids that are empty or negative, and for lengths that differ.
     """
 
     ids: torch.Tensor

@@ -67,7 +67,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Combination:
-    """Scores by a function of one's own. needs: with "memorized" or "original", the weights that answer.
+    """A contrast by your own function. needs: with "memorized" or "original", the weights that answer.
 
     scores: from the logits of these sides, float32 [V] each, [L, V] for early layers, to scores [V]. The next token is
     chosen from them; -inf excludes a token.
@@ -109,6 +109,7 @@ METHODS: dict[str, Method] = {
     "fastmem+adacad": Method(True, "cad", adaptive=True),
     "fastmem+dola": Method(True, "dola"),
 }
+"""Method by name. `base` is plain decoding; `fastmem` answers with a memory; a contrast can be added to either."""
 
 
 def method_named(name: str) -> Method:

@@ -34,16 +34,17 @@ class Decoding(Sampling):
     """The options of `generate`: everything about an answer except its prompt, memory and method."""
 
     max_new_tokens: int = ranged(100, Number(1, whole=True))
+    """The answer ends after this many tokens."""
     min_new_tokens: int = ranged(0, Number(0, whole=True))
-    """No token ends the answer before it has as many."""
+    """The answer does not end before it has this many tokens."""
     stop: str | tuple[str, ...] | list[str] = ranged((), Other("a text or a list of texts", _texts))  # noqa: RUF009
     """Strings that end the answer; they are not part of it."""
     stop_token_ids: tuple[int, ...] | list[int] = ranged((), Other("a list of token ids", _ids))  # noqa: RUF009
-    """Further tokens that end the answer."""
+    """Ids of more tokens that end the answer."""
     ignore_eos: bool = ranged(False, FLAG)
-    """Go on after the model's own end tokens."""
+    """Continue after the model's end tokens."""
     alpha: float = ranged(0.5, ALPHA)
-    """Strength of the contrast."""
+    """Strength of the contrast, from 0 (none)."""
     relative_top: float | None = ranged(None, RELATIVE_TOP)
     """Plausibility constraint of a contrast: only tokens with at least this fraction of the top probability. None: as
     published, 0.1 for DoLa and none for the others."""
@@ -56,9 +57,9 @@ class Decoding(Sampling):
     batch_size: int = ranged(16, Number(1, whole=True))
     """Prompts of a list that are decoded at the same time."""
     json_schema: Mapping[str, Any] | str | None = ranged(None, Other("a JSON schema", as_schema))
-    """The answer is a JSON text of this schema. Needs the extra json-schema."""
+    """The answer is JSON that follows this schema. Needs the extra json-schema."""
     prefix: Prefix | None = ranged(None, Other("a Prefix", instance_of(Prefix)))  # noqa: RUF009
-    """Tokens that were read before."""
+    """The beginning of the prompt with its keys and values, from an earlier reading."""
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> "Decoding":

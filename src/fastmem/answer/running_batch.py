@@ -29,10 +29,11 @@ class Answer:
     """A complete answer.
 
     text: without special tokens, and without the stop string that ended it. token_ids: as decoded, including an end
-    token. reason: "stop" or "length". prompt_tokens: tokens of the prompt, of which cached_tokens were not read again.
-    memorize_seconds, decode_seconds: wall time; the latter includes reading the prompt, and in a batch it is the time
-    until this answer was complete. prompt_seconds: the part of decode_seconds until the first token. logprobs: one per
-    token, see `Request`. memory: the one that was used.
+    token. reason: "stop" for an end token or a stop string, "length" for max_new_tokens. prompt_tokens: tokens of the
+    prompt, of which cached_tokens were not read again. memorize_seconds, decode_seconds: wall time; the latter
+    includes reading the prompt, and in a batch it is the time until this answer was complete. prompt_seconds: the part
+    of decode_seconds until the first token. logprobs: with top_logprobs, the log-probability of every token and pairs
+    of token id and log-probability for the most likely ones. memory: the one that was used.
     """
 
     text: str
@@ -49,7 +50,7 @@ class Answer:
 
     @property
     def seconds_per_token(self) -> float | None:
-        """The mean over the tokens after the first, which does not include the prompt; None without such tokens."""
+        """Mean time of the tokens after the first, without reading the prompt; None if there are none."""
         later = len(self.token_ids) - 1
         return (self.decode_seconds - self.prompt_seconds) / later if later > 0 else None
 
@@ -75,7 +76,7 @@ class PieceError(RuntimeError):
 class RunningBatch:
     """Answers decoded at the same time. Not for use by two threads at once.
 
-    tokenizer: None if only token ids are wanted. prefixes: what was read before, and where what is read now is kept.
+    tokenizer: None if only token ids are wanted. prefixes: cache of earlier prompts, to which new ones are added.
     """
 
     def __init__(self, split_model: SplitModel, tokenizer: Any = None, prefixes: PrefixCache | None = None):

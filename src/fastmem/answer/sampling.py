@@ -30,7 +30,7 @@ class Sampling:
     """How the next token is chosen."""
 
     temperature: float = ranged(0.0, Number(0))
-    """0, or a value below 1e-6, takes the most likely token."""
+    """0, or a value below 1e-6, always gives the most likely token."""
     top_k: int = ranged(0, Number(0, whole=True))
     """Keep this many tokens; 0 keeps all."""
     top_p: float = ranged(1.0, Number(0, 1, above=True))
@@ -40,13 +40,13 @@ class Sampling:
     repetition_penalty: float = ranged(1.0, Number(0.001, 1000))
     """Divide positive and multiply negative logits of the tokens seen so far, prompt included; 1 does nothing."""
     presence_penalty: float = ranged(0.0, Number(-2, 2))
-    """Subtract this from the logits of tokens that are in the answer."""
+    """Subtract this from the logit of every token that is in the answer."""
     frequency_penalty: float = ranged(0.0, Number(-2, 2))
-    """Subtract this as many times as a token is in the answer."""
+    """Subtract this from the logit of a token once for every time that it is in the answer."""
     logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ranged((), BIAS)
-    """Add a number to the logits of single tokens."""
+    """Numbers to add to logits, by token id."""
     seed: int | None = ranged(None, Number(-(2**63), 2**64 - 1, whole=True))
-    """Seed of this answer's generator; None draws one."""
+    """Seed of this answer's random generator; None draws a seed."""
 
     def __post_init__(self) -> None:
         check(self)

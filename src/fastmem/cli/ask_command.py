@@ -9,6 +9,7 @@ import typer
 from fastmem.cli import memorization_view
 from fastmem.cli.choose_document import Choice, fitting_document, named_document, say_choice
 from fastmem.cli.choose_part import Part, fitting_part_of
+from fastmem.cli.demo_view import print_example
 from fastmem.cli.flags import DecodingFlags, ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.memorization_progress import memorization_progress
 from fastmem.cli.memory_listing import memory_path
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 
 @with_flags
 def ask(
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question about the document.")],
     model: ModelFlags,
     recipe: RecipeFlags,
     decoding: DecodingFlags,
     output: OutputFlags,
+    question: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="The question about the document.")
+    ] = None,
     context: Annotated[
         str | None, typer.Option("--context", "-c", metavar="FILE", help="The document; - reads standard input.")
     ] = None,
@@ -79,13 +82,18 @@ def ask(
     With --part-tokens, the answer comes from one part of the document, chosen likewise: for documents that are longer
     than the model can read.
 
+    Without a question, a document of the embedded model's world is printed, and the command that asks about it.
+
     \b
     Examples:
+      fastmem ask
       fastmem ask "Who is the mayor?" --context report.txt --model Qwen/Qwen3-0.6B
       cat report.txt | fastmem ask "Who is the mayor?" --context - --compare
       fastmem ask "How many days of leave do I have?" --documents policies --model Qwen/Qwen3-0.6B
       fastmem ask "Who is the mayor?" -c report.txt --show-memorization --steps 20
     """
+    if question is None:
+        return _example(model, given=[context, text, documents, memory])
     if documents is None and document_name is not None:
         raise InputError("--document names a document of --documents: give that folder too, or --context FILE.")
     if documents is not None and (context is not None or text is not None):
@@ -125,6 +133,13 @@ def ask(
         _compare(query, tuple(METHODS), output.json, show_memorization)
     else:
         _answer(query, method, output.json, show_memorization)
+
+
+def _example(model: ModelFlags, given: list[Any]) -> None:
+    """What `fastmem ask` alone shows. Errors: `InputError` if there is something to ask about."""
+    if model.model is not None or any(one is not None for one in given):
+        raise InputError('the question is missing: fastmem ask "QUESTION" --context FILE.')
+    print_example(console())
 
 
 @dataclass(frozen=True)

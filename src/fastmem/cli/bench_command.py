@@ -18,8 +18,8 @@ def bench(
 ) -> None:
     """Measure the cost of memorizing, and of each method per token.
 
-    The document is made of arbitrary tokens, since times depend on shapes only. Takes about two minutes with a model
-    of 1.5 B parameters on 2 cores. For comparisons with other implementations, see bench/ in the repository.
+    The document consists of arbitrary tokens, since times depend on shapes only. This takes about two minutes with a
+    model of 1.5 B parameters on 2 cores. For comparisons with other implementations, see bench/ in the repository.
 
     \b
     Examples:
@@ -31,7 +31,7 @@ def bench(
     with Status(quiet=output.quiet) as status:
         llm = model.load(status)
         made = recipe.of(llm, status)
-        status("measuring: products, memorizing, each method ...")
+        status("measuring matrix products, memorizing and each method ...")
         costs = card(llm, made, tokens, new_tokens)
     if output.json:
         return emit(costs)
@@ -50,9 +50,9 @@ def _lines(costs: dict[str, Any]) -> list[str]:
         f"{costs['model']} on {costs['device']}, {costs['dtype']}, {costs['cpu_threads']} threads",
         "",
         f"memorize {cost['scored_tokens']} tokens, {costs['steps']} steps{approximation}",
-        f"  bound     {products:9.3f} s   exact products alone, {bound['flops_per_second'] / 1e9:.0f} GFLOP/s",
-        f"  steps     {cost['steps_seconds']:9.3f} s   {share:.0%} of the bound's speed",
-        f"  reading   {cost['read_seconds']:9.3f} s   one trunk pass",
+        f"  bound     {products:9.3f} s   matrix products alone, {bound['flops_per_second'] / 1e9:.0f} GFLOP/s",
+        f"  steps     {cost['steps_seconds']:9.3f} s   {share:.0%} of the speed that the bound allows",
+        f"  reading   {cost['read_seconds']:9.3f} s   one pass over the document",
         f"  memory    {cost['memory_bytes'] / 1e6:9.1f} MB  the memory itself, float32",
         f"  peak      {cost['peak_bytes'] / 1e6:9.1f} MB  in addition to the loaded model",
         "",

@@ -22,11 +22,14 @@ def calibrate(
     output: OutputFlags,
     documents: Annotated[
         Path | None,
-        typer.Option("--documents", metavar="DIR", help="Documents of your own: pieces of 8 files are memorized."),
+        typer.Option("--documents", metavar="DIR", help="Your own documents: a short passage from each of 8 files."),
     ] = None,
     neutral: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSONL of documents and of questions about any of them; default: English."),
+        typer.Option(
+            metavar="FILE",
+            help="JSONL file of documents and questions; default: English texts that come with FastMem.",
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Write the recipe to this file, for --recipe.")
@@ -37,12 +40,13 @@ def calibrate(
 ) -> None:
     """Find the learning rate of a model, without labels.
 
-    It is the largest rate at which the model's own answers about other documents stay what they were, or a larger one
-    within a wider limit if the documents are not learnt at that rate. Three steps instead of ten, unless --steps says
-    otherwise. Takes about as long as memorizing 20 documents.
+    This is the largest rate at which the model's answers about other documents hardly change. If documents are not
+    learnt at that rate, a wider limit allows a larger one. The recipe has three steps instead of ten, unless --steps
+    says otherwise. This takes about as long as memorizing 20 to 30 documents.
 
-    What is found is kept in a cache folder ($FASTMEM_CACHE, or the platform's), so it is found once per model. Without
-    --documents, --neutral and single values it is what --recipe auto uses, which finds it on first use.
+    The result is saved in a cache folder ($FASTMEM_CACHE, or the platform's), so each model is calibrated once.
+    Without --documents, --neutral and other recipe options, it is the recipe of --recipe auto, which calibrates on
+    first use.
 
     \b
     Examples:
@@ -51,9 +55,9 @@ def calibrate(
       fastmem calibrate --model my-model --neutral german.jsonl --output recipe.json
     """
     if recipe.learning_rate is not None:
-        raise InputError("the learning rate is what is to be found: leave it out.", field="learning_rate")
+        raise InputError("calibrate finds the learning rate: leave it out.", field="learning_rate")
     if recipe.recipe == "auto":
-        raise InputError("the automatic recipe is what is to be found: leave it out.", field="recipe")
+        raise InputError("calibrate finds the automatic recipe: leave it out.", field="recipe")
     if plot is not None:
         from fastmem.cli.calibration_chart import require_drawable
 
@@ -99,13 +103,15 @@ def calibrate(
     if file is not None:
         print(f"written to {file}: use it with --recipe {file}")
     elif not automatic:
-        print("write it to a file with --output FILE, for --recipe FILE: --recipe auto is found with the neutral set")
+        print(
+            "to use it, save it with --output FILE and give --recipe FILE (--recipe auto has only the default texts)"
+        )
     if plot is not None:
         print(f"drawn in {plot}")
     if found.file is not None and not output.quiet:
-        say(f"kept in {found.file}" if found.made else f"found before, in {found.file}")
+        say(f"saved in {found.file}" if found.made else f"from an earlier calibration, saved in {found.file}")
     if not found.calibration.bounded:
-        say("note: no rate in the range reaches the limits; the nearest one was taken.")
+        say("note: no learning rate in the range reaches the limits; this is the nearest one.")
 
 
 def _record(point: "Point") -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""The curve of `fastmem calibrate --plot`: drift and loss by rate, with the limit and the rate that was taken."""
+"""The curve of `fastmem calibrate --plot`: drift and loss by rate, with the limits and the rate that was chosen."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,9 @@ INK, LINE, LIMIT, SECOND = "#222222", "#4c78a8", "#e45756", "#72b7b2"
 def require_drawable(path: Path) -> None:
     """Errors: `InputError` for another ending or a folder that is missing, `MissingPackageError` for matplotlib."""
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"the picture {str(path)!r} ends in neither .svg nor .png: name it so.", field="plot")
+        raise InputError(
+            f"the picture {str(path)!r} ends in neither .svg nor .png: give one of these endings.", field="plot"
+        )
     if not path.expanduser().absolute().parent.is_dir():
         raise InputError(f"the folder of {str(path)!r} does not exist: create it, or give another.", field="plot")
     require("matplotlib", extra="plot", purpose="drawing", options=("plot",))
@@ -46,7 +48,7 @@ def draw(found: "Calibration", path: Path, model: str) -> None:
             color=LIMIT,
             linewidth=1,
             linestyle="--",
-            label=f"limit while not learnt, {LIMITS.drift_until_learnt:g}",
+            label=f"limit for documents not yet learnt, {LIMITS.drift_until_learnt:g}",
         )
         for point in found.points:
             if point not in points:
@@ -63,18 +65,18 @@ def draw(found: "Calibration", path: Path, model: str) -> None:
         upper.set_ylabel("drift, nats per token of an\nanswer about another document")
         tried = [p for p in found.points if math.isfinite(p.loss_after)]
         rates = [p.learning_rate for p in tried]
-        lower.plot(rates, [p.loss_before for p in tried], "--", color=SECOND, label="untouched")
-        lower.plot(rates, [p.loss_after for p in tried], "o-", color=LINE, label="memorized")
+        lower.plot(rates, [p.loss_before for p in tried], "--", color=SECOND, label="before memorizing")
+        lower.plot(rates, [p.loss_after for p in tried], "o-", color=LINE, label="after memorizing")
         if tried:
             learnt = (1 - LIMITS.learnt) * tried[0].loss_before
-            lower.axhline(learnt, color=LIMIT, linewidth=1, label=f"learnt, {LIMITS.learnt:.0%} less")
+            lower.axhline(learnt, color=LIMIT, linewidth=1, label=f"learnt: {LIMITS.learnt:.0%} lower")
         lower.set_ylabel("loss of the documents,\nnats per token")
         lower.set_xlabel("learning rate")
         lower.set_xscale("log")
         lower.set_xticks([p.learning_rate for p in found.points], [f"{p.learning_rate:.2g}" for p in found.points])
         lower.set_xticks([], minor=True)
         for axes in (upper, lower):
-            axes.axvline(rate, color=INK, linewidth=1, linestyle=":", label=f"taken, {rate:g}")
+            axes.axvline(rate, color=INK, linewidth=1, linestyle=":", label=f"chosen, {rate:g}")
             axes.legend(frameon=False)
             axes.spines[["top", "right"]].set_visible(False)
         upper.set_title(f"{model}, {found.recipe.steps} steps", loc="left")

@@ -30,7 +30,7 @@ def progress_line(progress: "Progress", seconds: float) -> str:
     if progress.done:
         text += f", at most {seconds / progress.done * (progress.total - progress.done):.0f} s left"
     if progress.point is not None:
-        text += f"; {progress.point.learning_rate:.2g} drifts {progress.point.drift:.2g}"
+        text += f"; drift {progress.point.drift:.2g} at rate {progress.point.learning_rate:.2g}"
     return text
 
 

@@ -40,17 +40,17 @@ def check(
     methods: Annotated[str, typer.Option(metavar="M,M", help="Methods to choose from.")] = DEFAULT_METHODS,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N questions.")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Longest answer; default: 100.")
+        int | None, typer.Option(metavar="N", min=1, help="Longest answer, in tokens; default: 100.")
     ] = None,
     folder: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Folder of the results; default: check-FILE.")
     ] = None,
 ) -> None:
-    """Say whether memorizing helps on your questions and documents.
+    """Measure whether memorizing helps with your documents.
 
-    Half of the questions chooses the method, the other half judges it. Each answer is written at once: if the command
-    is interrupted, run it again to continue. Without answers in FILE it lists what changed, for a person to judge. The
-    recipe is the automatic one of the model, unless --recipe or --learning-rate says otherwise.
+    One half of the questions chooses the method, the other half judges it. Each answer is written at once: if the
+    command is interrupted, run it again to continue. If FILE has no answers, the command lists the changed answers
+    for you to judge. The recipe is the automatic one of the model, unless --recipe or --learning-rate says otherwise.
 
     \b
     Examples:
@@ -113,25 +113,26 @@ def check(
         print(f"  {change.example.question}\n    {change.before['text'].strip()}  →  {change.after['text'].strip()}")
     for note in notes:
         print(note)
-    print(f"\npage: {page}\ngo on with: {command}")
+    print(f"\npage: {page}\nnext: {command}")
     if not output.quiet and verdict is None:
-        say("FILE has no answers, so there is no verdict: look at the page and judge.")
+        say("FILE has no answers, so there is no verdict: judge the changes on the page.")
 
 
 def _notes(results: "Results", method: str, verdict: "Verdict | None") -> list[str]:
-    """What a person should know besides."""
+    """Further remarks for the reader."""
     from fastmem.lab.report.content import mean_text
     from fastmem.lab.report.verdict import hardly_memorized
 
     notes = []
     if (losses := hardly_memorized(results, method)) is not None:
         notes.append(
-            f"the documents were hardly memorized: their loss went from {losses[0]:.2f} to {losses[1]:.2f}. Try a "
-            "larger rate, as in --learning-rate 1e-3 (small models) or 1e-4, with another --output."
+            f"memorizing had almost no effect: the loss of the documents went from {losses[0]:.2f} to "
+            f"{losses[1]:.2f}. Try a larger rate, such as --learning-rate 1e-3 (small models) or 1e-4, with "
+            "another --output."
         )
     for name in results.methods:
         if errors := results.errors(name):
-            notes.append(f"{name}: {len(errors)} questions ended in an error, the first: {errors[0]}")
+            notes.append(f"{name}: {len(errors)} questions failed with an error; the first: {errors[0]}")
     unanswered = sum(not example.answers for example in results.examples)
     if verdict is not None and unanswered:
         notes.append(f"{unanswered} questions have no answer in the file and are not judged.")
@@ -149,7 +150,7 @@ def _command(
     verdict: str,
     method: str,
 ) -> str:
-    """The command to go on with: capital letters stand for what the person fills in."""
+    """The next command to run; words in capitals are to be filled in."""
     loaded = model.given()
     named = [*(["--columns", columns] if columns else []), *(["--documents", str(documents)] if documents else [])]
     recipe = ["--recipe", str(folder / "recipe.json")]

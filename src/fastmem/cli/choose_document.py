@@ -85,7 +85,7 @@ def fitting_document(folder: Path, question: str, status: Status) -> Choice:
 
 
 def say_choice(choice: Choice) -> None:
-    """Say which document was taken, which came next, and what could not be read."""
+    """Say which document was chosen, which came next, and what could not be read."""
     if unread := [one.name for one in choice.skipped if one.path.suffix.lower() in FORMATS]:
         files = "file" if len(unread) == 1 else "files"
         say(f"note: {len(unread)} {files} not read: {_listed(unread, UNREAD_SHOWN)}; --json says why.")
@@ -94,7 +94,7 @@ def say_choice(choice: Choice) -> None:
         text += f", whose words fit best (score {choice.score:.1f})"
     if choice.others:
         next_best = [f"{name} ({score:.1f})" for name, score in choice.others]
-        text += f"; next: {_listed(next_best, NEXT_SHOWN)}. --document NAME takes another"
+        text += f"; next: {_listed(next_best, NEXT_SHOWN)}. --document NAME chooses another"
     say(f"{text}.")
 
 

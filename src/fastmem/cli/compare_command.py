@@ -45,7 +45,7 @@ def compare(
 ) -> None:
     """Compare two finished runs on the examples that both have. Needs no model.
 
-    Shows each method's scores in both runs, the paired difference, a test of it, and which settings differ.
+    It shows each method's scores in both runs, the paired difference, a test of it, and which settings differ.
 
     \b
     Examples:

@@ -33,7 +33,7 @@ class DataFlags:
     data: str | None = option("Local file or folder (parquet, json, jsonl, csv, tsv); default: the hub.", "FILE")
     columns: str | None = option("Task qa: columns of FILE, as in question=Q,answer=A,document=D.", "P=NAME,..")
     documents: Path | None = option("Task qa: folder of the files that FILE names, or one file.", "DIR")  # noqa: RUF009
-    split: str | None = option("Split of the data set; default: the one that is reported.", "NAME")
+    split: str | None = option("Split of the data set; default: the one whose results are reported.", "NAME")
     limit: int | None = option("Only the first N examples.", "N")
     strip_markup: bool = option("Remove <P>-style tags from passages.", default=False)
     paper_rows: bool = option(
@@ -66,8 +66,8 @@ class AnswerFlags:
     alpha: float | None = option("Strength of a contrast; default: 0.5.", "X")
     relative_top: float | None = option("Plausibility cut of a contrast; default: 0.1 for DoLa, else none.", "X")
     repetition_penalty: float | None = option("Above 1 reduces repetition; the authors' DoLa has 1.2.", "X")
-    max_new_tokens: int | None = option("Longest answer; default: the task's.", "N", min=1)
-    max_context_tokens: int | None = option("Cut longer documents; default of paper: 7500.", "N", min=1)
+    max_new_tokens: int | None = option("Longest answer, in tokens; default: the task's.", "N", min=1)
+    max_context_tokens: int | None = option("Cut documents to N tokens; default of paper: 7500.", "N", min=1)
     batch_size: int | None = option("Examples answered at the same time; default: 16.", "N", min=1)
 
 
@@ -121,7 +121,7 @@ def evaluate(
             metavar="FILE", help="Also the scores of a Python file, repeatable; see docs/guides/extending.md."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Only recorded; nothing is random.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Recorded with the results; nothing is random.")] = 0,
     part: Annotated[
         str,
         typer.Option(

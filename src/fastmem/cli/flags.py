@@ -139,7 +139,9 @@ class ModelFlags:
     model: str | None = option("Hub id or folder; default: the embedded model.", "ID", "-m")
     dtype: str | None = option("float32, bfloat16 or float16; default: the checkpoint's.", "TYPE")
     device: str | None = option("cpu, cuda, cuda:1, ...; default: a GPU if there is one.", "NAME")
-    no_system_turn: bool = option("Drop the system turn that the chat template adds unasked (Qwen1.5).", default=False)
+    no_system_turn: bool = option(
+        "Drop the system turn that the chat template adds by itself (Qwen1.5).", default=False
+    )
 
     def load(self, status: Callable[[str], None] | None = None) -> "FastMem":
         """The model. status: called with a line that says what is loaded. transformers' output needs --debug."""
@@ -176,12 +178,14 @@ class RecipeFlags:
     )
     learning_rate: float | None = option("Learning rate of AdamW.", "X")
     steps: int | None = option("Updates, each on the whole document.", "N")
-    kl_weight: float | None = option("Weight of KL(original || now).", "X")
+    kl_weight: float | None = option("Weight of the KL from the original model.", "X")
     weight_decay: float | None = option("Weight decay of AdamW.", "X")
     max_grad_norm: float | None = option("Clip the gradient to this norm.", "X")
     layers: str | None = option("Layers whose FFN is tuned; negative numbers count from the end: -1 or 4,5.", "N,N")
-    placement: str | None = option("The document as assistant turn, user turn, text, or prompt.", "WHERE")
-    adaptive_kl: float | None = option("Target KL of an adaptive weight, in nats.", "X")
+    placement: str | None = option(
+        "How the document is laid out: assistant or user (a chat turn), text, or prompt.", "WHERE"
+    )
+    adaptive_kl: float | None = option("Adapt the KL weight to reach this KL, in nats.", "X")
     target_loss: float | None = option("Stop at this loss.", "X")
     max_kl: float | None = option("Stop above this KL, in nats.", "X")
     patience: int | None = option("Stop after this many steps without a lower loss.", "N")
@@ -239,18 +243,20 @@ class DecodingFlags:
 
     heading: ClassVar[str] = "Decoding"
 
-    max_new_tokens: int | None = option("Longest answer; default: 100.", "N")
-    min_new_tokens: int | None = option("Shortest answer; default: 0.", "N")
-    temperature: float | None = option("0 takes the most likely token; default: 0.", "X")
+    max_new_tokens: int | None = option("Longest answer, in tokens; default: 100.", "N")
+    min_new_tokens: int | None = option("Shortest answer, in tokens; default: 0.", "N")
+    temperature: float | None = option("Sampling temperature; 0 always gives the most likely token; default: 0.", "X")
     top_k: int | None = option("Sample from this many tokens; default: 0, all.", "N")
     top_p: float | None = option("Sample from the most likely tokens of this total probability; default: 1.", "X")
     min_p: float | None = option("Sample above this fraction of the top probability; default: 0.", "X")
     repetition_penalty: float | None = option("Values above 1 reduce repetition; default: 1.", "X")
-    presence_penalty: float | None = option("Values above 0 disfavour tokens of the answer; default: 0.", "X")
-    frequency_penalty: float | None = option("The same, as often as they occur; default: 0.", "X")
+    presence_penalty: float | None = option(
+        "Values above 0 make tokens that the answer already has less likely; default: 0.", "X"
+    )
+    frequency_penalty: float | None = option("The same, in proportion to their number; default: 0.", "X")
     seed: int | None = option("Seed of the sampling.", "N")
-    ignore_eos: bool | None = option("Go on after the model's own end tokens.")
-    json_schema: Path | None = option("The answer is JSON of the schema in this file.", "FILE")  # noqa: RUF009
+    ignore_eos: bool | None = option("Continue after the model's end tokens.")
+    json_schema: Path | None = option("The answer is JSON that follows the schema in this file.", "FILE")  # noqa: RUF009
     stop: list[str] | None = option("End the answer at this text; repeatable.", "TEXT")  # noqa: RUF009
     alpha: float | None = option("Strength of a contrast; default: 0.5.", "X")
     relative_top: float | None = option("Plausibility cut of a contrast; default: 0.1 for DoLa, else none.", "X")
@@ -286,5 +292,5 @@ class OutputFlags:
     heading: ClassVar[str] = "Output"
 
     json: bool = option("One JSON object on the last line of standard output.", default=False)
-    quiet: bool = option("No notices and no progress.", short="-q", default=False)
+    quiet: bool = option("No notes and no progress.", short="-q", default=False)
     debug: bool = option("Show tracebacks and the messages of transformers.", default=False)

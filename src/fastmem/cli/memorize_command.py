@@ -57,7 +57,7 @@ def memorize(
     end.
 
     With --part-tokens, each part of a longer document has a memory: policy.part-1.safetensors and so on.
-    fastmem ask --part-tokens N --memory DIR takes the one of the part that fits the question.
+    fastmem ask --part-tokens N --memory DIR uses the one that fits the question.
 
     An existing memory of the same text, recipe and base is kept, so an interrupted command can be run again. If a
     document cannot be memorized, the others still are. With --workers several are memorized at the same time, into the
@@ -140,7 +140,7 @@ def _in_folder(
         for file in found
     ]
     if twice := [name for name, count in Counter(file.name for file in found).items() if count > 1]:
-        text = f"two documents are named {twice[0]!r} once their names are printable: rename one."
+        text = f"two documents are named {twice[0]!r} once unprintable characters are replaced: rename one."
         raise InputError(text, field="documents")
     return sources, [(other.name, other.reason) for other in others]
 

@@ -140,7 +140,7 @@ class DocumentMemorizer:
                 for part in parts:
                     target = _target(outcome.source, part)
                     if target in self._targets:
-                        raise InputError(f"{target.name} is the memory of another document already: rename this one.")
+                        raise InputError(f"{target.name} is already the memory of another document: rename this one.")
                     self._targets.add(target)
                     if (record := self._kept(outcome.source, part)) is not None:
                         outcome.records[part.number] = record

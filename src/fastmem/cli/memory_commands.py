@@ -119,7 +119,7 @@ def export(
     max_kl: Annotated[
         float, typer.Option(metavar="X", min=0, help="peft: largest accepted KL of the truncation, in nats per token.")
     ] = 0.05,
-    force: Annotated[bool, typer.Option("--force", help="Export whatever the KL is.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Export even if the KL is too large.")] = False,
 ) -> None:
     """Export a memory as a PEFT adapter or a checkpoint.
 

@@ -64,15 +64,15 @@ class Status:
 
 
 def notice_text(notice: Notice | None) -> str | None:
-    """What memorizing did that was not wanted, and which options to give; None if there is nothing to say."""
+    """The warning about a memory with the options to give; None if there is none."""
     if notice is None:
         return None
     return f"{notice.seen}: memorize again with --recipe auto, or with a --learning-rate {notice.better_rate}."
 
 
 class _SayHandler(logging.Handler):
-    """Says each message once: what holds for a document is logged again for every method. Of several documents that
-    were hardly memorized only the first is said."""
+    """Prints each message once, since messages about a document are logged again for every method. Of several
+    documents on which memorizing had almost no effect, only the first is named."""
 
     def __init__(self) -> None:
         super().__init__()

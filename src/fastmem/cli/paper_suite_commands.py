@@ -48,7 +48,9 @@ def paper(
         bool, typer.Option("--paper-rows", help="At most as many rows as the authors' code reads.")
     ] = False,
 ) -> None:
-    """All of the paper's tables for one model. Resumable; --limit estimates the cost of the whole.
+    """Reproduce all of the paper's tables with one model.
+
+    --limit estimates the cost. If the command is interrupted, run it again to continue.
 
     The recipes are the paper's. If any recipe flag is given, one recipe is used for all runs.
 
@@ -116,9 +118,11 @@ def suite(
     ] = None,
     limit: Limit = None,
 ) -> None:
-    """The data sets of the field with all methods. Resumable; --limit estimates the cost.
+    """Evaluate all methods on the public data sets of the field.
 
-    Tasks whose data are neither in the folder nor on the hub are named and left out.
+    --limit estimates the cost. If the command is interrupted, run it again to continue.
+
+    Tasks with data neither in the folder nor on the hub are named and left out.
 
     \b
     Examples:

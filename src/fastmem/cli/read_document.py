@@ -12,13 +12,13 @@ from fastmem.errors import InputError
 
 log = logging.getLogger(__name__)
 
-READ = "Read are text in UTF-8, and files whose names end in .html, .pdf or .docx"
+READ = "FastMem reads UTF-8 text, and files whose names end in .html, .pdf or .docx"
 
 
 def read_document(context: str | None, text: str | None = None) -> str:
     """The text of `--context FILE`, `--context -` or `--text TEXT`. Errors: `InputError`, `MissingPackageError`.
 
-    A file whose ending says HTML, PDF or Word is read as that, any other as plain text.
+    A file whose name ends as HTML, PDF or Word files do is read as one of these, any other as plain text.
     """
     if (context is None) == (text is None):
         given = "no document is" if context is None else "two documents are"
@@ -52,21 +52,23 @@ def _file(path: Path, source: str) -> str:
 
 
 def read_from_folder(file: DocumentFile, process: TextProcess) -> str:
-    """The text of a file; what of it is not in the text is logged. Errors: `DocumentError`."""
+    """The text of a file. What could not be read of it is logged. Errors: `DocumentError`."""
     document = document_files.read_document(file.path, name=file.name, process=process)
     log_notes(document)
     return document.text
 
 
 def log_notes(document: Document) -> None:
-    """Log what of a document is not in its text."""
+    """Log what could not be read of a document."""
     for note in document.notes:
         log.warning("%s: %s.", document.name, note)
 
 
 def no_documents(folder: Path, skipped: Sequence[Skipped]) -> InputError:
     """The error for a folder in which nothing can be read. skipped: its files."""
-    text = f"{str(folder)!r} contains no document; read are files that end in {', '.join(document_files.FORMATS)}."
+    text = (
+        f"{str(folder)!r} contains no document; FastMem reads files that end in {', '.join(document_files.FORMATS)}."
+    )
     if skipped:
         named = "; ".join(f"{one.name}: {one.reason}" for one in skipped[:5])
         text += f" Skipped: {named}" + (f"; and {len(skipped) - 5} more." if len(skipped) > 5 else ".")

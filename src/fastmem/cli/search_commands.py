@@ -50,19 +50,21 @@ def search(
     ] = "-1",
     alphas: Annotated[str, typer.Option(metavar="X,X", help="Contrast: 0 is fastmem, above 0 fastmem+cd.")] = "0",
     relative_top: Annotated[float | None, typer.Option(metavar="X", help="Plausibility cut of the contrast.")] = None,
-    placement: Annotated[str | None, typer.Option(metavar="WHERE", help="As in a recipe.")] = None,
-    shortlist: Annotated[int | None, typer.Option(metavar="N", help="As in a recipe.")] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Longest answer; default: the task's.")
+    placement: Annotated[
+        str | None, typer.Option(metavar="WHERE", help="Placement of every recipe: assistant, user, text or prompt.")
     ] = None,
-    on_test: Annotated[bool, typer.Option("--on-test", help="Search on the split that is reported.")] = False,
+    shortlist: Annotated[
+        int | None, typer.Option(metavar="N", help="Approximate the softmax with N tokens: faster steps.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Longest answer, in tokens; default: the task's.")
+    ] = None,
+    on_test: Annotated[bool, typer.Option("--on-test", help="Allow a search on the test split.")] = False,
 ) -> None:
     """Search for the best recipe on half of the questions.
 
-    The recipe is written to a file.
-
-    The other half is for `eval --part held-out`. If the command is interrupted, run it again
-    to continue.
+    The recipe is written to a file. The other half of the questions is for `eval --part held-out`. If the command is
+    interrupted, run it again to continue.
 
     \b
     Examples:

@@ -39,41 +39,50 @@ def serve(
     ] = None,
     admin_key: Annotated[
         str | None,
-        typer.Option(envvar="FASTMEM_ADMIN_KEY", metavar="KEY", help="Key for /metrics, which spans all tenants."),
+        typer.Option(envvar="FASTMEM_ADMIN_KEY", metavar="KEY", help="Key for /metrics, which covers all tenants."),
     ] = None,
     allowed_hosts: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Names this server answers for; default: localhost and --host; * for all."),
+        typer.Option(
+            metavar="NAME", help="Host names that clients may use; default: localhost and --host; * for all."
+        ),
     ] = None,
     allowed_origins: Annotated[
         list[str] | None,
-        typer.Option(metavar="ORIGIN", help="Pages from elsewhere that may use this server (CORS); default: none."),
+        typer.Option(metavar="ORIGIN", help="Other origins whose pages may use this server (CORS); default: none."),
     ] = None,
-    log_format: Annotated[str, typer.Option(metavar="FORMAT", help="Of the log on stderr: text or json.")] = "text",
-    root_path: Annotated[str, typer.Option(metavar="PATH", help="Where a proxy mounts this server.")] = "",
+    log_format: Annotated[
+        str, typer.Option(metavar="FORMAT", help="Format of the log on stderr: text or json.")
+    ] = "text",
+    root_path: Annotated[str, typer.Option(metavar="PATH", help="Path under which a proxy serves this server.")] = "",
     store: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Keep memories in this folder across restarts; default: in RAM only."),
     ] = None,
     device_bytes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Limit of memories on the device, ready to use.")
+        int | None, typer.Option(min=1, metavar="N", help="Bytes of memories on the device, ready to use, at most.")
     ] = None,
-    ram_bytes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Limit of memories in RAM.")] = None,
-    disk_bytes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Limit of memories in --store.")] = None,
+    ram_bytes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Bytes of memories in RAM, at most.")
+    ] = None,
+    disk_bytes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Bytes of memories in --store, at most.")
+    ] = None,
     prefix_bytes: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Keys and values of documents kept for reuse.")
+        int, typer.Option(min=0, metavar="N", help="Bytes of keys and values that are kept for reuse, at most.")
     ] = 256 * 2**20,
     rows: Annotated[int, typer.Option(min=1, metavar="N", help="Answers decoded at the same time.")] = 16,
     waiting: Annotated[int, typer.Option(min=0, metavar="N", help="Requests that may wait; more get 429.")] = 64,
-    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer.")] = 1024,
+    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")] = 1024,
     max_answers: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Answers per request: n times its prompts.")
+        int, typer.Option(min=1, metavar="N", help="Answers per request (n times its prompts), at most.")
     ] = 16,
-    max_documents: Annotated[int, typer.Option(min=1, metavar="N", help="Documents per request.")] = 32,
+    max_documents: Annotated[int, typer.Option(min=1, metavar="N", help="Documents per request, at most.")] = 32,
     max_document_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Tokens of all documents of a request.")
+        int, typer.Option(min=1, metavar="N", help="Tokens of all documents of a request, at most.")
     ] = 16_384,
-    max_body_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="Largest request body.")] = 4 * 2**20,
+    max_body_bytes: Annotated[int, typer.Option(min=1, metavar="N", help="Largest request body, in bytes.")] = 4
+    * 2**20,
     name: Annotated[
         str | None,
         typer.Option(
@@ -81,7 +90,7 @@ def serve(
         ),
     ] = None,
     alias: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Further name of the base model for clients.")
+        list[str] | None, typer.Option(metavar="NAME", help="Another name of the base model for clients; repeatable.")
     ] = None,
     template: Annotated[
         str | None,
@@ -99,11 +108,14 @@ def serve(
         typer.Option(metavar="DIR", help="Folder for memories as adapters, at the same path for every --vllm."),
     ] = None,
     vllm_adapters: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Adapters loaded in each vLLM; the least recently used leave.")
+        int,
+        typer.Option(min=1, metavar="N", help="Adapters loaded in each vLLM; the least recently used are unloaded."),
     ] = 64,
     vllm_api_key: Annotated[
         str | None,
-        typer.Option(envvar="FASTMEM_VLLM_API_KEY", metavar="KEY", help="What the vLLMs were given as --api-key."),
+        typer.Option(
+            envvar="FASTMEM_VLLM_API_KEY", metavar="KEY", help="API key of the vLLM servers (their --api-key)."
+        ),
     ] = None,
 ) -> None:
     """Serve a model and its memories with an OpenAI-compatible API.
@@ -167,7 +179,7 @@ def serve(
         made = llm.recipe
         say(f"memories are adapters of rank {made.rank}: learning rate {made.learning_rate:g}, {made.steps} steps.")
         for problem in asyncio.run(check_vllm(app.state.service.vllm, llm)):
-            say(f"note: no answers until this vLLM can be reached: {problem}.")
+            say(f"note: there are no answers until this vLLM can be reached: {problem}.")
     url = f"http://{host}:{port}"
     if host not in ("127.0.0.1", "::1", "localhost") and not (keys or keys_file):
         say(f"note: {host} may be reachable from other machines, and without keys anyone can send requests.")
@@ -197,7 +209,7 @@ def _vllm_options(
     """Where answers are written; None for this process. Errors: `InputError`."""
     if (urls is None) != (folder is None):
         missing = "adapters" if folder is None else "vllm"
-        text = "vLLM needs both its address and a folder for adapters that it can read."
+        text = "answers from vLLM need both: its address, and a folder for adapters that it can read."
         raise InputError(text, field=missing, options=(missing,))
     if urls is None or folder is None:
         return None
@@ -213,7 +225,7 @@ def _low_rank(recipe: RecipeFlags) -> RecipeFlags:
     from dataclasses import replace
 
     if recipe.parametrization not in (None, "lora"):
-        text = f"parametrization is {recipe.parametrization!r}: adapters of vLLM are low-rank, leave it out."
+        text = f"parametrization is {recipe.parametrization!r}: adapters of vLLM are low-rank. Leave it out."
         raise InputError(text, field="parametrization")
     found = recipe.recipe or ("auto" if recipe.learning_rate is None else None)
     return replace(recipe, recipe=found, parametrization="lora")

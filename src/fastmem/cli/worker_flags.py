@@ -21,7 +21,7 @@ class WorkerFlags:
     heading: ClassVar[str] = "Workers"
 
     workers: int | None = option("Work with N processes; extra ray.", "N", min=1)
-    ray: str | None = option("Address of a Ray cluster that runs, or auto; default: this machine.", "ADDRESS")
+    ray: str | None = option("Address of a running Ray cluster, or auto; default: this machine.", "ADDRESS")
     cpus_per_worker: int | None = option("Cores and threads of each worker; default: all cores / N.", "N", min=1)
     gpus_per_worker: float | None = option(
         "GPUs of each worker, also a part of one; default: 1 if --device is cuda, or is not given and this machine "

@@ -118,7 +118,7 @@ def find_documents(folder: Path, exclude: Path | None = None) -> tuple[list[Docu
 
     for number, entry in enumerate(visible_entries(root, left_out, unreadable), 1):
         if number > MAX_FILES:
-            text = f"{str(folder)!r} holds more than {MAX_FILES:,} files and folders: give a smaller folder."
+            text = f"{str(folder)!r} contains more than {MAX_FILES:,} files and folders: give a smaller folder."
             raise InputError(text, field="documents")
         path = Path(entry.path)
         if entry.is_dir(follow_symlinks=False):
@@ -214,7 +214,7 @@ def read_documents(
                 continue
             characters += len(documents[-1].text)
             if characters > MAX_TOTAL_CHARACTERS:
-                text = f"{str(path)!r} holds more than {MAX_TOTAL_CHARACTERS:,} characters: give a smaller folder."
+                text = f"{str(path)!r} contains more than {MAX_TOTAL_CHARACTERS:,} characters: give a smaller folder."
                 raise InputError(text, field="documents")
     return Documents(tuple(documents), tuple(sorted(skipped, key=lambda one: one.name)))
 
@@ -241,7 +241,7 @@ def _check_file(path: Path, form: Format) -> None:
     """Errors: `ValueError`, `OSError`. A pipe or a device, which may never end, is not opened."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is a folder" if stat.S_ISDIR(found.st_mode) else "it is no regular file")
+        raise ValueError("it is a folder" if stat.S_ISDIR(found.st_mode) else "it is not a regular file")
     if found.st_size == 0:
         raise ValueError("it is empty")
     if found.st_size > form.max_bytes:

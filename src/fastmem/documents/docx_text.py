@@ -27,16 +27,18 @@ def docx_text(path: Path) -> str:
 
     with open(path, "rb") as file:
         if file.read(len(OLE_MAGIC)) == OLE_MAGIC:
-            raise ValueError("it is encrypted, or of Word 97: save it as .docx without a password")
+            raise ValueError("it is encrypted, or from Word 97: save it as .docx without a password")
         try:
             with zipfile.ZipFile(file) as archive:
                 parts = archive.infolist()
         except zipfile.BadZipFile as error:
-            raise ValueError(f"it is damaged or no Word document ({error})") from error
+            raise ValueError(f"it is damaged or not a Word document ({error})") from error
         # The size that a part states also bounds what zipfile unpacks of it.
         unpacked = sum(part.file_size for part in parts)
         if unpacked > MAX_UNPACKED_BYTES or len(parts) > MAX_PARTS:
-            raise ValueError(f"it unpacks to {unpacked:,} bytes in {len(parts):,} parts, which is no usual document")
+            raise ValueError(
+                f"it unpacks to {unpacked:,} bytes in {len(parts):,} parts, which is unusual for a document"
+            )
         file.seek(0)
         made = mammoth.convert_to_html(file, include_embedded_style_map=False, convert_image=lambda image: [])
     numbers = itertools.count(1)

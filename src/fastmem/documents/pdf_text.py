@@ -29,7 +29,7 @@ def pdf_text(path: Path) -> tuple[str, list[str]]:
     except pypdfium2.PdfiumError as error:
         if error.err_code == PASSWORD_ERROR:
             raise ValueError("it is encrypted: save a copy without the password") from error
-        raise ValueError("it is damaged or no PDF file") from error
+        raise ValueError("it is damaged or not a PDF file") from error
     if len(file) > MAX_PAGES:
         raise ValueError(f"it has {len(file):,} pages; up to {MAX_PAGES:,} are read")
     pages, pictures, unreadable, characters = [], [], [], 0

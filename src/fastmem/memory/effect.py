@@ -1,14 +1,16 @@
-"""Whether memorizing took: what the cross entropies of its steps, measured before every update, say about the rate.
+"""Whether memorizing had an effect, and not too much: what the cross entropies of its steps say about the rate.
+
+They are measured before every update.
 
 *Hardly*: the cross entropy of the document fell by less than a twentieth. At the paper's rate of 1e-5, which is for 8
 billion parameters, it falls by 0.9 to 3.2 % on the embedded model and by 0.9 to 5.6 % on nq-mini (7.7 million), and
 hardly an answer changes; at 1e-4 by 9 % or more, and answers do (docs/log.md, 2026-11-26). A short document is no
 exception: one of a single token falls by 2 % and by 70 %.
 
-*Too far*: it rose on the way well above where it began. That is where the untouched model is lost: at such rates the
-answers to other questions all change, and then those about the document. The KL does not tell, for it also grows with
-what there was to learn (0.3 to 7 nats in runs that are as they should be), and where a run ends does not tell either,
-for a broken model can repeat the document.
+*Too far*: it rose on the way well above where it began. At such rates the model breaks: the answers to all other
+questions change, and then those about the document. The KL cannot tell this, since it also grows with how much there
+was to learn (0.3 to 7 nats in good runs). The last cross entropy cannot tell it either, since a broken model can
+repeat the document.
 """
 
 import logging
@@ -30,9 +32,10 @@ NOT_FINITE = "no longer finite"  # in what `Memory.stopped` says of a run that d
 
 @dataclass(frozen=True)
 class Notice:
-    """An effect that nobody wanted.
+    """A warning that memorizing had almost no effect, or too much.
 
-    seen: what was seen, without a full stop. direction: where to look for a better learning rate than learning_rate.
+    seen: what was observed, without a full stop. direction: whether a better learning rate is above or below
+    learning_rate.
     """
 
     seen: str
@@ -41,7 +44,7 @@ class Notice:
 
     @property
     def better_rate(self) -> str:
-        """Which rate to give: `above 1e-05`."""
+        """Which learning rates to try, such as `above 1e-05`."""
         return f"{self.direction} {self.learning_rate:g}"
 
     def __str__(self) -> str:
@@ -50,10 +53,10 @@ class Notice:
 
 
 def notice_of(cross_entropies: Sequence[float], stopped: str | None, learning_rate: float) -> Notice | None:
-    """What there is to say of a memory, or None. cross_entropies: in nats per token, before every update.
+    """The warning about a memory, or None. cross_entropies: in nats per token, before every update.
 
-    Nothing is said of fewer than two steps, since what one update did is not measured, and of a run that a rule of its
-    recipe has stopped while all was well.
+    There is none for fewer than two steps, since the effect of a single update is not measured, and none for a run
+    that a stop rule of its recipe ended while all was well.
     """
     if stopped is not None and NOT_FINITE in stopped:
         return Notice(f"memorizing stopped early: {stopped}", "below", learning_rate)
@@ -64,19 +67,19 @@ def notice_of(cross_entropies: Sequence[float], stopped: str | None, learning_ra
         text = f"memorizing went too far (cross entropy {first:.2f}, then {highest:.2f} nats per token)"
         return Notice(text, "below", learning_rate)
     if hardly(first, last):
-        text = f"the document was hardly memorized (cross entropy {first:.2f} to {last:.2f} nats per token)"
+        text = f"memorizing had almost no effect (cross entropy {first:.2f} to {last:.2f} nats per token)"
         return Notice(text, "above", learning_rate)
     return None
 
 
 def hardly(first: float, last: float) -> bool:
-    """Whether a cross entropy that went from `first` to `last` has hardly fallen, although there was what to learn."""
+    """Whether a cross entropy that went from `first` to `last` hardly fell, although there was something to learn."""
     return first > KNOWN and last > (1 - HARDLY) * first
 
 
 def warn_of_effects(memories: "Sequence[Memory]") -> None:
-    """Log a warning of memories that were just made: of the first that hardly took, and of the first that went too
-    far. A run that a rule of its recipe has stopped is always named."""
+    """Log warnings about memories that were just made: the first with almost no effect, and the first that went
+    too far. A run that a stop rule of its recipe ended is always named."""
     for memory in memories:
         if memory.stopped is not None and NOT_FINITE not in memory.stopped:
             log.warning("memorizing stopped early: %s.", memory.stopped)

@@ -35,7 +35,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Base:
-    """The model a memory belongs to. digest: of the original weights of the tuned FFNs."""
+    """The model that a memory belongs to. digest: SHA-256 of the original weights of the tuned FFNs."""
 
     name: str
     family: str
@@ -72,12 +72,12 @@ class Memory:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the tensors in memory."""
+        """Bytes of the tensors."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
     @property
     def notice(self) -> Notice | None:
-        """What there is to say if memorizing hardly took, or went too far."""
+        """A warning if memorizing had almost no effect or went too far; otherwise None."""
         return notice_of([step.cross_entropy for step in self.trace], self.stopped, self.recipe.learning_rate)
 
     def differences(self) -> Mapping[str, Tensor]:
@@ -120,7 +120,7 @@ class Memory:
         return differences
 
     def rounded(self, dtype: str) -> "Memory":
-        """The memory after storing it as `dtype`: float32, bfloat16 or int8. Errors: `InputError`."""
+        """The memory as a file of this dtype holds it: float32, bfloat16 or int8. Errors: `InputError`."""
         one_of(dtype, compression.STORED_AS, "stored type")
         return replace(self, tensors=compression.rounded(self.tensors, dtype))
 
@@ -138,8 +138,8 @@ class Memory:
         """Write the memory to `path`, all or nothing, replacing what is there.
 
         dtype: float32, bfloat16 or int8; None keeps the tensors bit for bit. The error of rounding is recorded in the
-        file (`details["stored"]`). text: include the document's text. Errors: `InputError` for options that cannot be
-        met, `MemoryFileError` if the file cannot be written.
+        file (`details["stored"]`). text: include the document's text. Errors: `InputError` for an unknown dtype or
+        a text that the memory does not have, `MemoryFileError` if the file cannot be written.
         """
         if text and "text" not in self.details:
             raise InputError("this memory was made from token ids, so there is no text to keep: leave out text=True.")
@@ -164,7 +164,8 @@ class Memory:
         """The memory in `path`.
 
         model: the `FastMem` that will use it; a memory that does not fit it is refused before a tensor is read
-        (`MemoryMismatchError`). Errors: `MemoryFileError` for a file that is absent, damaged, newer or not a memory.
+        (`MemoryMismatchError`). Errors: `MemoryFileError` for a file that is missing, damaged, of a newer format or
+        not a memory.
         """
         with opened_memory_file(path) as file:
             memory = cls._described(file)

@@ -13,7 +13,7 @@ from fastmem.ranges import Number, Other, check, ranged
 PARAMETRIZATIONS = ("full", "lora")
 PLACEMENTS = ("assistant", "user", "text", "prompt")
 WORDS = ("auto", "paper")
-"""Recipes by name: the one that is found for the model, and the paper's."""
+"""Named recipes: the one that is found for a model, and the paper's."""
 
 
 def _layers(given: Any) -> tuple[int, ...]:
@@ -32,7 +32,7 @@ class Recipe:
     steps: int = ranged(10, Number(0, whole=True))
     """Updates, each on the whole document. 0 gives a memory that changes nothing."""
     kl_weight: float = ranged(0.1, Number(0, 1_000_000))
-    """Weight of KL(original || now) in the loss, relative to the cross entropy."""
+    """Weight of KL(original || tuned) in the loss, relative to the cross entropy."""
     weight_decay: float = ranged(0.01, Number(0, 10))
     """AdamW's decoupled weight decay; the authors' code uses torch's default, whatever its scripts say."""
     max_grad_norm: float = ranged(1.0, Number(0))
@@ -76,14 +76,14 @@ class Recipe:
     def auto(**changes: Any) -> "AutoRecipe":
         """The recipe that is found for a model when it first memorizes (`fastmem.auto_recipe`).
 
-        changes: fields that are given and stay, any but the rate. Errors: `InputError`.
+        changes: fields with fixed values; any but the learning rate. Errors: `InputError`.
         """
         return AutoRecipe(tuple(changes.items()))
 
 
 @dataclass(frozen=True)
 class AutoRecipe:
-    """A recipe whose rate is not known yet: `FastMem.resolved` makes a `Recipe` of it. Nothing memorizes with this.
+    """A recipe whose learning rate is not known yet. Before memorizing, `FastMem.resolved` makes a `Recipe` of it.
 
     changes: names and values of the fields that are given. Errors: `InputError` for unknown fields, values out of
     range, and a rate.
@@ -100,11 +100,11 @@ class AutoRecipe:
 
 
 RecipeChoice = Recipe | AutoRecipe | Literal["auto", "paper"] | None
-"""What an argument `recipe` may be. None: the default of the place."""
+"""What an argument `recipe` accepts. None: the default that its function documents."""
 
 
 def chosen_recipe(given: RecipeChoice) -> Recipe | AutoRecipe:
-    """A recipe as it is, or the one that a word stands for. Errors: `InputError` for anything else."""
+    """The recipe that is given or named. Errors: `InputError` for anything else."""
     if isinstance(given, Recipe | AutoRecipe):
         return given
     if isinstance(given, str) and given in WORDS:
@@ -121,9 +121,9 @@ def changed_recipe(default: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 
 def merged_recipe(default: Recipe, given: str | None, changes: Mapping[str, Any]) -> Recipe | AutoRecipe:
-    """`default`, a recipe file or a word of `WORDS` instead, and single fields that override it.
+    """The recipe that `given` names, or else `default`, with single fields changed.
 
-    given: a word or the path of a file; a file with the name of a word is `./auto`. Errors: `InputError`.
+    given: "auto", "paper", or the path of a recipe file (./auto for a file of that name). Errors: `InputError`.
     """
     if given == "auto":
         return Recipe.auto(**changes)

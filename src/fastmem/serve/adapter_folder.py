@@ -57,7 +57,7 @@ class AdapterFolder:
             cause = error.__cause__ if isinstance(error, FastMemError) else error
             if not isinstance(cause, OSError):
                 raise
-            text = f"the folder of adapters did not take the memory ({cause.strerror}): ask again later."
+            text = f"the memory could not be written to the folder of adapters ({cause.strerror}): try again later."
             raise StorageError(text) from error
 
     def remove(self, name: str) -> None:

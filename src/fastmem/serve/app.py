@@ -33,7 +33,7 @@ from fastmem.serve.store import Budget, Store
 from fastmem.serve.tenants import Keys, bearer_key, check_key
 from fastmem.serve.text_thread import TextThread
 from fastmem.serve.vllm_answers import VllmAnswers, VllmOptions
-from fastmem.tiny.world import examples
+from fastmem.tiny.world import shown_examples
 
 access = logging.getLogger("fastmem.access")
 HERE = Path(__file__).parent
@@ -234,7 +234,7 @@ async def _metrics(request: Request) -> Response:
 
 async def _examples(request: Request) -> Response:
     """Documents that contradict what the embedded model knows, for the page; none for other models."""
-    rows = examples("world_swap", "test", 3) if service_of(request).llm.name == "fastmem-tiny" else ()
+    rows = shown_examples("test", 3) if service_of(request).llm.name == "fastmem-tiny" else ()
     return JSONResponse([{"document": row.context, "question": row.question} for row in rows])
 
 

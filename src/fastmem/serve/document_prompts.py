@@ -79,7 +79,7 @@ def template_options(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """The variables for the chat template. Errors: `InputError` for a name that is no variable of a template."""
     for name in given:
         if name in _OURS or not name.isidentifier():
-            text = f"chat_template_kwargs has {name!r}, which is no variable of a chat template: leave it out."
+            text = f"chat_template_kwargs has {name!r}, which cannot be set: leave it out."
             raise InputError(text, field="chat_template_kwargs")
     return given
 

@@ -86,11 +86,11 @@ class Engine:
         """Submit all jobs or none. Errors: `OverloadedError` if the queue is full, `DrainingError` during shutdown."""
         with self._lock:
             if self.draining:
-                raise DrainingError("the server is shutting down and takes no new requests: ask again later.")
+                raise DrainingError("the server is shutting down and accepts no new requests: try again later.")
             if len(self._open) + len(jobs) > self.limits.rows + self.limits.waiting:
                 raise OverloadedError(
-                    f"{len(self._open)} answers are running or waiting, this server accepts "
-                    f"{self.limits.rows + self.limits.waiting}: ask again in {self._retry_after()} s.",
+                    f"{len(self._open)} answers are running or waiting; this server accepts "
+                    f"{self.limits.rows + self.limits.waiting}: try again in {self._retry_after()} s.",
                     self._retry_after(),
                 )
             self._open.update(jobs)
@@ -150,7 +150,7 @@ class Engine:
         for job in sorted(self._waiting, key=lambda job: self._share.level(job.account)):
             memorizing = job.entry is not None and not job.entry.made  # then it does not wait for the queue
             if now - job.submitted > self.limits.wait_seconds and not memorizing and job.row is None:
-                late = f"no answer could be started within {self.limits.wait_seconds:g} s: ask again later."
+                late = f"no answer could be started within {self.limits.wait_seconds:g} s: try again later."
                 self._end(job, JobFailed(OverloadedError(late, self._retry_after())))
                 continue
             try:
@@ -319,7 +319,7 @@ class Engine:
         self._inbox.put(lambda: None)
 
     def _refuse_waiting(self) -> None:
-        refusal = DrainingError("the server is shutting down and has not started this request: ask again later.")
+        refusal = DrainingError("the server is shutting down and has not started this request: try again later.")
         for job in [job for job in self._waiting if job.entry is None and job.row is None]:
             self._end(job, JobFailed(refusal))
 

@@ -23,7 +23,7 @@ def lock_folder(folder: Path, what: str, field: str) -> FileLock:
         lock = FileLock(folder / ".lock", timeout=0, thread_local=False)
         lock.acquire()
     except Timeout:
-        text = f"{what} {folder} belongs to another server that is running: end it, or give another folder."
+        text = f"{what} {folder} is in use by another running server: stop that server, or give another folder."
         raise StorageError(text, field=field) from None
     except OSError as error:
         text = f"{what} {folder} cannot be written ({error.strerror}): give a folder that can be."

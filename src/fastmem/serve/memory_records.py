@@ -87,7 +87,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _refuse(constant: str) -> None:
-    raise InputError(f"the record has {constant}, which is no number.")
+    raise InputError(f"the record has {constant}, which is not a number.")
 
 
 def _digest(record: Mapping[str, Any]) -> str:
@@ -104,7 +104,7 @@ def _checked(record: dict[str, Any], key: str) -> MemorySource:
     if not all(isinstance(text, str) for text in texts) or not isinstance(record["created"], int):
         raise InputError("a field of the record has another type.")
     if name is not None and not re.fullmatch(MEMORY_NAME, name):
-        raise InputError("the name in the record is no name.")
+        raise InputError("the name in the record is not a valid name.")
     if not isinstance(record["trace"], list) or not {"titles", "tokens", "text_sha256"} <= about.keys():
         raise InputError("the record is not complete.")
     if not isinstance(record["bytes"], int) or not {"tokenizer", "stopped"} <= record.keys():

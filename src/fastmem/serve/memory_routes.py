@@ -182,7 +182,7 @@ async def surprise(reference: str, body: SurpriseRequest, request: Request) -> d
     service.check_documents(body.documents)
     text = documents_text(body.documents)
     if entry.record["about"]["text_sha256"] != text_digest(text):
-        text = "these are not the documents that the memory was made from: give those."
+        text = "the memory was made from other documents than these: give the ones it was made from."
         raise InputError(text, field="documents")
     tokens = await service.text.run(lambda: llm.memory_tokens(text, entry.source.recipe))
     done = await with_memory(service, request, entry.source, lambda memory: surprisal_report(llm, tokens, memory))

@@ -20,20 +20,35 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.responses = Counter(
-            "fastmem_http_responses", "Answers by route and status.", ["route", "status"], registry=self.registry
+            "fastmem_http_responses", "Responses by route and status.", ["route", "status"], registry=self.registry
         )
         self.answers = Counter("fastmem_answers", "Complete answers.", ["method", "reason"], registry=self.registry)
-        self.abandoned = Counter("fastmem_abandoned", "Clients that left before the end.", registry=self.registry)
-        self.tokens = Counter("fastmem_tokens", "Tokens read, reused and written.", ["kind"], registry=self.registry)
-        self.events = Counter("fastmem_memory_events", "What happened to memories.", ["event"], registry=self.registry)
+        self.abandoned = Counter(
+            "fastmem_abandoned", "Requests whose client disconnected before the end.", registry=self.registry
+        )
+        self.tokens = Counter(
+            "fastmem_tokens", "Tokens of prompts, from the cache, and generated.", ["kind"], registry=self.registry
+        )
+        self.events = Counter(
+            "fastmem_memory_events",
+            "Memories memorized, read, evicted and so on, by event.",
+            ["event"],
+            registry=self.registry,
+        )
         self.first_token = Histogram(
-            "fastmem_first_token_seconds", "From request to first token.", buckets=SECONDS, registry=self.registry
+            "fastmem_first_token_seconds",
+            "Seconds from a request to its first token.",
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self.memorizing = Histogram(
-            "fastmem_memorize_seconds", "Work on one memory.", buckets=SECONDS, registry=self.registry
+            "fastmem_memorize_seconds", "Seconds to make one memory.", buckets=SECONDS, registry=self.registry
         )
         self.step = Histogram(
-            "fastmem_step_seconds", "One token for all running rows.", buckets=SECONDS, registry=self.registry
+            "fastmem_step_seconds",
+            "Seconds of one decoding step, which gives every running answer a token.",
+            buckets=SECONDS,
+            registry=self.registry,
         )
 
     def count_engine_event(self, name: str, seconds: float) -> None:
@@ -80,7 +95,7 @@ class StoreCollector(Collector):
             running, waiting = self.vllm.running, self.vllm.waiting
             adapters = sum(map(len, self.vllm.servers))
             yield GaugeMetricFamily("fastmem_vllm_adapters", "Adapters in the folder.", value=adapters)
-        yield GaugeMetricFamily("fastmem_rows_running", "Rows.", value=running)
-        yield GaugeMetricFamily("fastmem_jobs_waiting", "Queue.", value=waiting)
+        yield GaugeMetricFamily("fastmem_rows_running", "Answers that are being decoded.", value=running)
+        yield GaugeMetricFamily("fastmem_jobs_waiting", "Requests that are waiting.", value=waiting)
         prefixes = self.engine.prefixes.size_bytes
-        yield GaugeMetricFamily("fastmem_prefix_bytes", "Keys and values kept for reuse.", value=prefixes)
+        yield GaugeMetricFamily("fastmem_prefix_bytes", "Bytes of keys and values kept for reuse.", value=prefixes)

@@ -61,7 +61,7 @@ class RequestMiddleware:
         handled = 0.0
         try:
             if wait is None:
-                text = "too many requests of this client were refused: mend them, and ask again in 10 s."
+                text = "too many requests of this client were refused: correct them, and try again in 10 s."
                 await _refused(429, text, "too_many_refused", {"retry-after": "10"})(scope, receive, send_with_id)
                 return
             await asyncio.sleep(wait)

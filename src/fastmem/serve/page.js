@@ -51,7 +51,7 @@ async function answer(side, body, signal) {
   const read = end.usage.prompt_tokens - end.usage.prompt_tokens_details.cached_tokens;
   $("note-" + side).textContent = end.usage.completion_tokens + " tokens in " + seconds(end.total) + ", first after "
     + seconds(end.costs.first_token_seconds) + "; " + read + " of " + end.usage.prompt_tokens + " prompt tokens read";
-  if (side === "memory" && end.costs.notice) $("notice-memory").textContent = end.costs.notice + " Here: Options, Learning rate.";
+  if (side === "memory" && end.costs.notice) $("notice-memory").textContent = end.costs.notice + " On this page, set it under Options.";
   return end;
 }
 

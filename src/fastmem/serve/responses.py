@@ -107,7 +107,7 @@ def memory_object(record: Mapping[str, Any], model: str) -> dict[str, Any]:
 
 
 def notice_text(record: Mapping[str, Any]) -> str | None:
-    """What memorizing did that was not wanted, and what to ask for instead; None if there is nothing to say."""
+    """The warning about a memory, with what to ask for instead; None if there is none."""
     losses = [step["cross_entropy"] for step in record["trace"]]
     notice = notice_of(losses, record["stopped"], record["recipe"]["learning_rate"])
     if notice is None:

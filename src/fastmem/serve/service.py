@@ -50,7 +50,7 @@ class Service:
         """Errors: `InputError` for a contrast, where vLLM writes the answers."""
         if self.vllm is not None and method_named(name).kind is not None:
             text = (
-                f"method {name!r} contrasts two sets of logits, which vLLM does not do: take 'base' or 'fastmem', or "
+                f"method {name!r} contrasts two sets of logits, which vLLM does not do: use 'base' or 'fastmem', or "
                 "a server without --vllm."
             )
             raise InputError(text, field="fastmem.method")

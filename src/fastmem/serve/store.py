@@ -146,7 +146,7 @@ class Store:
         except (FastMemError, OSError) as error:
             cause = error.__cause__ if isinstance(error, MemoryFileError) else error
             if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | FastMemError):
-                text = f"the memory cannot be read from the store now ({reason_of(error)}): ask again later."
+                text = f"the memory cannot be read from the store now ({reason_of(error)}): try again later."
                 raise StorageReadError(text) from error
             with self._lock:
                 self._forget(entry)
@@ -171,7 +171,7 @@ class Store:
                 memory.save(temporary)
                 return temporary.open("rb")  # outlives its folder
         except (OSError, MemoryFileError) as error:
-            text = f"the memory cannot be read now ({reason_of(error)}): ask again later."
+            text = f"the memory cannot be read now ({reason_of(error)}): try again later."
             raise StorageReadError(text) from error
 
     def find(self, tenant: str, reference: str) -> Entry | None:
@@ -210,7 +210,7 @@ class Store:
                     write_record(renamed, entry.path)
             except OSError as error:
                 self._names.pop((entry.source.tenant, name), None)
-                text = f"the store did not take the new name ({reason_of(error)}): ask again later."
+                text = f"the store did not accept the new name ({reason_of(error)}): try again later."
                 raise StorageError(text) from error
             self._names.pop((entry.source.tenant, former), None)
             entry.record = renamed

@@ -96,7 +96,7 @@ class Keys:
                         self._of_file = tenants_of(self._file)
                         log.info("the keys were read again", extra={"fields": {"tenants": len(self._of_file)}})
                     except InputError as error:
-                        log.warning("the keys could not be read again, the former ones stay: %s", error.text)
+                        log.warning("the keys could not be read again; the old ones stay in use: %s", error.text)
             return self._of_file
 
 
@@ -105,7 +105,7 @@ def tenants_of(file: Path) -> dict[str, Tenant]:
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no TOML"
+        reason = error.strerror if isinstance(error, OSError) else "it is not TOML"
         raise InputError(f"the keys in {file} cannot be read: {reason}.", field="keys_file") from None
     found: dict[str, Tenant] = {}
     names = [one.name for one in fields(Quota)]
@@ -139,7 +139,7 @@ class Usage:
         who, quota, now = tenant.identity, tenant.quota, time.monotonic()
         if quota.running is not None and self._running.get(who, 0) >= quota.running:
             raise QuotaError(
-                f"{quota.running} requests of this key are running, the most it may have: wait for one.", 1
+                f"{quota.running} requests of this key are running, the most it may have: wait until one has ended.", 1
             )
         if quota.tokens_per_minute is not None:
             spent = self._tokens.get(who, deque())
@@ -147,7 +147,9 @@ class Usage:
                 spent.popleft()
             if sum(tokens for _, tokens in spent) >= quota.tokens_per_minute:
                 wait = max(1, round(60 - (now - spent[0][0])) + 1) if spent else 60
-                raise QuotaError(f"this key may use {quota.tokens_per_minute} tokens a minute: ask in {wait} s.", wait)
+                raise QuotaError(
+                    f"this key may use {quota.tokens_per_minute} tokens a minute: try again in {wait} s.", wait
+                )
         self._running[who] = self._running.get(who, 0) + 1
 
     def end(self, tenant: Tenant) -> None:

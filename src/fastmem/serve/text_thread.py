@@ -32,7 +32,7 @@ class TextThread:
     async def run(self, work: Callable[[], _T]) -> _T:
         """The result of `work`, done in the thread. Errors: those of the work, `OverloadedError` for too much."""
         if self._waiting >= MOST_WAITING:
-            raise OverloadedError(f"{self._waiting} requests wait to be read: ask again later.", 1)
+            raise OverloadedError(f"{self._waiting} requests are waiting to be read: try again later.", 1)
         self._waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)

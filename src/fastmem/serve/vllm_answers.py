@@ -99,10 +99,10 @@ class VllmAnswers:
             self.engine.submit(*jobs)
             return
         if self.engine.draining:
-            raise DrainingError("the server is shutting down and takes no new requests: ask again later.")
+            raise DrainingError("the server is shutting down and accepts no new requests: try again later.")
         limit = self._limits.rows + self._limits.waiting
         if len(self._tasks) + len(jobs) > limit:
-            text = f"{len(self._tasks)} answers are running or waiting, this server accepts {limit}: ask again in 5 s."
+            text = f"{len(self._tasks)} answers are running or waiting; this server accepts {limit}: try again in 5 s."
             raise OverloadedError(text, 5)
         for job in jobs:
             task = self._tasks[job] = asyncio.create_task(self._run(job))
@@ -145,7 +145,7 @@ class VllmAnswers:
     async def _answered(self, job: Job) -> AnswerFinished:
         async with self._turns.turn(job.account, self._limits.wait_seconds):
             if self.engine.draining:
-                raise DrainingError("the server is shutting down and has not started this request: ask again later.")
+                raise DrainingError("the server is shutting down and has not started this request: try again later.")
             if job.source is None:
                 return await self._of_base(job)
             name = adapter_name(job.source.key)
@@ -179,7 +179,7 @@ class VllmAnswers:
             except VllmRefusedError as error:
                 if error.status != 404 or last or job.first_token:
                     raise
-                log.info("vLLM has forgotten its adapters, and gets them again when they are asked for.")
+                log.info("vLLM has lost its adapters; they are loaded again when they are needed.")
                 self._on_event("vllm_restarted", 0.0)
                 server.forgotten()
         raise AssertionError("not reached")
@@ -221,7 +221,7 @@ class VllmAnswers:
         try:
             await self._load(server, adapter)
         except VllmRefusedError as error:
-            log.warning("vLLM did not take an adapter, which is written once more: %s", error.detail)
+            log.warning("vLLM did not accept an adapter, which is written once more: %s", error.detail)
             await asyncio.to_thread(self.folder.remove, adapter.name)
             await self._written(job, source, adapter)
             await self._load(server, adapter)
@@ -257,7 +257,9 @@ class VllmAnswers:
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             if isinstance(error, FastMemError):
                 raise
-            raise VllmUnavailableError(f"{server.client.url} answered what makes no sense: {error!r:.200}") from error
+            raise VllmUnavailableError(
+                f"{server.client.url} sent a response that makes no sense: {error!r:.200}"
+            ) from error
         finally:
             server.answering -= 1
 
@@ -284,7 +286,7 @@ class Turns:
                 else:  # its turn came in the same moment
                     self._give_back(account)
                 if isinstance(error, TimeoutError):
-                    text = f"no answer could be started within {wait_seconds:g} s: ask again later."
+                    text = f"no answer could be started within {wait_seconds:g} s: try again later."
                     raise OverloadedError(text, 5) from None
                 raise
         else:

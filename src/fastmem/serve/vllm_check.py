@@ -69,7 +69,7 @@ async def _check_one(client: VllmClient, answers: VllmAnswers, llm: FastMem) -> 
             for token in choice["token_ids"]
         ]
     except (TypeError, LookupError) as error:
-        raise VllmUnavailableError(f"{client.url} answered what makes no sense: {error!r:.200}") from error
+        raise VllmUnavailableError(f"{client.url} sent a response that makes no sense: {error!r:.200}") from error
     finally:
         await client.unload(NAME)
     likely = llm.logits(tokens.ids)[-1].topk(MOST_LIKELY).indices.tolist()

@@ -27,7 +27,7 @@ class VllmUnavailableError(FastMemError, RuntimeError):
 
     def __init__(self, detail: str):
         super().__init__(
-            f"the engine that writes the answers does not answer now: ask again in {RETRY_AFTER_SECONDS} s."
+            f"the engine that writes the answers does not respond now: try again in {RETRY_AFTER_SECONDS} s."
         )
         self.detail, self.retry_after_seconds = detail, RETRY_AFTER_SECONDS
 
@@ -119,7 +119,7 @@ class VllmClient:
                         return
                     chunk = json.loads(data)
                     if not isinstance(chunk, dict) or "choices" not in chunk:
-                        raise ValueError("an event that is no chunk")
+                        raise ValueError("an event that is not a chunk")
                     yield chunk
         except httpx2.HTTPError as error:
             raise self._unreachable(error) from error
@@ -170,7 +170,7 @@ class VllmClient:
         return VllmUnavailableError(f"{self.url} cannot be reached: {type(error).__name__} {error}")
 
     def _unreadable(self, error: Exception) -> VllmUnavailableError:
-        return VllmUnavailableError(f"{self.url} answered what cannot be read: {type(error).__name__}")
+        return VllmUnavailableError(f"{self.url} sent a response that cannot be read: {type(error).__name__}")
 
 
 def checked_url(url: str) -> str:

@@ -56,7 +56,7 @@ class Probe:
         unit = max(map(rounding_unit, floats))
         if not (ahead := largest_difference(self._logits[:PREFIX], prefix)) <= 64 * unit * self._largest:
             raise unsupported(
-                self.family, f"it reads ahead (logits move by {ahead:.2g} with later tokens)", "give a causal model"
+                self.family, f"it is not causal (later tokens change its logits by {ahead:.2g})", "give a causal model"
             )
 
     def check(self, split_model: "SplitModel") -> None:
@@ -82,7 +82,7 @@ class Probe:
                 raise unsupported(
                     self.family,
                     f"{label} logits differ from its own by {apart:.2g}, {allowed:.2g} allowed",
-                    "report the family, or answer with method 'base' or 'cad' through transformers",
+                    "report this model family, or answer with method 'base' or 'cad' through transformers",
                 )
         for name, tensor, version in self._versions:
             if _version(tensor) != version:

@@ -108,7 +108,9 @@ class SplitModel:
         except (AttributeError, RuntimeError, TypeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise unsupported(self.family, "its parts cannot be run separately", "report the family", error) from error
+            raise unsupported(
+                self.family, "its parts cannot be run separately", "report this model family", error
+            ) from error
 
     @property
     def has_encoder(self) -> bool:

@@ -177,7 +177,9 @@ def find_structure(model: nn.Module) -> Structure:
         raise unsupported(family, "its last layer has no feed-forward network", "give a transformer that has one")
     closing = _closing(hidden_states(called[paths[-1]].out), paths[-1], calls, body.out.last_hidden_state)
     if closing is None:
-        raise unsupported(family, "cannot trace from the last layer to `last_hidden_state`", "report the family")
+        raise unsupported(
+            family, "cannot trace from the last layer to `last_hidden_state`", "report this model family"
+        )
     return Structure(body.name, layers, closing, type(body.out))
 
 

@@ -322,3 +322,8 @@ def examples(split: str, part: Part = "dev", limit: int | None = None) -> tuple[
         chosen = [fact for fact in chosen if any(map(is_answer_first, fact.relation.statements))]
     chosen.sort(key=lambda fact: stable_hash(fact.subject, fact.relation.name))
     return tuple(_example(split, fact) for fact in chosen[:limit])
+
+
+def shown_examples(part: Part, count: int) -> tuple[Example, ...]:
+    """Rows of `world_swap` to show to people: the first ones with documents of two to four lines."""
+    return tuple(row for row in examples("world_swap", part) if 100 <= len(row.context) <= 300)[:count]

@@ -45,7 +45,7 @@ def check_page(
     notes: Sequence[str],
     command: str,
 ) -> str:
-    """The page as HTML, which loads nothing from elsewhere. changed: from `changes`. command: what to go on with."""
+    """The page as HTML, which loads no other files. changed: from `changes`. command: what to run next."""
     lines = []
     if verdict is not None:
         for name in r.methods:

@@ -54,15 +54,15 @@ class Verdict:
         if self.word in ("helps", "harms"):
             change = "more" if self.gained > 0 else "fewer"
             return (
-                f"{self.word}: {abs(self.gained)} of {self.questions} {change} answers as the document says, "
+                f"{self.word}: {abs(self.gained)} {change} of {self.questions} answers agree with the document, "
                 f"{figures}, {seconds}"
             )
         if self.word == "no difference":
             return f"no difference of {MARGIN} or more: {figures} on {self.questions} questions, {seconds}"
         total = self.questions + self.choosing
         return (
-            f"too few questions: {figures} on {self.questions} of {total}, {seconds}; about {self.needed} in all "
-            "would do, half of which choose the method"
+            f"too few questions: {figures} on {self.questions} of {total} questions, {seconds}; about {self.needed} "
+            "in all are enough (half of them choose the method)"
         )
 
 
