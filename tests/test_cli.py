@@ -438,6 +438,8 @@ def test_the_document_is_shown_around_its_answer() -> None:
     assert demo_view.excerpt(text, sentences[8]) == " ".join(["...", *sentences[5:]])
     assert demo_view.excerpt("Short. Oak.", "Oak.") == "Short. Oak."
     assert demo_view.stated_in("No such words.", "oak") == "No such words."
+    split = "The dean is Dr. Ada Quill. She is new."  # no sentence mentions all of the name
+    assert demo_view.excerpt(split, demo_view.stated_in(split, "Dr. Ada Quill")) == split
 
 
 @pytest.mark.usefixtures("parrot")

@@ -41,9 +41,11 @@ def stated_in(document: str, answer: str) -> str:
 def excerpt(document: str, sentence: str, dots: str = "...") -> str:
     """The sentence with those around it, in turn before and after it, as far as `EXCERPT` characters allow.
 
-    dots: stand for what is left out.
+    dots: stand for what is left out. A text that is no sentence of the document is shown as it is.
     """
     sentences = _SENTENCE_END.split(document)
+    if sentence not in sentences:
+        return sentence
     first = last = sentences.index(sentence)
     while True:
         wider = [(first - 1, last), (first, last + 1)]
@@ -61,7 +63,10 @@ def print_conflicts(page: "Console", found: list[Conflict]) -> None:
     from rich.text import Text
 
     right, wrong = ("✓", "✗") if can_encode(page, "✓✗") else ("yes:", "no: ")
-    page.print(f"{len(found)} documents that contradict what the embedded model was trained on\n", style="bold")
+    documents = "1 document that contradicts" if len(found) == 1 else f"{len(found)} documents that contradict"
+    page.print(f"{documents} what the embedded model was trained on\n", style="bold")
+    page.print("The prompt has the document both times. Shown are cases where the model alone")
+    page.print("answers what it was trained on.\n")
     for number, one in enumerate(found, 1):
         page.print(Text(f"{number}. {one.question}", "bold"))
         for line in _marked(page, one).wrap(page, page.width - len(INDENT)):
@@ -81,7 +86,7 @@ def _marked(page: "Console", one: Conflict) -> "Text":
     from rich.text import Text
 
     shown = excerpt(one.document, one.stated, "…" if can_encode(page, "…") else "...")
-    answer = re.compile(rf"\b{re.escape(one.gold)}\b", re.IGNORECASE)
+    answer = re.compile(rf"(?<!\w){re.escape(one.gold)}(?!\w)", re.IGNORECASE)
     if page.color_system is None:
         return Text(f"The document: {answer.sub(lambda found: f'**{found[0]}**', shown)}")
     text = Text(f"The document: {shown}")
@@ -96,7 +101,7 @@ def print_accuracies(page: "Console", rows: int, alone: float, with_memory: floa
     full, empty = ("█", "░") if can_encode(page, "█░") else ("#", ".")
     page.print(f"{rows} more examples, not selected: share of answers that agree with the document\n", style="bold")
     for title, share, style in (("alone", alone, "red"), ("with FastMem", with_memory, "green")):
-        cells = round(share * BAR)
+        cells = int(share * BAR)  # only a share of 1 fills the bar
         page.print(
             Text(f"{title:<13} ").append(full * cells, style).append(empty * (BAR - cells), "dim"), f"{share:.2f}"
         )
