@@ -37,11 +37,9 @@ def require_same(
         reason, _, _ = error.text.partition(":")
         raise MemoryMismatchError(f"{made_on}, in this model {reason}: load the base it was made for.") from error
     if own.digest != memory.base.digest:
-        if own.name == memory.base.name:  # as the embedded model, which is another one since 0.2
-            text = f"{made_on}; {own.name} has other weights now (FFN {own.digest[:12]})"
-            raise MemoryMismatchError(f"{text}: memorize the document again, or load the weights it was made for.")
         this = f"{own.name} ({own.family}, FFN {own.digest[:12]})"
-        raise MemoryMismatchError(f"{made_on}, this model is {this}: load the base it was made for.")
+        remedy = "load the base it was made for, or memorize the document again"
+        raise MemoryMismatchError(f"{made_on}, this model is {this}: {remedy}.")
     memory.require(originals)
     for name, digest in reader.items():
         if (recorded := memory.details.get(name, digest)) != digest:
