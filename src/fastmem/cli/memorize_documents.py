@@ -50,12 +50,15 @@ class MemoryOptions:
 
 @dataclass
 class Outcome:
-    """What came of a document. count: its parts, None until it was read. records: by the part's number, from 1."""
+    """What came of a document. count: its parts, None until it was read. records: by the part's number, from 1. said:
+    how many of them were reported.
+    """
 
     source: Source
     count: int | None = None
     records: dict[int, Record] = field(default_factory=dict)
     error: FastMemError | None = None
+    said: int = 0
 
     @property
     def finished(self) -> bool:
@@ -96,7 +99,7 @@ class DocumentMemorizer:
         self.on_memory, self.on_error = on_memory, on_error
         self.outcomes = [Outcome(source) for source in sources]
         self._targets: set[Path] = set()
-        self._reported = (0, 0)  # documents, and records of the next one
+        self._reported = 0  # documents of which all is said
 
     def run(self, workers: "Workers", quiet: bool) -> None:
         """Make and write all memories. quiet: without progress."""
@@ -189,20 +192,17 @@ class DocumentMemorizer:
 
     def _report(self) -> None:
         """Say what is known of the next documents in order: their memories, then the error of one that failed."""
-        documents, records = self._reported
-        for outcome in self.outcomes[documents:]:
-            while (record := outcome.records.get(records + 1)) is not None:
+        for outcome in self.outcomes[self._reported :]:
+            while (record := outcome.records.get(outcome.said + 1)) is not None:
+                outcome.said += 1
                 self.on_memory(record)
-                records += 1
-            self._reported = documents, records
             if not outcome.finished:
                 return
+            self._reported += 1
             if outcome.error is not None:
-                for number in sorted(number for number in outcome.records if number > records):
+                for number in sorted(number for number in outcome.records if number > outcome.said):
                     self.on_memory(outcome.records[number])
                 self.on_error(outcome.source, outcome.error)
-            documents, records = documents + 1, 0
-            self._reported = documents, records
 
 
 def make_folder(folder: Path) -> None:
