@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from command_line import DOCUMENT, QUESTION, Runner, refusal, save
 from families import REFUSED, build, build_refused
 from fastmem.answer.prepare import Preparer
+from fastmem.errors import InputError
 from fastmem.prompts import Tokens
 from fastmem.split.split_model import SplitModel
 
@@ -364,6 +365,14 @@ def test_an_interrupt_from_outside(llama: Path) -> None:
     assert process.returncode == 130
     assert out == ""
     assert err == "interrupted: the model is unchanged and no file is incomplete.\n"
+
+
+@pytest.mark.parametrize("host", ["caf\udce9", "no-such-host.invalid"], ids=["not UTF-8", "unknown"])
+def test_a_host_that_is_none_is_refused(host: str) -> None:
+    from fastmem.cli.serve_command import _check_address
+
+    with pytest.raises(InputError, match=r"the server cannot listen on .*: give another address\."):
+        _check_address(host, 8000)
 
 
 def test_an_address_in_use_is_refused_before_the_model_is_loaded(fastmem: Runner, tmp_path: Path) -> None:

@@ -16,13 +16,16 @@ READ = "FastMem reads UTF-8 text, and files whose names end in .html, .pdf or .d
 
 
 def read_document(context: str | None, text: str | None = None) -> str:
-    """The text of `--context FILE`, `--context -` or `--text TEXT`. Errors: `InputError`, `MissingPackageError`.
+    """The text of `--context FILE`, `--context -` or `--text TEXT`, of which the caller has one at least.
+
+    Errors: `InputError`, `MissingPackageError`.
 
     A file whose name ends as HTML, PDF or Word files do is read as one of these, any other as plain text.
     """
-    if (context is None) == (text is None):
-        given = "no document is" if context is None else "two documents are"
-        raise InputError(f"{given} given: give one of --context FILE, --context - (standard input), --text TEXT.")
+    if context is not None and text is not None:
+        raise InputError(
+            "two documents are given: give one of --context FILE, --context - (standard input), --text TEXT."
+        )
     if text is not None:
         document, source = text, "--text"
     elif context == "-":

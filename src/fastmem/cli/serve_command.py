@@ -194,11 +194,11 @@ def _check_address(host: str, port: int) -> None:
     """Errors: `InputError` if the address is in use or not of this machine."""
     import socket
 
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (while")[0]
+        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            socket.create_server(address, family=family).close()
+    except (OSError, UnicodeError) as error:  # a name with a surrogate cannot be looked up
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
         text = f"the server cannot listen on {host}, port {port} ({reason}): give another address."
         raise InputError(text, options=("port", "host")) from error
 

@@ -324,6 +324,8 @@ def examples(split: str, part: Part = "dev", limit: int | None = None) -> tuple[
     return tuple(_example(split, fact) for fact in chosen[:limit])
 
 
+@cache
 def shown_examples(part: Part, count: int) -> tuple[Example, ...]:
     """Rows of `world_swap` to show to people: the first ones with documents of two to four lines."""
-    return tuple(row for row in examples("world_swap", part) if 100 <= len(row.context) <= 300)[:count]
+    rows = examples("world_swap", part, 20 * count)
+    return tuple(row for row in rows if 100 <= len(row.context) <= 300)[:count]
