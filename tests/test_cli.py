@@ -91,8 +91,22 @@ def test_a_group_names_its_commands(fastmem: Runner) -> None:
 
 def test_a_file_without_its_option(fastmem: Runner) -> None:
     line = refusal(fastmem("ask", QUESTION, "policy.txt"))
-    assert "(policy.txt). Files and folders are given with options: --context FILE, --documents DIR, " in line
+    assert "(policy.txt). Files and folders are given as --context FILE, --documents DIR, " in line
     assert refusal(fastmem("demo", "policy.txt")).endswith("(policy.txt). See 'fastmem demo --help'.")
+
+
+def test_a_guessed_name_of_the_option_for_a_file(fastmem: Runner) -> None:
+    line = refusal(fastmem("ask", QUESTION, "--file", "policy.txt"))
+    assert line.startswith("No such option: --file. Files and folders are given as --context FILE, --documents DIR, ")
+    line = refusal(fastmem("memorize", "--file", "policy.txt"))
+    assert line.startswith("No such option: --file. Files and folders are given as FILE..., --output DIR, ")
+    assert refusal(fastmem("version", "--file", "x")) == "No such option: --file. See 'fastmem version --help'."
+
+
+def test_a_missing_option_says_what_it_takes(fastmem: Runner) -> None:
+    line = refusal(fastmem("check", "questions.csv"))
+    wanted = "--questions FILE (questions with answers: csv, tsv, jsonl, parquet)"
+    assert line == f"Missing option {wanted}. See 'fastmem check --help'."
 
 
 @pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name not in ("memories", "lm-eval")])

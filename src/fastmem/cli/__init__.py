@@ -60,6 +60,8 @@ USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 
 # Where an argument of Python helps, a flag that only the command line has helps, too.
 ALSO_HELPFUL = {"truncate": ("part_tokens",)}
+# Names that people try for the options that take a file or a folder.
+FILE_WORDS = {"file", "files", "document", "documents", "doc", "docs", "input", "path", "dir", "folder"}
 EXIT_BUG, EXIT_INVALID, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -144,14 +146,7 @@ def run(arguments: Sequence[str]) -> int:
 def error_text(error: Exception, command_name: str) -> str:
     """The message of an error on one line, with the flags of the command that the error concerns."""
     if isinstance(error, USAGE_ERROR):
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context else "fastmem"
-        message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
-        if message == "Missing command" and context:
-            message += f". Accepted: {', '.join(context.command.list_commands(context))}"
-        if "unexpected extra argument" in message and (options := _file_options(context)):
-            message += f". Files and folders are given with options: {', '.join(options)}"
-        return f"{message}{'' if message.endswith('?') else '.'} See '{path} --help'."
+        return _usage_text(error)
     if not isinstance(error, FastMemError):
         return f"{type(error).__name__}: {' '.join(str(error).split())} (this is a bug: --debug shows the traceback)"
     text = " ".join(error.text.split())
@@ -163,14 +158,28 @@ def error_text(error: Exception, command_name: str) -> str:
     return f"{text} Options that help: {', '.join(helpful)}." if helpful else text
 
 
+def _usage_text(error: Any) -> str:
+    """What the parser refuses, and what it accepts instead."""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    file_word = getattr(error, "option_name", "").lstrip("-") in FILE_WORDS
+    message = (error.message if file_word else error.format_message()).rstrip(".")
+    if message == "Missing command" and context:
+        message += f". Accepted: {', '.join(context.command.list_commands(context))}"
+    if message.startswith("Missing option") and parameter:
+        what = parameter.help.rstrip(".")
+        message = f"Missing option {parameter.opts[0]} {parameter.metavar} ({what[0].lower()}{what[1:]})"
+    if (file_word or "unexpected extra argument" in message) and (options := _file_options(context)):
+        message += f". Files and folders are given as {', '.join(options)}"
+    command_path = context.command_path if context else "fastmem"
+    return f"{message}{'' if message.endswith('?') else '.'} See '{command_path} --help'."
+
+
 def _file_options(context: Any) -> list[str]:
-    """The options of a command that take a file or a folder, as its help writes them."""
-    parameters = context.command.params if context else []
-    return [
-        f"{one.opts[0]} {one.metavar}"
-        for one in parameters
-        if one.metavar in ("FILE", "DIR") and one.opts[0].startswith("-")
-    ]
+    """The arguments and options of a command that take a file or a folder, as its help writes them."""
+    parameters = [one for one in context.command.params if one.metavar] if context else []
+    arguments = [one.metavar for one in parameters if one.param_type_name == "argument" and "FILE" in one.metavar]
+    options = [one for one in parameters if one.param_type_name == "option" and one.metavar in ("FILE", "DIR")]
+    return [*arguments, *(f"{one.opts[0]} {one.metavar}" for one in options)]
 
 
 def _flag(argument: str) -> str:
