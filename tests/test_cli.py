@@ -93,6 +93,7 @@ def test_a_file_without_its_option(fastmem: Runner) -> None:
     line = refusal(fastmem("ask", QUESTION, "policy.txt"))
     assert "(policy.txt). Files and folders are given as --context FILE, --documents DIR, " in line
     assert refusal(fastmem("demo", "policy.txt")).endswith("(policy.txt). See 'fastmem demo --help'.")
+    assert refusal(fastmem("memories", "show", "a", "b")).endswith("(b). See 'fastmem memories show --help'.")
 
 
 def test_a_guessed_name_of_the_option_for_a_file(fastmem: Runner) -> None:
@@ -100,6 +101,9 @@ def test_a_guessed_name_of_the_option_for_a_file(fastmem: Runner) -> None:
     assert line.startswith("No such option: --file. Files and folders are given as --context FILE, --documents DIR, ")
     line = refusal(fastmem("memorize", "--file", "policy.txt"))
     assert line.startswith("No such option: --file. Files and folders are given as FILE..., --output DIR, ")
+    assert refusal(fastmem("report", "--folder", "x")).startswith(
+        "No such option: --folder. Files and folders are given as DIR..."
+    )
     assert refusal(fastmem("version", "--file", "x")) == "No such option: --file. See 'fastmem version --help'."
 
 

@@ -168,18 +168,19 @@ def _usage_text(error: Any) -> str:
     if message.startswith("Missing option") and parameter:
         what = parameter.help.rstrip(".")
         message = f"Missing option {parameter.opts[0]} {parameter.metavar} ({what[0].lower()}{what[1:]})"
-    if (file_word or "unexpected extra argument" in message) and (options := _file_options(context)):
-        message += f". Files and folders are given as {', '.join(options)}"
+    extra = "unexpected extra argument" in message  # the arguments are taken; only options can help
+    if (file_word or extra) and (ways := _ways_to_give_files(context, with_arguments=not extra)):
+        message += f". Files and folders are given as {', '.join(ways)}"
     command_path = context.command_path if context else "fastmem"
     return f"{message}{'' if message.endswith('?') else '.'} See '{command_path} --help'."
 
 
-def _file_options(context: Any) -> list[str]:
-    """The arguments and options of a command that take a file or a folder, as its help writes them."""
-    parameters = [one for one in context.command.params if one.metavar] if context else []
-    arguments = [one.metavar for one in parameters if one.param_type_name == "argument" and "FILE" in one.metavar]
-    options = [one for one in parameters if one.param_type_name == "option" and one.metavar in ("FILE", "DIR")]
-    return [*arguments, *(f"{one.opts[0]} {one.metavar}" for one in options)]
+def _ways_to_give_files(context: Any, with_arguments: bool) -> list[str]:
+    """The options of a command that take a file or a folder, and its arguments that do, as its help writes them."""
+    parameters = context.command.params if context else []
+    taking = [one for one in parameters if (one.metavar or "").removesuffix("...") in ("FILE", "DIR")]
+    arguments = [one.metavar for one in taking if one.param_type_name == "argument"] if with_arguments else []
+    return [*arguments, *(f"{one.opts[0]} {one.metavar}" for one in taking if one.param_type_name == "option")]
 
 
 def _flag(argument: str) -> str:
