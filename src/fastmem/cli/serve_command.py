@@ -192,11 +192,16 @@ def serve(
 
 def _check_address(host: str, port: int) -> None:
     """Errors: `InputError` if the address is in use or not of this machine."""
+    import errno
     import socket
 
     try:
         for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            socket.create_server(address, family=family).close()
+            try:
+                socket.create_server(address, family=family).close()
+            except OSError as error:
+                if error.errno != errno.EAFNOSUPPORT:  # a machine without IPv6; asyncio passes over it, too
+                    raise
     except (OSError, UnicodeError) as error:  # a name with a surrogate cannot be looked up
         reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
         text = f"the server cannot listen on {host}, port {port} ({reason}): give another address."
