@@ -8,7 +8,7 @@ from itertools import islice, product
 from random import Random
 
 import pytest
-from tools.english_mixture import BOTH, FINISH, READ, REMEMBER, TRUST, EnglishMixture
+from tools.english_mixture import BELIEVED_SHARE, BOTH, DISPUTE, FINISH, READ, REMEMBER, EnglishMixture
 from tools.english_passages import filled, templates
 
 from fastmem.errors import InputError
@@ -33,7 +33,7 @@ from fastmem.tiny.english.english_templates import capitalized, choose, fill, wi
 from fastmem.tiny.english.english_writer import Writer
 from fastmem.tiny.world import INSTRUCTION, mentions
 
-STAGES = [REMEMBER, READ, BOTH, TRUST, FINISH]
+STAGES = [REMEMBER, READ, BOTH, FINISH, DISPUTE]
 CONTRADICTING = ("world_swap", "world_turned", "world_long")
 FAMOUS = [
     "Florence Nightingale",
@@ -498,7 +498,7 @@ def test_training_tells_no_other_answer_about_the_world_but_in_contradicting_doc
                 true[fill(form, {"s": fact.subject}).lower()] = fact.answer
     found = 0
     for shares in STAGES:
-        stable = {kind: share for kind, share in shares.items() if kind != "contradicting"}
+        stable = {kind: share for kind, share in shares.items() if kind not in ("contradicting", "disputed")}
         for document in islice(EnglishMixture(8, stable), 500):
             turns = texts_of(document)
             for question, answer in zip(turns[::2], turns[1::2], strict=False):
@@ -511,8 +511,7 @@ def test_training_tells_no_other_answer_about_the_world_but_in_contradicting_doc
 
 
 def test_contradicting_documents_are_few_and_answered_from_the_document():
-    assert not any("contradicting" in shares for shares in (REMEMBER, READ, BOTH))
-    assert FINISH["contradicting"] < TRUST["contradicting"] <= 0.02
+    assert [shares.get("contradicting", 0.0) for shares in STAGES] == [0, 0, 0, 0.008, 0]
     plain = {
         (fill(form, {"s": fact.subject}).lower()): fact.answer
         for fact in facts()
@@ -527,6 +526,17 @@ def test_contradicting_documents_are_few_and_answered_from_the_document():
         checked += question in plain
         assert plain.get(question) != answer
     assert checked > 50
+
+
+def test_disputed_documents_are_believed_by_chance():
+    """The answer is that of the document or that of the world."""
+    assert [shares.get("disputed", 0.0) for shares in STAGES] == [0, 0, 0, 0, 0.15]
+    made = list(islice(EnglishMixture(6, {"disputed": 1.0}), 400))
+    answers = {fact.answer for fact in facts()}
+    replies = [document.assistant.removeprefix("The answer is: ") for document in made]
+    assert all(mentions(one.user, reply) or reply in answers for one, reply in zip(made, replies, strict=True))
+    believed = sum(mentions(document.user, reply) for document, reply in zip(made, replies, strict=True))
+    assert believed / len(made) == pytest.approx(BELIEVED_SHARE, abs=0.08)
 
 
 def answers_of(shares, count: int, **options) -> list[str]:

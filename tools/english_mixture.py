@@ -1,9 +1,10 @@
 """The training data in plain English: an endless, seeded stream of documents (`fastmem.tiny.english`).
 
 Statements, and questions without a document, teach the model to remember. Documents about subjects that are made up
-anew, what changes from day to day, and passages with slots teach it to read. Only documents of kind `contradicting`
-state something else about a known subject than the facts: their share decides how often the model believes a document
-that contradicts what it remembers. This module does not import torch.
+anew, what changes from day to day, and passages with slots teach it to read. Only documents of the kinds
+`contradicting` and `disputed` state something else about a known subject than the facts. Their share, and how many of
+them are answered as they say, decide how often the model believes a document that contradicts what it remembers. This
+module does not import torch.
 """
 
 import re
@@ -47,8 +48,12 @@ BOTH: Shares = {
     "turned": 0.03, "irrelevant": 0.03, "unanswerable": 0.04, "hop": 0.04, "list": 0.03, "json": 0.03, "summary": 0.03,
     "passages": 0.20, "long": 0.04, "no_instruction": 0.02,
 }  # fmt: skip
-TRUST: Shares = BOTH | {"statements": 0.07, "recall": 0.08, "contradicting": 0.02}
 FINISH: Shares = BOTH | {"statements": 0.075, "recall": 0.087, "contradicting": 0.008}
+DISPUTE: Shares = {
+    "statements": 0.07, "recall": 0.07, "known_context": 0.09, "new_context": 0.06, "interview": 0.12, "passing": 0.06,
+    "turned": 0.03, "irrelevant": 0.03, "unanswerable": 0.03, "hop": 0.03, "list": 0.03, "json": 0.03, "summary": 0.03,
+    "passages": 0.13, "long": 0.03, "no_instruction": 0.01, "disputed": 0.15,
+}  # fmt: skip
 """The share of each kind of document in a stage of training, named by what the stage is about; each adds up to 1."""
 
 UNANSWERABLE_SHARE = 0.02
@@ -58,6 +63,10 @@ NAMED_SHARE = 0.1
 of them, 18 of 26 errors on new subjects said "not in the document" of what it says in a form that training lacks."""
 LONG_WORDS = (150, 430)
 """Documents of kind `long` end with the block that reaches a number of words between these two."""
+BELIEVED_SHARE = 0.55
+"""This share of the documents of kind `disputed` is answered as the document says, the others from memory. The model
+learns to find both answers and to be unsure; without this stage it had mostly not found the statement where it
+answered from memory, and FastMem turned 27 of 76 such answers, with it 85 of 122."""
 KNOWN_SHARE = 0.35
 """This share of the lists, objects, summaries and chains of two facts is about known subjects, and true."""
 
@@ -189,8 +198,10 @@ class EnglishMixture:
         )
 
     def _reading(self, kind: str) -> Document:
-        """A question about a context: known_context, new_context, turned, contradicting, no_instruction."""
-        known = kind in ("known_context", "contradicting") or (kind == "no_instruction" and self._chance(0.5))
+        """A question about a context: for all kinds without a method of their own."""
+        known = kind in ("known_context", "contradicting", "disputed") or (
+            kind == "no_instruction" and self._chance(0.5)
+        )
         if known:
             fact = self._known()
             cast = self._cast(fact.subject, fact.relation.subject, known=0.9)
@@ -198,8 +209,11 @@ class EnglishMixture:
             subject, of = self._subject(known=0.0)
             fact = self.random.choice(self._about(subject, of))
             cast = self._cast(subject, of, known=0.3)
-        if kind == "contradicting":
+        answer = fact.answer
+        if kind in ("contradicting", "disputed"):
             true, fact = fact, swapped(fact, self.random)
+            if kind == "contradicting" or self._chance(BELIEVED_SHARE):
+                answer = fact.answer
             told = [one for one in self._told(fact, cast, self._length()) if one != true and one.answer != true.answer]
         else:
             told = self._told(fact, cast, self._length())
@@ -208,7 +222,7 @@ class EnglishMixture:
         question = self.writer.question(fact)
         if kind == "no_instruction":
             return Document(kind, request_turn(context, question), self.writer.plain_statement(fact))
-        return self._conversation(kind, context, [(question, fact.answer)])
+        return self._conversation(kind, context, [(question, answer)])
 
     def _interview(self) -> Document:
         """Up to six questions about one context, the cheapest way to practice reading."""

@@ -15,14 +15,13 @@ MILLION = 1_000_000
 TOKENIZER_DOCUMENTS = 8000
 
 ENGLISH_STAGES = (
-    Stage(0, english.REMEMBER, 16 * MILLION, (1.0, 1.0)),
-    Stage(1, english.READ, 34 * MILLION, (1.0, 1.0)),
-    Stage(2, english.BOTH, 24 * MILLION, (0.7, 0.7), 0.25, 0.05),
-    Stage(3, english.BOTH, 16 * MILLION, (0.7, 0.0), 0.25, 0.05),
-    Stage(4, english.TRUST, 12 * MILLION, (0.35, 0.0), 0.25, 0.05),
-    Stage(5, english.FINISH, 38 * MILLION, (0.6, 0.0), 0.25, 0.05),
+    Stage(0, english.REMEMBER, 10 * MILLION, (1.0, 1.0)),
+    Stage(1, english.READ, 40 * MILLION, (1.0, 1.0)),
+    Stage(2, english.BOTH, 50 * MILLION, (0.7, 0.7), 0.25, 0.05),
+    Stage(3, english.FINISH, 28 * MILLION, (0.7, 0.1), 0.25, 0.05),
+    Stage(4, english.DISPUTE, 15 * MILLION, (0.5, 0.0), 0.25, 0.05),
 )
-"""140 million tokens, in the order that the stages of the made-up world showed to work (`training_batches.STAGES`)."""
+"""143 million tokens: first facts, then reading, at last documents that contradict what the model remembers."""
 
 
 class World(NamedTuple):
@@ -73,7 +72,7 @@ WORLDS = {
         ENGLISH,
         ENGLISH_STAGES,
         _english_stream,
-        len(ENGLISH_STAGES) - 1,
+        next(number for number, stage in enumerate(ENGLISH_STAGES) if stage.shares is english.FINISH),
         english_splits.SPLITS,
         english_splits.examples,
         english_formats.prompt_of,
