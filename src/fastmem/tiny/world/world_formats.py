@@ -15,9 +15,14 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from fastmem.tiny.world import INSTRUCTION, mentions, normalize
+from fastmem.tiny.world.world_mentions import mentions, normalize
 
 Format = Literal["answer", "list", "json", "summary"]
+INSTRUCTION = (
+    "Please extract from the context the span that best answers the question and provide the answer in the following "
+    'format: "The answer is: ...".'
+)
+"""The paper's, as in `fastmem.prompts`, which imports torch."""
 MARKER = "The answer is:"
 UNANSWERABLE = "not in the document"
 

@@ -19,17 +19,14 @@
 `part` is `dev` or `test`; no subject is in both. No form that a measured row uses is used in training.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from random import Random
 
 from fastmem.errors import InputError, one_of
-from fastmem.tiny.english.english_facts import PARTS, Fact, Part, facts, new_facts, part_of, passing_facts
-from fastmem.tiny.english.english_formats import Example
-from fastmem.tiny.english.english_names import SEED
-from fastmem.tiny.english.english_relations import statements
-from fastmem.tiny.english.measured_compositions import (
+from fastmem.tiny.world.measured_compositions import (
     chains,
     hop,
     json_object,
@@ -38,7 +35,7 @@ from fastmem.tiny.english.measured_compositions import (
     object_rows,
     summary,
 )
-from fastmem.tiny.english.measured_documents import (
+from fastmem.tiny.world.measured_documents import (
     LONG_WORDS,
     Maker,
     Row,
@@ -53,10 +50,18 @@ from fastmem.tiny.english.measured_documents import (
     turned,
     unanswerable,
 )
-from fastmem.tiny.english.written_by_hand import written_by_hand
-from fastmem.tiny.world import stable_hash
+from fastmem.tiny.world.world_facts import PARTS, Fact, Part, facts, new_facts, part_of, passing_facts
+from fastmem.tiny.world.world_formats import Example
+from fastmem.tiny.world.world_names import SEED
+from fastmem.tiny.world.world_relations import statements
+from fastmem.tiny.world.written_by_hand import written_by_hand
 
 MAX_DRAWS = 500
+
+
+def stable_hash(*parts: object) -> int:
+    """A number that depends on the texts only; Python's `hash` of a str differs between processes."""
+    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:6], "big")
 
 
 def _rows_of(some: Sequence[Fact], known: bool = True) -> list[Row]:
@@ -122,7 +127,7 @@ def examples(
     limit: only the first ones. words: about how many each document of `world_long` has.
     Errors: `InputError` for an unknown split or part, or a number below 1.
     """
-    one_of(split, SPLITS, "split of the world in plain English")
+    one_of(split, SPLITS, "split of the embedded world")
     one_of(part, PARTS, "part")
     for name, number in (("limit", limit), ("words", words)):
         if number is not None and number < 1:
@@ -133,3 +138,10 @@ def examples(
         return (rows[:half] if part == "dev" else rows[half:])[:limit]
     make = partial(long, words=words) if split == "world_long" else _SPLITS[split][1]
     return tuple(_made(split, row, make) for row in _rows(split, part)[:limit])
+
+
+@cache
+def shown_examples(part: Part, count: int) -> tuple[Example, ...]:
+    """Rows of `world_swap` to show to people: the first ones with documents of two to four lines."""
+    rows = examples("world_swap", part, 20 * count)
+    return tuple(row for row in rows if 100 <= len(row.context) <= 300)[:count]

@@ -1,0 +1,43 @@
+"""The stages in which the embedded model is trained, and the documents of each."""
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import NamedTuple
+
+from tools.training_mixture import BOTH, DISPUTE, FINISH, READ, REMEMBER, Document, Mixture, Shares
+
+MILLION = 1_000_000
+TOKENIZER_DOCUMENTS = 8000
+
+
+class Stage(NamedTuple):
+    """A part of the training, with its own optimizers."""
+
+    seed: int  # added to --seed
+    shares: Shares
+    tokens: int
+    rates: tuple[float, float]  # multiples of --learning-rate at the start and the end, linear in between
+    statement_weight: float = 0.5  # loss weight of plain statements; that of answers is 1
+    user_weight: float = 0.25  # loss weight of instructions, contexts and questions
+
+
+STAGES = (
+    Stage(0, REMEMBER, 10 * MILLION, (1.0, 1.0)),
+    Stage(1, READ, 40 * MILLION, (1.0, 1.0)),
+    Stage(2, BOTH, 50 * MILLION, (0.7, 0.7), 0.25, 0.05),
+    Stage(3, FINISH, 28 * MILLION, (0.7, 0.1), 0.25, 0.05),
+    Stage(4, DISPUTE, 15 * MILLION, (0.5, 0.0), 0.25, 0.05),
+)
+"""143 million tokens: first facts, then reading, at last documents that contradict what the model remembers."""
+TOKENIZER_STAGE = 3
+"""The documents of this stage train the tokenizer."""
+
+
+def documents_of(stage: Stage, seed: int) -> Iterable[Document]:
+    """The endless stream of a stage's documents. seed: of the run."""
+    return Mixture(seed + stage.seed, stage.shares)
+
+
+def tokenizer_documents(seed: int) -> Iterable[Document]:
+    """The documents that train the tokenizer."""
+    return islice(documents_of(STAGES[TOKENIZER_STAGE]._replace(seed=0), seed), TOKENIZER_DOCUMENTS)
