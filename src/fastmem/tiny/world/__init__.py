@@ -6,9 +6,18 @@ texts for training.
 """
 
 from fastmem.tiny.world.world_facts import PARTS, Part
-from fastmem.tiny.world.world_formats import INSTRUCTION, UNANSWERABLE, Example, Format, is_right, prompt_of
+from fastmem.tiny.world.world_formats import (
+    INSTRUCTION,
+    UNANSWERABLE,
+    Example,
+    Format,
+    is_right,
+    items_of,
+    object_of,
+    prompt_of,
+)
 from fastmem.tiny.world.world_mentions import mentions, normalize
-from fastmem.tiny.world.world_splits import SPLITS, examples, shown_examples
+from fastmem.tiny.world.world_splits import SPLITS, contradicted, examples, shown_examples, subject_of
 
 __all__ = [
     "INSTRUCTION",
@@ -18,10 +27,14 @@ __all__ = [
     "Example",
     "Format",
     "Part",
+    "contradicted",
     "examples",
     "is_right",
+    "items_of",
     "mentions",
     "normalize",
+    "object_of",
     "prompt_of",
     "shown_examples",
+    "subject_of",
 ]

@@ -114,8 +114,12 @@ def summary_request(writer: Writer) -> str:
 
 def summary_of(facts: Sequence[Fact]) -> str:
     """One sentence with all facts, which are about one subject."""
-    clauses = [fill(CLAUSES[fact.relation.name], {"a": fact.answer}) for fact in facts]
-    return sentence_start(f"{facts[0].subject} {enumeration(clauses)}.")
+    return sentence_start(f"{facts[0].subject} {enumeration([clause_of(fact) for fact in facts])}.")
+
+
+def clause_of(fact: Fact) -> str:
+    """What a summary says of a fact: `was born in Oakmere`."""
+    return fill(CLAUSES[fact.relation.name], {"a": fact.answer})
 
 
 @cache

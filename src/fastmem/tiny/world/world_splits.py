@@ -50,9 +50,10 @@ from fastmem.tiny.world.measured_documents import (
     turned,
     unanswerable,
 )
-from fastmem.tiny.world.world_facts import PARTS, Fact, Part, facts, new_facts, part_of, passing_facts
+from fastmem.tiny.world.world_compositions import clause_of
+from fastmem.tiny.world.world_facts import PARTS, Fact, Part, about, facts, new_facts, part_of, passing_facts
 from fastmem.tiny.world.world_formats import Example
-from fastmem.tiny.world.world_names import SEED
+from fastmem.tiny.world.world_names import SEED, SUBJECTS, new_subjects, pools
 from fastmem.tiny.world.world_relations import statements
 from fastmem.tiny.world.written_by_hand import written_by_hand
 
@@ -109,13 +110,34 @@ def _rows(split: str, part: Part) -> tuple[Row, ...]:
     return tuple(sorted(chosen, key=lambda row: stable_hash(row.subject, row.name)))
 
 
+def _slug(subject: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in subject.lower())
+
+
+@cache
+def _by_slug() -> dict[str, str]:
+    return {_slug(name): name for pool in (pools(), new_subjects()) for kind in SUBJECTS for name in pool[kind]}
+
+
+def subject_of(example: Example) -> str:
+    """Whom or what a row is about; empty for `world_free`."""
+    return _by_slug().get(example.id.rpartition("/")[2], "")
+
+
+def contradicted(example: Example) -> str:
+    """Of a summary: what the model learned of the fact of which its document says something else."""
+    (reference,), (learned,) = example.answers, example.original_answers
+    told = [(clause_of(fact), fact.answer) for fact in about(subject_of(example))]
+    (value,) = (answer for clause, answer in told if clause in learned and clause not in reference)
+    return value
+
+
 def _made(split: str, row: Row, make: Maker) -> Example:
     """The first example of a row that has the promised property. Each draw has a seed of its own."""
     for draw in range(MAX_DRAWS):
         found = make(row, Random(stable_hash(SEED, row.subject, row.name, draw)))
         if found is not None:
-            slug = "".join(c if c.isalnum() else "-" for c in row.subject.lower())
-            return replace(found, id=f"{split}/{row.name}/{slug}")
+            return replace(found, id=f"{split}/{row.name}/{_slug(row.subject)}")
     raise AssertionError(f"no sound example in {MAX_DRAWS} draws: {split}, {row.subject}, {row.name}")
 
 
