@@ -72,26 +72,14 @@ class Way:
 
 
 def world_rows(part: world.Part, limit: int) -> list[Row]:
-    """Rows of the embedded world. An agreeing document is also asked about another subject, which the model knows and
-    the document does not mention: the irrelevant rows."""
-    kinds = world_material(part).rows
-    rows = [Row(row.context, (("contradicts", row),)) for row in kinds["contradicts"][:limit]]
+    """Rows of the embedded world."""
+    kinds = dict(world_material(part).rows)
     if part == "test":  # the choice of rates does without
         turned = world.examples("world_turned", part)[:limit]
-        for r in turned:
-            asked = Example(r.id, "question", r.context, r.question, r.answers, r.original_answers)
-            rows.append(Row(r.context, (("turned", asked),)))
-    agreeing = kinds["agrees"]
-    for row in agreeing[:limit]:
-        random = Random(row.id)
-        while True:
-            other = random.choice(agreeing)
-            subject = other.id.split("/")[-1].replace("-", " ")
-            if not world.mentions(row.context, subject) and not world.mentions(row.context, other.answers[0]):
-                break
-        irrelevant = Example(f"{row.id}+{other.id}", "question", row.context, other.question, other.answers)
-        rows.append(Row(row.context, (("agrees", row), ("irrelevant", irrelevant))))
-    return mixed(rows)
+        kinds["turned"] = [
+            Example(r.id, "question", r.context, r.question, r.answers, r.original_answers) for r in turned
+        ]
+    return mixed([Row(row.context, ((kind, row),)) for kind, rows in kinds.items() for row in rows[:limit]])
 
 
 def nq_rows(path: Path, part: world.Part, limit: int) -> list[Row]:

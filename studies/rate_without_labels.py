@@ -32,7 +32,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
@@ -83,21 +82,11 @@ def world_material(part: world.Part) -> Material:
         found = world.examples(split, part)
         return [Example(r.id, "question", r.context, r.question, r.answers, r.original_answers) for r in found]
 
-    agrees, new = rows("world"), rows("world_new")
-    irrelevant = []
-    for row in agrees:
-        random, subject = Random(row.id), row.id.split("/")[-1].replace("-", " ")
-        while True:
-            other = random.choice(agrees).context
-            if not world.mentions(other, subject) and not world.mentions(other, row.answers[0]):
-                irrelevant.append(replace(row, context=other))
-                break
-    documents = [row.context for row in new if len(row.context.split()) > 20][:NEUTRAL_DOCUMENTS]
+    documents = [row.context for row in rows("world_new") if len(row.context.split()) > 20][:NEUTRAL_DOCUMENTS]
     open_rows = world.examples("world_open", "dev")
     questions = [f"Question: {row.question}" for row in open_rows[-NEUTRAL_QUESTIONS:]]
-    return Material(
-        {"contradicts": rows("world_swap"), "agrees": agrees, "irrelevant": irrelevant}, documents, questions
-    )
+    kinds = {"contradicts": "world_swap", "agrees": "world", "irrelevant": "world_irrelevant"}
+    return Material({kind: rows(split) for kind, split in kinds.items()}, documents, questions)
 
 
 def nq_material(path: Path, part: world.Part) -> Material:
