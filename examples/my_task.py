@@ -2,8 +2,8 @@
 
     fastmem eval --task examples/my_task.py --model Qwen/Qwen3-0.6B --methods base,fastmem --output runs/mine
 
-Without --model it runs too, but the embedded model answers questions about its own world only. `examples` is all that
-a task needs; the rest of this file is optional.
+Without --model it runs too, but the embedded model is small and was trained on other prompts. `examples` is all
+that a task needs; the rest of this file is optional.
 """
 
 from collections.abc import Iterator

@@ -52,9 +52,9 @@ def test_content_leaves_out_the_frame_and_falls_back_to_everything(llm):
     def ids(text):
         return llm.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    framed = [*ids("The answer is: Port Krijirn."), llm.tokenizer.eos_token_id]
-    assert llm.tokenizer.decode(framed[grounding.content(llm.tokenizer, framed)]).strip() == "Port Krijirn"
-    plain = ids("Port Krijirn")
+    framed = [*ids("The answer is: Silver Ferrywick."), llm.tokenizer.eos_token_id]
+    assert llm.tokenizer.decode(framed[grounding.content(llm.tokenizer, framed)]).strip() == "Silver Ferrywick"
+    plain = ids("Silver Ferrywick")
     assert grounding.content(llm.tokenizer, plain) == slice(0, len(plain))
     assert grounding.content(llm.tokenizer, [llm.tokenizer.eos_token_id]) == slice(0, 1)
 
