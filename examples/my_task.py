@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from fastmem.lab.tasks import Example, Shot
 
-OFFICES = {"Tarn": "noon", "Orvel": "six", "Brack": "half past four"}
+OFFICES = {"Craneworth": "nine", "Alderhurst": "six", "Hollowford": "half past four"}
 
 # The user turn. Without a template it is the paper's, which asks for "The answer is: ...".
 TEMPLATE = "Read this notice.\n\n{context}\n\n{question} Answer with the time alone."
@@ -33,7 +33,7 @@ def examples() -> Iterator[Example]:
 
 
 # For the method one-shot: a worked example, and the reply to it.
-SHOT = Shot(example("Quell", "nine"), "nine")
+SHOT = Shot(example("Maplewick", "eight"), "nine")
 
 
 def score(text: str, example: Example) -> dict[str, bool | float]:
