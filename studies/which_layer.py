@@ -12,8 +12,8 @@ every set of weights; only the rate differs, one of the same three for all (four
 on development rows (`compared_ways.py`). FFNs are tuned by FastMem itself (`Recipe(layers=...)`), which runs the
 layers below the lowest tuned one once; others by `tuned_parameters.py`, which runs the whole model at every step, so
 their seconds are those of plain autograd. Kinds of rows, by the embedded world: the document contradicts what the
-model knows (world_swap), the same with the answer named first (world_turned), agrees with it (world), or agrees and
-is irrelevant to the question. Of real text: NQ-SWAP contradicts, NQ agrees.
+model knows (world_swap), the same with the answer named first (world_turned), agrees with it (world), or is about
+others (world_irrelevant). Of real text: NQ-SWAP contradicts, NQ agrees.
 
 **Decision rule**, written before the first run. On contradicting test rows, a set is better than the last FFN if the
 paired difference is above 0 by McNemar's test at 0.05, corrected by Holm over all sets and kinds of a model; and

@@ -103,6 +103,7 @@ def test_lists_count_things_that_are_missing_and_too_many():
         "F1": 2 / 5,
     }
     assert score("The answer is: salt, salt, wool", example)["precision"] == 2 / 3
+    assert score("The answer is: tea and The Lock and Key", example)["precision"] == 1 / 2
     assert score("salt, wool, The Lock and Key", example)["recall"] == 0
 
 

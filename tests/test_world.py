@@ -28,7 +28,7 @@ from fastmem.tiny.world.world_relations import (
     questions,
     statements,
 )
-from fastmem.tiny.world.world_splits import SPLITS, examples, shown_examples
+from fastmem.tiny.world.world_splits import SPLITS, examples, shown_examples, subject_of
 from fastmem.tiny.world.world_templates import capitalized, choose, fill, with_article
 from fastmem.tiny.world.world_writer import Writer
 
@@ -298,7 +298,7 @@ def test_splits_are_large_and_cut_by_limit(split, part, rows):
 
 def test_splits_and_training_are_the_same_in_another_process_with_another_hash_seed():
     program = (
-        "from itertools import islice; from fastmem.tiny.world.world_splits import SPLITS, examples, shown_examples\n"
+        "from itertools import islice; from fastmem.tiny.world.world_splits import SPLITS, examples\n"
         "from tools.training_mixture import FINISH, Mixture\n"
         "print(repr([examples(split, 'test', 4) for split in SPLITS]), list(islice(Mixture(3, FINISH), 60)))"
     )
@@ -404,6 +404,13 @@ def test_disagreeing_rows_state_both_answers_in_their_order(part, rows):
     assert 0.3 < sum(remembered_first) / len(remembered_first) < 0.7
 
 
+def test_the_subject_of_a_row_is_the_one_of_its_id(rows):
+    for (split, _), some in rows.items():
+        for row in some:
+            slug = "".join(c if c.isalnum() else "-" for c in subject_of(row).lower())
+            assert slug == ("" if split == "world_free" else row.id.rpartition("/")[2])
+
+
 def test_chains_need_both_sentences(rows):
     for row in rows["world_hop", "dev"]:
         _, names, subject = row.id.split("/")
@@ -475,7 +482,7 @@ def test_shown_rows_contradict_and_are_short():
     for count in (1, 3):
         found = shown_examples("test", count)
         assert len(found) == count
-        assert all(row in shown and 100 <= len(row.context) <= 300 for row in found)
+        assert all(row in shown and 100 <= len(row.context) <= 300 and "\n" not in row.context for row in found)
 
 
 def test_unknown_split_part_and_numbers_are_refused():

@@ -164,6 +164,6 @@ def examples(
 
 @cache
 def shown_examples(part: Part, count: int) -> tuple[Example, ...]:
-    """Rows of `world_swap` to show to people: the first ones with documents of two to four lines."""
+    """Rows of `world_swap` to show to people: the first ones with one paragraph of two to four lines."""
     rows = examples("world_swap", part, 20 * count)
-    return tuple(row for row in rows if 100 <= len(row.context) <= 300)[:count]
+    return tuple(row for row in rows if 100 <= len(row.context) <= 300 and "\n" not in row.context)[:count]
