@@ -67,6 +67,8 @@ BELIEVED_SHARE = 0.55
 """This share of the documents of kind `disputed` is answered as the document says, the others from memory. The model
 learns to find both answers and to be unsure; without this stage it had mostly not found the statement where it
 answered from memory, and FastMem turned 27 of 76 such answers, with it 85 of 122."""
+MORE_QUESTIONS = 4
+"""At most so many further questions follow the first about a document: practice that needs no further text."""
 KNOWN_SHARE = 0.35
 """This share of the lists, objects, summaries and chains of two facts is about known subjects, and true."""
 
@@ -222,7 +224,8 @@ class EnglishMixture:
         question = self.writer.question(fact)
         if kind == "no_instruction":
             return Document(kind, request_turn(context, question), self.writer.plain_statement(fact))
-        return self._conversation(kind, context, [(question, answer)])
+        others = self._asked([one for one in told if one is not fact], self.random.randint(0, MORE_QUESTIONS))
+        return self._conversation(kind, context, [(question, answer), *others])
 
     def _interview(self) -> Document:
         """Up to six questions about one context, the cheapest way to practice reading."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from random import Random
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ class Stage(NamedTuple):
     rates: tuple[float, float]  # multiples of --learning-rate at the start and the end, linear in between
     statement_weight: float = 0.5  # loss weight of plain statements; that of answers is 1
     user_weight: float = 0.25  # loss weight of instructions, contexts and questions
+    user_share: float = 1.0  # of the documents with that weight; of the others, it is 0, which saves their head
     answer_first: float = 0.0  # share of the statements that must name the answer before the subject
 
 
@@ -35,7 +37,7 @@ STAGES = (
     Stage(3, BOTH, 1_500_000, (0.7, 0.0), 0.25, 0.05),
     Stage(4, TRUST, 1_200_000, (0.35, 0.0), 0.25, 0.05),
     Stage(5, FINISH, 4_500_000, (0.6, 0.0), 0.25, 0.05),
-    Stage(6, TURNED, 2_400_000, (0.5, 0.0), 0.25, 0.05, 0.5),
+    Stage(6, TURNED, 2_400_000, (0.5, 0.0), 0.25, 0.05, answer_first=0.5),
 )
 
 
@@ -72,12 +74,12 @@ def batches(
         [SPECIAL["header_start"], SPECIAL["header_end"], "assistant"]
     )
 
-    def weigh(tokens: list[int], answer_weight: float) -> list[float]:
+    def weigh(tokens: list[int], answer_weight: float, user_weight: float) -> list[float]:
         """The loss weight of each token: `answer_weight` in assistant turns after the header and its line end."""
-        weights, weight = [0.0], stage.user_weight
+        weights, weight = [0.0], user_weight
         for index in range(1, len(tokens)):
             if tokens[index] == header_start:
-                weight = stage.user_weight
+                weight = user_weight
             elif index > 2 and tokens[index - 2] == header_end and tokens[index - 3] == assistant:
                 weight = answer_weight
             weights.append(weight)
@@ -85,6 +87,7 @@ def batches(
 
     stream = iter(documents)
     shuffle = torch.Generator().manual_seed(seed + stage.seed)
+    share = Random(seed + stage.seed)
     while True:
         drawn = list(islice(stream, 2048))
         encoded = tokenizer([render(document) for document in drawn], add_special_tokens=False)["input_ids"]
@@ -102,6 +105,9 @@ def batches(
             weights = torch.zeros(ids.shape)
             for position, (tokens, document) in enumerate(groups[index]):
                 answer_weight = 1.0 if document.user is not None else stage.statement_weight
+                learned = document.user is None or share.random() < stage.user_share
                 ids[position, : len(tokens)] = torch.tensor(tokens)
-                weights[position, : len(tokens)] = torch.tensor(weigh(tokens, answer_weight))
+                weights[position, : len(tokens)] = torch.tensor(
+                    weigh(tokens, answer_weight, stage.user_weight if learned else 0.0)
+                )
             yield Batch(ids, weights)
