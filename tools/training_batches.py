@@ -99,6 +99,7 @@ def batches(
                 groups.append(group)
                 group = []
             group.append(row)
+        groups.append(group)
         for index in torch.randperm(len(groups), generator=shuffle).tolist():
             longest = rounded(len(groups[index][-1][0]))
             ids = torch.full((len(groups[index]), longest), tokenizer.pad_token_id)
