@@ -16,7 +16,7 @@ TOKENIZER_DOCUMENTS = 8000
 
 ENGLISH_STAGES = (
     Stage(0, english.REMEMBER, 10 * MILLION, (1.0, 1.0)),
-    Stage(1, english.READ, 40 * MILLION, (1.0, 1.0)),
+    Stage(1, english.READ, 40 * MILLION, (1.0, 1.0), 0.5, 0.25, 0.3),
     Stage(2, english.BOTH, 50 * MILLION, (0.7, 0.7), 0.25, 0.25, 0.2),
     Stage(3, english.FINISH, 28 * MILLION, (0.7, 0.1), 0.25, 0.25, 0.2),
     Stage(4, english.DISPUTE, 15 * MILLION, (0.5, 0.0), 0.25, 0.25, 0.2),
