@@ -44,13 +44,13 @@ READ: Shares = {
     "passages": 0.27, "turned": 0.02, "long": 0.01, "no_instruction": 0.01,
 }  # fmt: skip
 BOTH: Shares = {
-    "statements": 0.06, "recall": 0.09, "known_context": 0.07, "new_context": 0.08, "interview": 0.18, "passing": 0.08,
-    "turned": 0.03, "irrelevant": 0.03, "unanswerable": 0.04, "hop": 0.02, "list": 0.02, "json": 0.02, "summary": 0.02,
-    "passages": 0.23, "long": 0.02, "no_instruction": 0.01,
+    "statements": 0.08, "recall": 0.15, "known_context": 0.07, "new_context": 0.07, "interview": 0.16, "passing": 0.08,
+    "turned": 0.03, "irrelevant": 0.03, "unanswerable": 0.03, "hop": 0.02, "list": 0.02, "json": 0.02, "summary": 0.02,
+    "passages": 0.20, "long": 0.01, "no_instruction": 0.01,
 }  # fmt: skip
-FINISH: Shares = BOTH | {"statements": 0.055, "recall": 0.087, "contradicting": 0.008}
+FINISH: Shares = BOTH | {"statements": 0.075, "recall": 0.147, "contradicting": 0.008}
 DISPUTE: Shares = BOTH | {
-    "statements": 0.05, "recall": 0.07, "known_context": 0.09, "interview": 0.12, "passing": 0.05, "passages": 0.18,
+    "statements": 0.06, "recall": 0.12, "known_context": 0.09, "interview": 0.11, "passing": 0.05, "passages": 0.16,
     "disputed": 0.15,
 }  # fmt: skip
 """The share of each kind of document in a stage of training, named by what the stage is about; each adds up to 1."""
