@@ -5,7 +5,7 @@ import torch
 from tools.batched_muon import BatchedMuon, orthogonal
 from tools.encoder_decoder_batches import for_encoder_decoder
 from tools.model_shapes import FAMILIES, Shape, new_model, train_tokenizer
-from tools.training_batches import Batch, render
+from tools.training_batches import Batch, Stage, batches, render
 from tools.training_mixture import Document
 
 TEXTS = ["The ship of Oakmere carries wool and salt.", "Who sails it? Clara does, and she sails alone."] * 20
@@ -71,6 +71,20 @@ def test_an_encoder_reads_up_to_the_first_answer_and_the_decoder_writes_the_rest
     assert len(set(lengths[1:])) > 2
     moved = rows.input_ids[0].tolist().index(batch.ids[0, 1].item(), lengths[0])
     assert batch.weights[0, :2].tolist() == [0, weights[0, moved]]
+
+
+def test_contexts_are_learned_in_the_share_that_a_stage_asks_for():
+    """Answers always count; of the documents with a user turn, only that share has a weight in front of them."""
+    document = Document("recall", "Who is the captain of the Heron?", "Clara Whitfield")
+    tokenizer = train_tokenizer([render(document)], Shape("llama", 400, 8, 8, 1, 1))
+    learned = []
+    for share in (0.0, 0.3, 1.0):
+        stage = Stage(0, {}, 10**6, (1.0, 1.0), user_weight=0.25, user_share=share)
+        batch = next(batches(tokenizer, stage, [document] * 2048, 0, 10**6))
+        assert (batch.weights == 1).any(dim=1).all()
+        assert set(batch.weights.unique().tolist()) <= {0, 0.25, 1}
+        learned.append((batch.weights == 0.25).any(dim=1).float().mean().item())
+    assert learned == pytest.approx([0.0, 0.3, 1.0], abs=0.04)
 
 
 @pytest.mark.parametrize("muon", ["torch", "batched"])

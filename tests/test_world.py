@@ -565,7 +565,7 @@ def test_unanswerable_questions_have_the_share_that_was_asked_for():
             share, abs=0.012
         )
     answers = answers_of(FINISH, 3000)
-    assert 0.02 < sum(answer.endswith(UNANSWERABLE) for answer in answers) / len(answers) < 0.06
+    assert 0.015 < sum(answer.endswith(UNANSWERABLE) for answer in answers) / len(answers) < 0.035
     for share in (0.0, 1.0):
         made = islice(Mixture(5, {"unanswerable": 1.0}, named=share), 60)
         assert all(document.assistant == f"The answer is: {UNANSWERABLE}" for document in made)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from random import Random
 from typing import NamedTuple
 
 import torch
@@ -45,12 +46,12 @@ def batches(
         [SPECIAL["header_start"], SPECIAL["header_end"], "assistant"]
     )
 
-    def weigh(tokens: list[int], answer_weight: float) -> list[float]:
+    def weigh(tokens: list[int], answer_weight: float, user_weight: float) -> list[float]:
         """The loss weight of each token: `answer_weight` in assistant turns after the header and its line end."""
-        weights, weight = [0.0], stage.user_weight
+        weights, weight = [0.0], user_weight
         for index in range(1, len(tokens)):
             if tokens[index] == header_start:
-                weight = stage.user_weight
+                weight = user_weight
             elif index > 2 and tokens[index - 2] == header_end and tokens[index - 3] == assistant:
                 weight = answer_weight
             weights.append(weight)
@@ -58,6 +59,7 @@ def batches(
 
     stream = iter(documents)
     shuffle = torch.Generator().manual_seed(seed + stage.seed)
+    share = Random(seed + stage.seed)
     while True:
         drawn = list(islice(stream, 2048))
         encoded = tokenizer([render(document) for document in drawn], add_special_tokens=False)["input_ids"]
@@ -69,12 +71,16 @@ def batches(
                 groups.append(group)
                 group = []
             group.append(row)
+        groups.append(group)
         for index in torch.randperm(len(groups), generator=shuffle).tolist():
             longest = rounded(len(groups[index][-1][0]))
             ids = torch.full((len(groups[index]), longest), tokenizer.pad_token_id)
             weights = torch.zeros(ids.shape)
             for position, (tokens, document) in enumerate(groups[index]):
                 answer_weight = 1.0 if document.user is not None else stage.statement_weight
+                learned = document.user is None or share.random() < stage.user_share
                 ids[position, : len(tokens)] = torch.tensor(tokens)
-                weights[position, : len(tokens)] = torch.tensor(weigh(tokens, answer_weight))
+                weights[position, : len(tokens)] = torch.tensor(
+                    weigh(tokens, answer_weight, stage.user_weight if learned else 0.0)
+                )
             yield Batch(ids, weights)

@@ -41,19 +41,18 @@ REMEMBER: Shares = {
     "no_instruction": 0.02,
 }  # fmt: skip
 READ: Shares = {
-    "statements": 0.10, "recall": 0.11, "known_context": 0.10, "new_context": 0.20, "interview": 0.12,
-    "passages": 0.30, "turned": 0.02, "long": 0.03, "no_instruction": 0.02,
+    "statements": 0.08, "recall": 0.11, "known_context": 0.12, "new_context": 0.22, "interview": 0.16,
+    "passages": 0.27, "turned": 0.02, "long": 0.01, "no_instruction": 0.01,
 }  # fmt: skip
 BOTH: Shares = {
-    "statements": 0.08, "recall": 0.09, "known_context": 0.07, "new_context": 0.05, "interview": 0.14, "passing": 0.08,
-    "turned": 0.03, "irrelevant": 0.03, "unanswerable": 0.04, "hop": 0.04, "list": 0.03, "json": 0.03, "summary": 0.03,
-    "passages": 0.20, "long": 0.04, "no_instruction": 0.02,
+    "statements": 0.08, "recall": 0.15, "known_context": 0.07, "new_context": 0.07, "interview": 0.16, "passing": 0.08,
+    "turned": 0.03, "irrelevant": 0.03, "unanswerable": 0.03, "hop": 0.02, "list": 0.02, "json": 0.02, "summary": 0.02,
+    "passages": 0.20, "long": 0.01, "no_instruction": 0.01,
 }  # fmt: skip
-FINISH: Shares = BOTH | {"statements": 0.075, "recall": 0.087, "contradicting": 0.008}
-DISPUTE: Shares = {
-    "statements": 0.07, "recall": 0.07, "known_context": 0.09, "new_context": 0.06, "interview": 0.12, "passing": 0.06,
-    "turned": 0.03, "irrelevant": 0.03, "unanswerable": 0.03, "hop": 0.03, "list": 0.03, "json": 0.03, "summary": 0.03,
-    "passages": 0.13, "long": 0.03, "no_instruction": 0.01, "disputed": 0.15,
+FINISH: Shares = BOTH | {"statements": 0.075, "recall": 0.147, "contradicting": 0.008}
+DISPUTE: Shares = BOTH | {
+    "statements": 0.06, "recall": 0.12, "known_context": 0.09, "interview": 0.11, "passing": 0.05, "passages": 0.16,
+    "disputed": 0.15,
 }  # fmt: skip
 """The share of each kind of document in a stage of training, named by what the stage is about; each adds up to 1."""
 
@@ -68,6 +67,8 @@ BELIEVED_SHARE = 0.55
 """This share of the documents of kind `disputed` is answered as the document says, the others from memory. The model
 learns to find both answers and to be unsure; without this stage it had mostly not found the statement where it
 answered from memory, and FastMem turned 27 of 76 such answers, with it 85 of 122."""
+MORE_QUESTIONS = 4
+"""At most so many further questions follow the first about a document: practice that needs no further text."""
 KNOWN_SHARE = 0.35
 """This share of the lists, objects, summaries and chains of two facts is about known subjects, and true."""
 
@@ -236,7 +237,8 @@ class Mixture:
         question = self.writer.question(fact)
         if kind == "no_instruction":
             return Document(kind, request_turn(context, question), self.writer.plain_statement(fact))
-        return self._conversation(kind, context, [(question, answer)])
+        others = self._asked([one for one in told if one is not fact], self.random.randint(0, MORE_QUESTIONS))
+        return self._conversation(kind, context, [(question, answer), *others])
 
     def _interview(self) -> Document:
         """Up to six questions about one context, the cheapest way to practice reading."""

@@ -19,14 +19,15 @@ class Stage(NamedTuple):
     rates: tuple[float, float]  # multiples of --learning-rate at the start and the end, linear in between
     statement_weight: float = 0.5  # loss weight of plain statements; that of answers is 1
     user_weight: float = 0.25  # loss weight of instructions, contexts and questions
+    user_share: float = 1.0  # of the documents with that weight; of the others, it is 0, which saves their head
 
 
 STAGES = (
     Stage(0, REMEMBER, 10 * MILLION, (1.0, 1.0)),
-    Stage(1, READ, 40 * MILLION, (1.0, 1.0)),
-    Stage(2, BOTH, 50 * MILLION, (0.7, 0.7), 0.25, 0.05),
-    Stage(3, FINISH, 28 * MILLION, (0.7, 0.1), 0.25, 0.05),
-    Stage(4, DISPUTE, 15 * MILLION, (0.5, 0.0), 0.25, 0.05),
+    Stage(1, READ, 40 * MILLION, (1.0, 1.0), 0.5, 0.25, 0.3),
+    Stage(2, BOTH, 50 * MILLION, (0.7, 0.7), 0.25, 0.25, 0.2),
+    Stage(3, FINISH, 28 * MILLION, (0.7, 0.1), 0.25, 0.25, 0.2),
+    Stage(4, DISPUTE, 15 * MILLION, (0.5, 0.0), 0.25, 0.25, 0.2),
 )
 """143 million tokens: first facts, then reading, at last documents that contradict what the model remembers."""
 TOKENIZER_STAGE = 3
