@@ -8,8 +8,9 @@ from itertools import islice, product
 from random import Random
 
 import pytest
-from tools.training_mixture import BELIEVED_SHARE, BOTH, DISPUTE, FINISH, READ, REMEMBER, Mixture
+from tools.training_mixture import BELIEVED_SHARE, Mixture
 from tools.training_passages import filled, templates
+from tools.training_stages import BOTH, DISPUTE, FINISH, READ, REMEMBER
 
 from fastmem.errors import InputError
 from fastmem.tiny.world import INSTRUCTION, mentions, world_names
@@ -299,7 +300,8 @@ def test_splits_are_large_and_cut_by_limit(split, part, rows):
 def test_splits_and_training_are_the_same_in_another_process_with_another_hash_seed():
     program = (
         "from itertools import islice; from fastmem.tiny.world.world_splits import SPLITS, examples\n"
-        "from tools.training_mixture import FINISH, Mixture\n"
+        "from tools.training_mixture import Mixture\n"
+        "from tools.training_stages import FINISH\n"
         "print(repr([examples(split, 'test', 4) for split in SPLITS]), list(islice(Mixture(3, FINISH), 60)))"
     )
     outputs = {

@@ -35,26 +35,7 @@ from fastmem.tiny.world.world_writer import Writer, arranged, with_others
 from tools.training_passages import filled, templates
 
 Shares = dict[str, float]
-
-REMEMBER: Shares = {
-    "statements": 0.28, "recall": 0.26, "known_context": 0.18, "new_context": 0.14, "passages": 0.12,
-    "no_instruction": 0.02,
-}  # fmt: skip
-READ: Shares = {
-    "statements": 0.08, "recall": 0.11, "known_context": 0.12, "new_context": 0.22, "interview": 0.16,
-    "passages": 0.27, "turned": 0.02, "long": 0.01, "no_instruction": 0.01,
-}  # fmt: skip
-BOTH: Shares = {
-    "statements": 0.08, "recall": 0.15, "known_context": 0.07, "new_context": 0.07, "interview": 0.16, "passing": 0.08,
-    "turned": 0.03, "irrelevant": 0.03, "unanswerable": 0.03, "hop": 0.02, "list": 0.02, "json": 0.02, "summary": 0.02,
-    "passages": 0.20, "long": 0.01, "no_instruction": 0.01,
-}  # fmt: skip
-FINISH: Shares = BOTH | {"statements": 0.075, "recall": 0.147, "contradicting": 0.008}
-DISPUTE: Shares = BOTH | {
-    "statements": 0.06, "recall": 0.12, "known_context": 0.09, "interview": 0.11, "passing": 0.05, "passages": 0.16,
-    "disputed": 0.15,
-}  # fmt: skip
-"""The share of each kind of document in a stage of training, named by what the stage is about; each adds up to 1."""
+"""The share of each kind of document; they add up to 1."""
 
 UNANSWERABLE_SHARE = 0.02
 """Of the questions about passages, this share is not answered by them; at most about 0.1 can be reached."""
@@ -99,7 +80,7 @@ class Mixture:
     def __init__(
         self,
         seed: int,
-        shares: Shares = REMEMBER,
+        shares: Shares,
         *,
         unanswerable: float = UNANSWERABLE_SHARE,
         named: float = NAMED_SHARE,

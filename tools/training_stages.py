@@ -4,10 +4,30 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple
 
-from tools.training_mixture import BOTH, DISPUTE, FINISH, READ, REMEMBER, Document, Mixture, Shares
+from tools.training_mixture import Document, Mixture, Shares
 
 MILLION = 1_000_000
 TOKENIZER_DOCUMENTS = 8000
+
+REMEMBER: Shares = {
+    "statements": 0.28, "recall": 0.26, "known_context": 0.18, "new_context": 0.14, "passages": 0.12,
+    "no_instruction": 0.02,
+}  # fmt: skip
+READ: Shares = {
+    "statements": 0.08, "recall": 0.11, "known_context": 0.12, "new_context": 0.22, "interview": 0.16,
+    "passages": 0.27, "turned": 0.02, "long": 0.01, "no_instruction": 0.01,
+}  # fmt: skip
+BOTH: Shares = {
+    "statements": 0.08, "recall": 0.15, "known_context": 0.07, "new_context": 0.07, "interview": 0.16, "passing": 0.08,
+    "turned": 0.03, "irrelevant": 0.03, "unanswerable": 0.03, "hop": 0.02, "list": 0.02, "json": 0.02, "summary": 0.02,
+    "passages": 0.20, "long": 0.01, "no_instruction": 0.01,
+}  # fmt: skip
+FINISH: Shares = BOTH | {"statements": 0.075, "recall": 0.147, "contradicting": 0.008}
+DISPUTE: Shares = BOTH | {
+    "statements": 0.06, "recall": 0.12, "known_context": 0.09, "interview": 0.11, "passing": 0.05, "passages": 0.16,
+    "disputed": 0.15,
+}  # fmt: skip
+"""The share of each kind of document in a stage of training, named by what the stage is about; each adds up to 1."""
 
 
 class Stage(NamedTuple):
