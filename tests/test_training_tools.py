@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tools import training_stages
 from tools.batched_muon import BatchedMuon, orthogonal
 from tools.encoder_decoder_batches import for_encoder_decoder
 from tools.model_shapes import FAMILIES, Shape, new_model, train_tokenizer
@@ -92,6 +93,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(muon, tmp_path, mon
     from tools import train_embedded_model as tool
 
     monkeypatch.setattr(tool, "STAGES", tuple(stage._replace(tokens=6000) for stage in tool.STAGES[:2]))
+    monkeypatch.setattr(training_stages, "TOKENIZER_DOCUMENTS", 200)
     monkeypatch.setattr(tool, "CHECKPOINT_STEPS", 2)
     small = (
         "--vocabulary 400 --hidden-size 32 --intermediate-size 48 --layers 1 --heads 2 --batch-tokens 1024 --rows 1"
