@@ -1,4 +1,4 @@
-"""studies/study_rows.py: what the documents of every kind hold, the scores, the halves of NQ, the texts without labels."""
+"""studies/study_rows.py: what documents of every kind hold, the scores, the halves of NQ, texts without labels."""
 
 import json
 
