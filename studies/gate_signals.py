@@ -50,7 +50,7 @@ class BaseAnswer:
             logits = llm.split_model.head(llm.split_model.tail(activations)).float()
             found = logits.log_softmax(-1).gather(1, tokens[chosen, None].to(logits.device))
             means.append(float(found.mean()))
-        return cls(means[0], means[-1], read[example.prompt].split(1)[0])
+        return cls(means[0], means[-1], read[example.prompt].rows(slice(0, 1)))
 
 
 def overlap(question: str, document: str) -> float:

@@ -4,8 +4,8 @@
     python -m studies.when_to_memorize --output DIR/nq-mini --model FOLDER --data nq_swap_dev_333.json
     python -m studies.when_to_memorize --table --output DIR --figure when-to-memorize.svg --json when-to-memorize.json
 
-**Question.** A memory makes a model believe its document. Which documents should not be believed, what does a memory of
-them do, and can one tell before the answer is given?
+**Question.** A memory makes a model believe its document. Which documents should not be memorized, what does a memory
+of them do, and can one tell before the answer is given?
 
 **Design.** Every row has a document in the prompt and is answered without and with a memory of it, greedy. Kinds of
 rows of the embedded world: the document agrees with what the model knows, contradicts it, is about a new subject,
