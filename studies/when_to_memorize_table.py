@@ -3,6 +3,7 @@
 A folder holds a folder for every model, with dev.jsonl and test.jsonl.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ import numpy as np
 
 from fastmem.lab.report.content import mean_text
 from fastmem.lab.run.run_files import write_json
-from fastmem.lab.scores.statistics import Comparison, Mean, compare, mean
+from fastmem.lab.scores.statistics import Comparison, compare, mean
 from studies.area_under_curve import auroc, resampled, shown
 from studies.compared_ways import BASE, holm
 from studies.when_to_memorize import FIRST, KINDS, MEMORY, SECOND, TWO_ANSWERS, chosen_rate, memory_name, read
@@ -26,7 +27,7 @@ AREAS = {"(a) corrected, not spoiled": True, "(b) not spoiled, of all": False}  
 
 @dataclass(frozen=True)
 class Effect:
-    """A share without and with a memory, in percent of 1. corrected: the p-value after Holm's correction."""
+    """Two shares of the same rows. without: the first. corrected: the p-value after Holm's correction."""
 
     without: float
     comparison: Comparison
@@ -63,11 +64,16 @@ class Answers:
         signals = {name: values[chosen] for name, values in self.signals.items()}
         return Answers(self.kinds[chosen], self.groups[chosen], self.before[chosen], self.after[chosen], signals)
 
+    @functools.cached_property
+    def resamples(self) -> np.ndarray:
+        """[1 + R, N]: how often every row is drawn."""
+        return resampled(self.groups)
+
     def areas(self, gate: "Gate", only_changed: bool, once: bool = False) -> np.ndarray:
         """[1 + R]: the area (a) of the gate, among the changed rows, or (b), among all. once: without resamples."""
         spoiled = self.before & ~self.after
         rows = self.before != self.after if only_changed else np.full(len(spoiled), True)
-        weights = np.ones((1, len(spoiled))) if once else resampled(self.groups)
+        weights = np.ones((1, len(spoiled))) if once else self.resamples
         if not rows.any():
             return np.full(len(weights), np.nan)
         return auroc(gate.values(self)[rows], ~spoiled[rows], weights[:, rows])
@@ -232,7 +238,7 @@ def signal_table(results: Results) -> Iterator[str]:
 
 def gate_lines(results: Results) -> Iterator[str]:
     """The gate of development rows on test rows, beside memorizing always and never."""
-    always, never = (share_text(mean(v.tolist())) for v in (results.test.after, results.test.before))
+    always, never = (mean_text(mean(v.tolist())) for v in (results.test.after, results.test.before))
     perfect = float((results.test.after | results.test.before).mean())
     if results.gate is None:
         yield f"- no gate: development rows lack corrected or spoiled ones. Always {always}, never {never}."
@@ -240,15 +246,11 @@ def gate_lines(results: Results) -> Iterator[str]:
     decided = results.gate.right(results.test)
     memorized = float((results.gate.values(results.test) >= results.gate.threshold).mean())
     yield f"- gate: memorize if {results.gate.text} ({memorized:.0%} of the test rows)"
-    yield f"- right: gate {share_text(mean(decided.tolist()))}, always {always}, never {never}, a perfect gate {perfect:.3f}"
+    gated = mean_text(mean(decided.tolist()))
+    yield f"- right: gate {gated}, always {always}, never {never}, a perfect gate {perfect:.3f}"
     for name, effect in results.against.items():
         yield f"- gate less {name}: {effect.text}, p = {effect.corrected:.2g} (corrected)"
     yield f"- {'worth having' if results.worth_having else 'not worth having'} on this model"
-
-
-def share_text(share: Mean) -> str:
-    """A share with its interval."""
-    return mean_text(share)
 
 
 def document(results: Mapping[str, Results]) -> dict[str, Any]:
