@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from studies import gate_signals, study_rows, when_to_memorize, when_to_memorize_table
+from studies.area_under_curve import RESAMPLES
 from studies.compared_ways import BASE
 from studies.when_to_memorize_table import Answers, Gate
 
@@ -107,7 +108,7 @@ def test_the_areas_are_those_of_pairs():
     # (b): spoiled 3, 9 against 1, 2, 5, 4, 2.5; 3 is below 5 and 4, which are the two wrong pairs of ten.
     assert answers.areas(low, False, once=True).tolist() == [pytest.approx(8 / 10)]
     assert answers.areas(Gate("good", 1), True, once=True).tolist() == [pytest.approx(1 / 6)]
-    assert len(answers.areas(low, True)) == 1 + when_to_memorize_table.resampled(answers.groups).shape[0] - 1
+    assert len(answers.areas(low, True)) == 1 + RESAMPLES
     assert math.isnan(answers_of([1, 2], [0, 1], [1, 1]).areas(low, True, once=True)[0])  # nothing was spoiled
 
 
