@@ -101,7 +101,7 @@ def measured(llm: FastMem, row: Row, wanted: Sequence[Condition], others: ReadTe
     """By condition: whether the answer is right, its text, and the signals. The base is answered in any case, because
     the signals are about its answer. others: the answers whose change is the drift."""
     example = row.example
-    readings = {text: llm.read(llm.memory_tokens(text)) for text in {one.document for one in wanted if one.rate}}
+    readings = {text: llm.read(llm.memory_tokens(text)) for text in {one.document for one in wanted}}
     memories = {one.name: memorized(llm, readings[one.document], one.rate) for one in wanted if one.rate is not None}
     requests = [llm.request(example.prompt, max_new_tokens=row.max_new_tokens)]
     requests += [
@@ -119,8 +119,7 @@ def measured(llm: FastMem, row: Row, wanted: Sequence[Condition], others: ReadTe
             assert score is not None
             cell["said"] = {name.split()[0]: bool(value) for name, value in score(text, example).items()}
         if memory is None:
-            document = llm.read(llm.memory_tokens(one.document))
-            cell["signals"] = before_memorizing(llm, example, document, base)
+            cell["signals"] = before_memorizing(llm, example, readings[one.document], base)
         else:
             cell["signals"] = after_memorizing(llm, memory, readings[one.document], base, others)
             llm.release(memory)

@@ -283,8 +283,10 @@ def document(results: Mapping[str, Results]) -> dict[str, Any]:
 
 def known(areas: np.ndarray) -> list[float | None]:
     """The value and, if there are resamples, the ends of its interval; None where there is none."""
-    ends = np.nanpercentile(areas[1:], [2.5, 97.5]) if len(areas) > 1 and not np.isnan(areas[0]) else []
-    return [None if np.isnan(value) else round(float(value), 6) for value in (areas[0], *ends)]
+    if np.isnan(areas[0]):
+        return [None]
+    ends = np.nanpercentile(areas[1:], [2.5, 97.5]) if len(areas) > 1 else ()
+    return [round(float(value), 6) for value in (areas[0], *ends)]
 
 
 def worth_having(results: Mapping[str, Results]) -> bool:
@@ -306,7 +308,7 @@ def figure(results: Mapping[str, Results], path: Path) -> None:
         left.set_xlabel("right answers with a memory, less without")
         gates = {signal: signed(found.dev, signal) for signal in found.dev.signals}
         areas = {signal: known(found.test.areas(gate, True)) for signal, gate in gates.items()}
-        points = {signal: (a[0], a[1], a[2]) for signal, a in areas.items() if a[0] is not None}
+        points = {signal: (value, *ends) for signal, (value, *ends) in areas.items() if value is not None}
         draw(other, points, 0.5)
         other.set_xlabel("area under the curve, corrected against spoiled")
     drawn.savefig(path)
@@ -328,6 +330,7 @@ def show(folder: Path, figure_path: Path | None, json_path: Path | None) -> None
     results = {
         path.parent.name: Results.of(read(path.with_name("dev.jsonl")), read(path))
         for path in sorted(folder.glob("*/test.jsonl"))
+        if read(path)
     }
     for model, found in results.items():
         sizes = f"{len(found.dev.kinds)} development and {len(found.test.kinds)} test rows, rate {found.rate:g}"

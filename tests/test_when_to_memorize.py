@@ -29,7 +29,7 @@ def test_the_signals_are_those_of_plain_models(llm):
     base = gate_signals.BaseAnswer.of(llm, example, answer)
     document = llm.read(llm.memory_tokens(example.context))
     before = gate_signals.before_memorizing(llm, example, document, base)
-    memory = llm.memorize(example.context)
+    memory = when_to_memorize.memorized(llm, document, 2e-3)
     others = gate_signals.other_answers(llm)
     after = gate_signals.after_memorizing(llm, memory, document, base, others)
 
