@@ -314,7 +314,7 @@ def figure(results: Mapping[str, Results], path: Path) -> None:
     drawn.savefig(path)
 
 
-def draw(axis: Any, bars: Mapping[str, tuple[float | None, float | None, float | None]], line: float) -> None:
+def draw(axis: Any, bars: Mapping[str, Sequence[float | None]], line: float) -> None:
     """Values with their 95 % intervals, the first at the top."""
     for place, (value, low, high) in enumerate(reversed(bars.values())):
         assert value is not None
