@@ -3,7 +3,7 @@
 A *kind* is what the document does: it contradicts what the model knows or agrees with it, it is irrelevant to the
 question, it says two things, and so on. `WORLD` and `NQ` have the task of every kind; `tiny/world/world_splits.py`
 says what the splits of the world are. A row is right by the main score of its task. Of NQ, development rows are the
-half that `fastmem search` may use. Without labels are the texts of `texts`, which no row uses as its document.
+half that `fastmem search` may use. `texts` gives documents and questions without labels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,8 +95,8 @@ def with_other_passages(examples: Sequence[Example]) -> list[Example]:
 
 
 def texts(data: Path | None) -> Neutral:
-    """Documents and questions without labels. Those of the world's documents are about subjects that no training text
-    mentions; the kind `new` has them too."""
+    """Documents and questions without labels. No row of NQ has them. Of the world, the documents are about subjects
+    that no training text mentions, as in development rows of the kind `new`, the questions those of `recalled`."""
     if data is None:
         contexts = [e.context for e in embedded_world.examples("world_new", "dev", 8 * DOCUMENTS)]
         documents = [text for text in contexts if len(text.split()) > DOCUMENT_WORDS][:DOCUMENTS]
