@@ -153,7 +153,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def chosen_rate(dev: Sequence[dict[str, Any]]) -> float:
     """The rate that development rows choose."""
     rows = [row["cells"] for row in dev if row["kind"] in CHOOSING_KINDS]
-    return chosen_rates(rows, [Way(MEMORY, RATES, lambda *_: None)])[MEMORY]  # type: ignore[arg-type, return-value]
+    return chosen_rates(rows, [Way(MEMORY, RATES, lambda *_: None)])[MEMORY]  # type: ignore[arg-type]
 
 
 def study(llm: FastMem, folder: Path, data: Path | None, limits: dict[world.Part, int]) -> None:

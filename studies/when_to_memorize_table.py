@@ -157,8 +157,8 @@ class Results:
                 key = f"{name} {rate:g}"
                 rows = [row for row in test if row["kind"] == kind and {BASE, key} <= row["cells"].keys()]
                 for what in SAID if rows else ():
-                    values = ([row["cells"][each]["said"][what] for row in rows] for each in (BASE, key))
-                    pairs[kind, name, what] = (*values, [row["group"] for row in rows])
+                    without, given = ([row["cells"][each]["said"][what] for row in rows] for each in (BASE, key))
+                    pairs[kind, name, what] = (without, given, [row["group"] for row in rows])
         gate, against = chosen_gate(known), {}
         if gate is not None:
             decided = gate.right(new).tolist()
@@ -316,7 +316,7 @@ def figure(results: Mapping[str, Results], path: Path) -> None:
 
 def draw(axis: Any, bars: Mapping[str, Sequence[float | None]], line: float) -> None:
     """Values with their 95 % intervals, the first at the top."""
-    for place, (value, low, high) in enumerate(reversed(bars.values())):
+    for place, (value, low, high) in enumerate(list(bars.values())[::-1]):
         assert value is not None
         ends = [[value - (value if low is None else low)], [(value if high is None else high) - value]]
         axis.errorbar([value], [place], xerr=np.maximum(ends, 0), fmt="o", markersize=4, color="#1f77b4")
