@@ -37,7 +37,8 @@ correction. Otherwise the advice is by kind: do not memorize where the paired di
 by Holm over all comparisons of the two tables of a model. The areas depend on the mixture of kinds, which is even
 here; they are also given without `disagree` and `self`, where it is a convention which answer is right.
 
-Rows are written as they are answered; a second call continues. The kinds take turns, so an unfinished file has all.
+Rows that are longer than the model's positions are left out, and their number is printed. Rows are written as they are
+answered; a second call continues. The kinds take turns, so an unfinished file has all.
 """
 
 import argparse
@@ -54,6 +55,7 @@ from fastmem.lab.run.run_files import Appender, complete_rows
 from fastmem.lab.tasks import TASKS
 from fastmem.learn.memorize import drain
 from fastmem.learn.optimize import Reading
+from fastmem.prompts import token_count
 from fastmem.tiny import world
 from studies import study_rows
 from studies.compared_ways import BASE, CHOOSING_KINDS, NQ_KINDS, Cells, Way, chosen_rates, load
@@ -63,6 +65,7 @@ from studies.which_layer import RATES, STEPS
 
 KINDS = ("agrees", "contradicts", "new", "turned", "long", "irrelevant", "unanswerable", "disagree", "self")
 TWO_ANSWERS = ("disagree", "self")
+FRAME = 32  # tokens that a chat template may add
 MEMORY, FIRST, SECOND = "memory", "first alone", "second alone"
 
 
@@ -163,7 +166,16 @@ def study(llm: FastMem, folder: Path, data: Path | None, limits: dict[world.Part
     for part, limit in limits.items():
         rates = RATES if part == "dev" else (chosen_rate(read(folder / "dev.jsonl")),)
         found = list(study_rows.in_turns(study_rows.rows(data, part, kinds, limit)))
-        run(llm, found, rates, part == "test", folder / f"{part}.jsonl")
+        fitting = [row for row in found if fits(llm, row)]
+        if len(fitting) < len(found):
+            print(f"{part}: {len(found) - len(fitting)} rows are too long for the model", file=sys.stderr)
+        run(llm, fitting, rates, part == "test", folder / f"{part}.jsonl")
+
+
+def fits(llm: FastMem, row: Row) -> bool:
+    """Whether prompt and answer are within the model's positions; the document alone is shorter."""
+    limit = llm.split_model.max_positions
+    return limit is None or token_count(llm.tokenizer, row.example.prompt) + FRAME + row.max_new_tokens <= limit
 
 
 def main(arguments: list[str] | None = None) -> None:
