@@ -14,8 +14,8 @@ times: with the memory, without it, and without it and without the document in t
 for every token of the answer's content (what follows "The answer is:", without final punctuation and without the end
 token), the three log-probabilities and the Jensen-Shannon divergence of the two tails. `grounding_table.py` has the
 scores.
-Rows: documents that contradict what the model knows, that agree, that are irrelevant (the passage of another question,
-which holds neither the subject nor the answer), and, in the embedded world, that name the answer before the subject
+Rows: documents that contradict what the model knows, that agree, that are irrelevant (they hold neither subject nor
+answer; on NQ the passage of another question), and, in the embedded world, that name the answer before the subject
 ("turned"). Up to 200 development and 500 test rows of each kind; nq-mini has 116 and 181.
 Labels:
 (a) right: the answer is what the document says. An irrelevant document does not say it, so no answer to it is right.
