@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,13 @@ def test_two_documents_that_disagree_are_also_memorized_alone():
             assert row.example.choices[other] not in text
         assert len(when_to_memorize.conditions(row, (0.5, 1.0), alone=False)) == 3
     assert len(when_to_memorize.conditions(rows["self"][0], (0.5,), alone=True)) == 2
+
+
+def test_a_row_that_exceeds_the_positions_of_the_model_does_not_fit(llm):
+    (row,) = study_rows.rows(None, "dev", ["agrees"], 1)["agrees"]
+    many = replace(row, example=replace(row.example, context=" ".join([row.example.context] * 60)))
+    assert when_to_memorize.fits(llm, row)
+    assert not when_to_memorize.fits(llm, many)
 
 
 def answers_of(signal, before, after):
