@@ -36,12 +36,13 @@ REQUESTS = ("world_json", "world_summary")
 _NEXT_SENTENCE = re.compile(r"""[.!?]["')]*\s|\n""")
 
 
-def examples(split: str, part: str) -> Iterator[Example]:
+def examples(split: str, part: str, limit: int | None = None) -> Iterator[Example]:
     """The rows of `split`, a key of `TASKS`; `part` is "dev" or "test". A fact has one id and group in all splits.
 
-    The choices are the answers that are said first and second, or the facts of a summary.
+    The choices are the answers that are said first and second, or the facts of a summary. limit: only the first rows.
     """
-    for row in world.examples(split, one_of(part, world.PARTS, "part of the embedded world")):  # type: ignore[arg-type]
+    known: world.Part = one_of(part, world.PARTS, "part of the embedded world")  # type: ignore[assignment]
+    for row in world.examples(split, known, limit):
         yield _example(split, row)
 
 
