@@ -91,13 +91,13 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(muon, tmp_path, mon
     def interrupted(checkpoint, folder):
         write(checkpoint, folder)
         written.append(checkpoint)
-        if len(written) == 4:
+        if [one.stage for one in written[-2:]] == [0, 1]:  # the first one of the second stage
             raise KeyboardInterrupt
 
     monkeypatch.setattr(tool.Checkpoint, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tool.main(["--output", str(tmp_path / "cut"), *options])
-    assert written[-1].stage == 1  # in the second stage
+    assert written[-1].stage == 1
     tool.main(["--output", str(tmp_path / "cut"), *options])
     whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
