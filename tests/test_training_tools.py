@@ -111,7 +111,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(muon, tmp_path, mon
     monkeypatch.setattr(tool.Checkpoint, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tool.main(["--output", str(tmp_path / "cut"), *options])
-    assert written[-1].stage == 1  # in the second stage
+    assert written[-1].stage == 1
     tool.main(["--output", str(tmp_path / "cut"), *options])
     whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
