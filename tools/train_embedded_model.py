@@ -4,7 +4,7 @@ A tokenizer (byte-level BPE) and a Llama of 5.2 million weights, trained on 16.6
 53 minutes at 5,200 tokens per second on two idle CPU cores with bfloat16 units; the shipped run shared them and took
 89 minutes. Without such units, `--precision float32` is twice as fast (2,300 tokens per second against 1,050).
 
-`--world english` trains on the world in plain English instead: 140 million tokens, on a GPU (`--device cuda
+`--world english` trains on the world in plain English instead: 143 million tokens, on a GPU (`--device cuda
 --batch-tokens 32768 --muon batched`). Two idle CPU cores without bfloat16 units read 54 million tokens in four hours
 (`--scale 0.39 --batch-tokens 8192 --muon batched --precision float32 --compile`: 4,600 tokens per second).
 
