@@ -375,15 +375,18 @@ def test_a_host_that_is_none_is_refused(host: str) -> None:
         _check_address(host, 8000)
 
 
-def test_an_address_of_a_family_that_the_machine_lacks_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
+def test_a_family_of_addresses_that_the_machine_lacks_is_passed_over_if_it_has_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from fastmem.cli.serve_command import _check_address
 
     known = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)
     lacking = [(9999, *one[1:]) for one in known]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [*lacking, *known])
     _check_address("localhost", 0)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: lacking)
+    with pytest.raises(InputError, match="cannot listen on localhost, port 0"):
+        _check_address("localhost", 0)
 
 
 def test_an_address_in_use_is_refused_before_the_model_is_loaded(fastmem: Runner, tmp_path: Path) -> None:

@@ -196,12 +196,17 @@ def _check_address(host: str, port: int) -> None:
     import socket
 
     try:
-        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        missing: list[OSError] = []
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, _, _, _, address in found:
             try:
                 socket.create_server(address, family=family).close()
             except OSError as error:
                 if error.errno != errno.EAFNOSUPPORT:  # a machine without IPv6; asyncio passes over it, too
                     raise
+                missing.append(error)
+        if len(missing) == len(found):
+            raise missing[0]
     except (OSError, UnicodeError) as error:  # a name with a surrogate cannot be looked up
         reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
         text = f"the server cannot listen on {host}, port {port} ({reason}): give another address."
