@@ -1,7 +1,7 @@
 """The embedded model: a tiny Llama-shaped model that was trained on the facts of an invented world.
 
 `MODEL_DIR` is an ordinary transformers folder inside the package, `RECIPE` the default recipe for that model.
-Importing them loads neither weights nor torch. `world.py` makes facts, contexts and questions;
+Importing them loads neither weights nor torch. `world/` makes facts, documents and questions in plain English;
 `tools/train_embedded_model.py` in the repository made the weights.
 """
 
