@@ -33,7 +33,7 @@ def examples() -> Iterator[Example]:
 
 
 # For the method one-shot: a worked example, and the reply to it.
-SHOT = Shot(example("Maplewick", "eight"), "nine")
+SHOT = Shot(example("Maplewick", "eight"), "eight")
 
 
 def score(text: str, example: Example) -> dict[str, bool | float]:

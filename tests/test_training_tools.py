@@ -88,8 +88,7 @@ def test_contexts_are_learned_in_the_share_that_a_stage_asks_for():
     assert learned == pytest.approx([0.0, 0.3, 1.0], abs=0.04)
 
 
-@pytest.mark.parametrize("muon", ["torch", "batched"])
-def test_an_interrupted_training_goes_on_to_the_same_weights(muon, tmp_path, monkeypatch):
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     from tools import train_embedded_model as tool
 
     monkeypatch.setattr(tool, "STAGES", tuple(stage._replace(tokens=6000) for stage in tool.STAGES[:2]))
@@ -98,7 +97,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(muon, tmp_path, mon
     small = (
         "--vocabulary 400 --hidden-size 32 --intermediate-size 48 --layers 1 --heads 2 --batch-tokens 1024 --rows 1"
     )
-    options = [*small.split(), "--precision", "float32", "--muon", muon]
+    options = [*small.split(), "--precision", "float32"]
     tool.main(["--output", str(tmp_path / "whole"), *options])
     write, written = tool.Checkpoint.write, []
 

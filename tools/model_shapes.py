@@ -43,7 +43,7 @@ class Shape(NamedTuple):
 
 
 EMBEDDED = Shape("llama", 4096, 256, 768, 6, 4)
-"""The model that comes with FastMem: 5,770,496 weights, 11.5 MB in bfloat16."""
+"""The model that comes with FastMem: 5,770,496 weights, 11.5 MB in float16."""
 
 # What a family's configuration needs besides the size. All tie the head to the embeddings, but GPT-NeoX.
 FAMILIES: dict[str, dict[str, object]] = {
