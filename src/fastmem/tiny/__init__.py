@@ -9,5 +9,5 @@ from pathlib import Path
 
 MODEL_DIR = Path(__file__).parent / "model"
 
-RECIPE: dict[str, float | int] = {"learning_rate": 5e-4, "steps": 10, "kl_weight": 0.1}
+RECIPE: dict[str, float | int] = {"learning_rate": 2e-3, "steps": 10, "kl_weight": 0.1}
 """Keyword arguments of `fastmem.Recipe` that show the effect best on the embedded model (`tiny/model/README.md`)."""
