@@ -10,14 +10,15 @@ from fastmem.tiny.world import SPLITS, examples, is_right, prompt_of
 from fastmem.tiny.world.world_names import pools
 
 MAX_WEIGHT_BYTES = 12_000_000
-SCALE = 1.0
-"""The share of each stage's tokens that the weights were trained on."""
+
+LEAST_COMMON = 0.8
+"""Of the tokens of the shipped tokenizer."""
 
 # What the weights reach. Shares of right answers on 40 development rows, alone:
-FLOORS = {"world_open": 0.95, "world": 0.95, "world_new": 0.9, "world_swap": 0.45}
+FLOORS = {"world_open": 0.95, "world": 0.95, "world_new": 0.75, "world_swap": 0.6}
 # On 24 development rows with FastMem:
-LEAST_GAIN, LEAST_RIGHT, MOST_LOST, MOST_TURNED = 5, 22, 1, 3
-"""More right answers than alone on `world_swap`; right ones there; fewer on `world`; more on `world_turned`."""
+LEAST_GAIN, LEAST_RIGHT, MOST_LOST = 3, 20, 1
+"""More right answers than alone on `world_swap`; right ones there; fewer on `world`."""
 
 # --- the folder ---
 
@@ -36,7 +37,8 @@ def test_trained_json_records_the_training():
     report = json.loads((MODEL_DIR / "trained.json").read_text())
     assert report["stages"] == json.loads(json.dumps([stage._asdict() for stage in STAGES]))
     assert set(report["accuracy_dev"]) == set(SPLITS)
-    assert report["options"]["scale"] == SCALE
+    assert report["options"]["scale"] == 1.0
+    assert report["tokens"] == pytest.approx(sum(stage.tokens for stage in STAGES), rel=0.01)  # whole batches
 
 
 def test_recipe_is_the_one_of_the_card():
@@ -45,7 +47,7 @@ def test_recipe_is_the_one_of_the_card():
     assert f"`{written}`" in (MODEL_DIR / "README.md").read_text()
 
 
-def test_training_writes_a_folder_that_loads_with_the_tokenizer_of_the_shipped_one(tmp_path, capsys, monkeypatch):
+def test_training_writes_a_folder_that_loads_with_a_tokenizer_like_the_shipped_one(tmp_path, capsys, monkeypatch):
     from tools import train_embedded_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -54,9 +56,10 @@ def test_training_writes_a_folder_that_loads_with_the_tokenizer_of_the_shipped_o
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["tokens"] >= 1
     assert set(report["accuracy_dev"]) == set(SPLITS)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(MODEL_DIR).get_vocab()
-    assert len(tokenizer) == AutoModelForCausalLM.from_pretrained(tmp_path).config.vocab_size
+    # Documents were added to the training after the shipped tokenizer was made.
+    vocabulary, shipped = (set(AutoTokenizer.from_pretrained(folder).get_vocab()) for folder in (tmp_path, MODEL_DIR))
+    assert len(vocabulary & shipped) >= LEAST_COMMON * len(shipped)
+    assert len(vocabulary) == AutoModelForCausalLM.from_pretrained(tmp_path).config.vocab_size
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +112,8 @@ def test_weights_know_the_world_and_read_contexts(loaded):
     assert reached["world_swap"] <= reached["world"] - 0.1, reached
 
 
-def test_fastmem_repairs_what_begins_with_the_subject_and_nothing_else(loaded):
-    """The results of the card on a few examples: better on `world_swap`, no worse on `world`, no gain on turned."""
+def test_fastmem_corrects_answers_to_contradicting_documents_and_costs_little_elsewhere(loaded):
+    """The results of the card on a few examples: better on `world_swap`, hardly worse on `world`."""
     from fastmem import FastMem, Recipe
 
     llm = FastMem(*loaded)
@@ -126,4 +129,3 @@ def test_fastmem_repairs_what_begins_with_the_subject_and_nothing_else(loaded):
     assert contradicting >= right("world_swap", False) + LEAST_GAIN
     assert contradicting >= LEAST_RIGHT
     assert right("world", True) >= right("world", False) - MOST_LOST
-    assert right("world_turned", True) <= right("world_turned", False) + MOST_TURNED
