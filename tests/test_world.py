@@ -8,9 +8,10 @@ from itertools import islice, product
 from random import Random
 
 import pytest
+from tools import training_stages
 from tools.training_mixture import BELIEVED_SHARE, Mixture
 from tools.training_passages import filled, templates
-from tools.training_stages import BOTH, DISPUTE, FINISH, READ, REMEMBER
+from tools.training_stages import FINISH, REMEMBER
 
 from fastmem.errors import InputError
 from fastmem.tiny.world import INSTRUCTION, mentions, world_names
@@ -33,7 +34,7 @@ from fastmem.tiny.world.world_splits import SPLITS, examples, shown_examples, su
 from fastmem.tiny.world.world_templates import capitalized, choose, fill, with_article
 from fastmem.tiny.world.world_writer import Writer
 
-STAGES = [REMEMBER, READ, BOTH, FINISH, DISPUTE]
+STAGES = [stage.shares for stage in training_stages.STAGES]
 CONTRADICTING = ("world_swap", "world_turned", "world_long")
 FAMOUS = [
     "Florence Nightingale",
@@ -480,11 +481,11 @@ def test_prompts_are_those_of_the_prompts_module(rows):
 
 
 def test_shown_rows_contradict_and_are_short():
-    shown = examples("world_swap", "test", 60)
-    for count in (1, 3):
-        found = shown_examples("test", count)
+    for part, count in (("dev", 1), ("test", 3)):
+        found = shown_examples(part)
         assert len(found) == count
-        assert all(row in shown and 100 <= len(row.context) <= 300 and "\n" not in row.context for row in found)
+        assert all(row in examples("world_swap", part) for row in found)
+        assert all(100 <= len(row.context) <= 300 and "\n" not in row.context for row in found)
 
 
 def test_unknown_split_part_and_numbers_are_refused():
@@ -527,7 +528,7 @@ def test_training_tells_no_other_answer_about_the_world_but_in_contradicting_doc
 
 
 def test_contradicting_documents_are_few_and_answered_from_the_document():
-    assert [shares.get("contradicting", 0.0) for shares in STAGES] == [0, 0, 0, 0.008, 0]
+    assert [shares.get("contradicting", 0.0) for shares in STAGES] == [0, 0, 0, 0, 0.005, 0]
     plain = {
         (fill(form, {"s": fact.subject}).lower()): fact.answer
         for fact in facts()
@@ -546,7 +547,7 @@ def test_contradicting_documents_are_few_and_answered_from_the_document():
 
 def test_disputed_documents_are_believed_by_chance():
     """The answer is that of the document or that of the world."""
-    assert [shares.get("disputed", 0.0) for shares in STAGES] == [0, 0, 0, 0, 0.15]
+    assert [shares.get("disputed", 0.0) for shares in STAGES] == [0, 0, 0, 0, 0, 0.1]
     made = list(islice(Mixture(6, {"disputed": 1.0}), 400))
     answers = {fact.answer for fact in facts()}
     replies = [document.assistant.removeprefix("The answer is: ") for document in made]

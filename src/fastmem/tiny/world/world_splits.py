@@ -58,6 +58,14 @@ from fastmem.tiny.world.world_relations import statements
 from fastmem.tiny.world.written_by_hand import written_by_hand
 
 MAX_DRAWS = 500
+SHOWN: dict[Part, tuple[str, ...]] = {
+    "dev": ("captain/the-compass-of-promise",),
+    "test": (
+        "instrument/harold-prescott",
+        "inn_town/the-hedgehog-and-thimble",
+        "setting/an-education-of-small-mercies",
+    ),
+}
 
 
 def stable_hash(*parts: object) -> int:
@@ -163,7 +171,6 @@ def examples(
 
 
 @cache
-def shown_examples(part: Part, count: int) -> tuple[Example, ...]:
-    """Rows of `world_swap` to show to people: the first ones with one paragraph of two to four lines."""
-    rows = examples("world_swap", part, 20 * count)
-    return tuple(row for row in rows if 100 <= len(row.context) <= 300 and "\n" not in row.context)[:count]
+def shown_examples(part: Part) -> tuple[Example, ...]:
+    """Rows of `world_swap` to show to people: short ones that the shipped model alone answers from what it learned."""
+    return tuple(row for row in examples("world_swap", part) if row.id.removeprefix("world_swap/") in SHOWN[part])
