@@ -41,8 +41,6 @@ def test_the_first_two_commands_are_targets_of_the_makefile() -> None:
 def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path: Path) -> None:
     document = "Craneworth has a new mayor. Her name is Nell Mallory. Its phone has 4 digits."
     (tmp_path / "notice.txt").write_text(document)
-        "Craneworth has a new mayor. Her name is Nell Mallory. Its phone has 4 digits."
-    )
     commands = [command for command in COMMANDS if command.startswith("fastmem ")]
     assert len(commands) >= 4
     for command in commands:
