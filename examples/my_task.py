@@ -2,15 +2,15 @@
 
     fastmem eval --task examples/my_task.py --model Qwen/Qwen3-0.6B --methods base,fastmem --output runs/mine
 
-Without --model it runs too, but the embedded model answers questions about its own world only. `examples` is all that
-a task needs; the rest of this file is optional.
+Without --model it runs too, but the embedded model is small and was trained on other prompts. `examples` is all
+that a task needs; the rest of this file is optional.
 """
 
 from collections.abc import Iterator
 
 from fastmem.lab.tasks import Example, Shot
 
-OFFICES = {"Tarn": "noon", "Orvel": "six", "Brack": "half past four"}
+OFFICES = {"Craneworth": "nine", "Alderhurst": "six", "Hollowford": "half past four"}
 
 # The user turn. Without a template it is the paper's, which asks for "The answer is: ...".
 TEMPLATE = "Read this notice.\n\n{context}\n\n{question} Answer with the time alone."
@@ -33,7 +33,7 @@ def examples() -> Iterator[Example]:
 
 
 # For the method one-shot: a worked example, and the reply to it.
-SHOT = Shot(example("Quell", "nine"), "nine")
+SHOT = Shot(example("Maplewick", "eight"), "eight")
 
 
 def score(text: str, example: Example) -> dict[str, bool | float]:

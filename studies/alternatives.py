@@ -7,9 +7,10 @@
 **Question.** FastMem tunes the last FFN on the document. Does something else give more right answers, does less harm,
 or costs less? In particular: does a better prompt do as well for nothing?
 
-**Design.** Rows, choice of rates and tests are those of `compared_ways.py`; the paper's prompt holds the document in
-every way. All that is tuned has the same objective (cross entropy + 0.1 KL to the untouched model on the document's
-tokens), AdamW, and the same number of steps, at one of three rates chosen on development rows.
+**Design.** Rows, choice of rates and tests are those of `compared_ways.py`; the prompt of the task, which is the
+paper's but for JSON objects and summaries, holds the document in every way. All that is tuned has the same objective
+(cross entropy + 0.1 KL to the untouched model on the document's tokens), AdamW, and the same number of steps, at one
+of three rates chosen on development rows.
 
 - *FastMem*: all weights of the last FFN. *LoRA* (arXiv 2106.09685): rank 8, alpha 16, on the last FFN and all FFNs by
   FastMem's own `parametrization="lora"`, on attention and everywhere by peft. *Full tuning*: every parameter.
@@ -46,11 +47,11 @@ from fastmem import FastMem, Memory, Recipe
 from fastmem.answer.request import Request
 from fastmem.lab.tasks import Example
 from fastmem.learn.memorize import drain
-from fastmem.prompts import QUESTION_OPENING, question_alone, question_prompt, with_mark
-from studies import which_layer
-from studies.compared_ways import BASE, NEW_TOKENS, Made, Way, load, size_of, timed
+from fastmem.prompts import QUESTION_OPENING
+from studies import study_rows, which_layer
+from studies.compared_ways import BASE, Made, Way, load, size_of, timed
 from studies.memory_variants import memories
-from studies.rate_without_labels import world_material
+from studies.study_rows import Row
 from studies.tuned_parameters import Logits, Parameters, logits_of, tune, untouched_logits
 from studies.which_layer import RATES, STEPS, act, base, everything, ffn, parser, weights
 
@@ -69,8 +70,8 @@ def memory_way(make: Callable[[FastMem, str, float], Memory]) -> Maker:
     def made(llm: FastMem, document: str, rate: float) -> Made:
         memory, seconds = timed(lambda: make(llm, document, rate))
 
-        def request(example: Example) -> Request:
-            return llm.with_memory(llm.prepare(example.prompt, "fastmem", max_new_tokens=NEW_TOKENS), memory)
+        def request(row: Row) -> Request:
+            return llm.request(row.example.prompt, memory, "fastmem", max_new_tokens=row.max_new_tokens)
 
         return Made(seconds, memory.size_bytes, request, loss=memory.trace[-1].loss if memory.trace else None)
 
@@ -172,11 +173,11 @@ def queries(llm: FastMem, document: str, rate: float) -> Made:
     return tuned(llm, document, rate, frozen, frozen.start)
 
 
-def prompt_way(prompt: Callable[[str, str], str]) -> Maker:
-    """Another prompt. prompt: from document and question to the user turn."""
+def prompt_way(prompt: Callable[[Example], str]) -> Maker:
+    """Another prompt. prompt: from an example to the user turn."""
 
     def make(llm: FastMem, document: str, rate: float) -> Made:
-        return Made(request=lambda example: llm.prepare(prompt(document, example.question), max_new_tokens=NEW_TOKENS))
+        return Made(request=lambda row: llm.request(prompt(row.example), max_new_tokens=row.max_new_tokens))
 
     return make
 
@@ -185,10 +186,14 @@ def decoding_way(method: str) -> Maker:
     """A contrast of the untouched model; the rate is its alpha."""
 
     def make(llm: FastMem, document: str, rate: float) -> Made:
-        def request(example: Example) -> Request:
-            alone = question_alone(example.question)
+        def request(row: Row) -> Request:
+            example = row.example
             return llm.prepare(
-                example.prompt, method, max_new_tokens=NEW_TOKENS, without_context=alone, alpha=rate or 0.5
+                example.prompt,
+                method,
+                max_new_tokens=row.max_new_tokens,
+                without_context=example.prompt_without_context,
+                alpha=rate or 0.5,
             )
 
         return Made(request=request)
@@ -196,20 +201,21 @@ def decoding_way(method: str) -> Maker:
     return make
 
 
-def twice(document: str, question: str) -> str:
-    """The paper's prompt with the document two times."""
-    return question_prompt(f"{document} {document}", question)
+def twice(example: Example) -> str:
+    """The prompt with the document two times."""
+    return replace(example, context=f"{example.context} {example.context}").prompt
 
 
-def stronger(document: str, question: str) -> str:
-    """The paper's prompt after a sentence that asks to believe the context."""
-    return STRONGER + question_prompt(document, question)
+def stronger(example: Example) -> str:
+    """The prompt after a sentence that asks to believe the context."""
+    return STRONGER + example.prompt
 
 
-def opinion(document: str, question: str) -> str:
-    """The paper's prompt in the form of arXiv 2303.11315."""
-    asked = with_mark(question).removesuffix("?")
-    return question_prompt(f'Bob said, "{document}"', f"{asked} in Bob's opinion?")
+def opinion(example: Example) -> str:
+    """The prompt in the form of arXiv 2303.11315."""
+    asked, mark = example.question.strip().rstrip("?."), "." if example.template else "?"
+    told = f'Bob said, "{example.context}"'
+    return replace(example, context=told, question=f"{asked} in Bob's opinion{mark}").prompt
 
 
 def lora(targets: list[str]) -> Callable[[], Any]:
@@ -274,7 +280,7 @@ def ways() -> list[Way]:
 
 def print_losses(llm: FastMem) -> None:
     """The loss on one document before the last step, at rates around those of every way."""
-    document = world_material("dev").documents[0]
+    document = study_rows.texts(None).documents[0]
     for way in ways():
         if len(way.rates) > 1:
             found = {rate: way.make(llm, document, rate).loss for rate in (way.rates[0] / 4, *way.rates)}

@@ -1,8 +1,9 @@
 """What `which_layer.py` and `alternatives.py` share: rows, the choice of rates, the run, the tables and the figure.
 
-A *way* turns one document into something that answers questions about it. Every way is tried at three rates on
-development rows. The best is the one with the largest sum of the shares of right answers over the kinds of rows, of
-equals the middle one. Test rows are answered at that rate only. Seconds are processor time of making the memory.
+A *way* turns one document into something that answers a question about it. The rows are those of `study_rows.py`,
+right by the main score of their task. Every way is tried at three rates on development rows of the first three kinds.
+The best is the one with the largest sum of the shares of right answers over these kinds, of equals the middle one.
+Test rows of all kinds are answered at that rate only. Seconds are processor time of making the memory.
 """
 
 import math
@@ -10,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from statistics import median
 from typing import Any
 
@@ -23,28 +23,16 @@ from fastmem.answer.running_batch import answers
 from fastmem.lab.report.content import mean_text
 from fastmem.lab.run.run_files import Appender, complete_rows
 from fastmem.lab.scores.statistics import Comparison, compare
-from fastmem.lab.search.search import score_of
-from fastmem.lab.tasks import Example
 from fastmem.tiny import world
-from studies.rate_without_labels import nq_material, world_material
+from studies import study_rows
+from studies.study_rows import Row
 from studies.tuned_parameters import greedy
 
-KINDS = ("contradicts", "turned", "agrees", "irrelevant")
+KINDS = ("contradicts", "agrees", "irrelevant", "turned", "hop", "list", "json", "summary")
+CHOOSING_KINDS = KINDS[:3]  # of the rows that choose a rate
+NQ_KINDS = KINDS[:2]  # no model here knows the answers of NQ, which an irrelevant document leaves to the model
 Cells = dict[str, Any]  # of one row: "name rate" -> right or wrong by kind, seconds, bytes, loss
-NEW_TOKENS = 32
 BASE = "base"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A document and the questions that are asked about it, by kind."""
-
-    document: str
-    questions: tuple[tuple[str, Example], ...]
-
-    @property
-    def id(self) -> str:
-        return "/".join(("+".join(kind for kind, _ in self.questions), self.questions[0][1].id))
 
 
 @dataclass(frozen=True)
@@ -57,7 +45,7 @@ class Made:
 
     seconds: float = 0.0
     bytes: int = 0
-    request: Callable[[Example], Request] | None = None
+    request: Callable[[Row], Request] | None = None
     logits: Callable[[Tensor, int], Tensor] | None = None
     loss: float | None = None
 
@@ -71,67 +59,27 @@ class Way:
     make: Callable[[FastMem, str, float], Made]
 
 
-def world_rows(part: world.Part, limit: int) -> list[Row]:
-    """Rows of the embedded world. An agreeing document is also asked about another subject, which the model knows and
-    the document does not mention: the irrelevant rows."""
-    kinds = world_material(part).rows
-    rows = [Row(row.context, (("contradicts", row),)) for row in kinds["contradicts"][:limit]]
-    if part == "test":  # the choice of rates does without
-        turned = world.examples("world_turned", part)[:limit]
-        for r in turned:
-            asked = Example(r.id, "question", r.context, r.question, r.answers, r.original_answers)
-            rows.append(Row(r.context, (("turned", asked),)))
-    agreeing = kinds["agrees"]
-    for row in agreeing[:limit]:
-        random = Random(row.id)
-        while True:
-            other = random.choice(agreeing)
-            subject = other.id.split("/")[-1].replace("-", " ")
-            if not world.mentions(row.context, subject) and not world.mentions(row.context, other.answers[0]):
-                break
-        irrelevant = Example(f"{row.id}+{other.id}", "question", row.context, other.question, other.answers)
-        rows.append(Row(row.context, (("agrees", row), ("irrelevant", irrelevant))))
-    return mixed(rows)
-
-
-def nq_rows(path: Path, part: world.Part, limit: int) -> list[Row]:
-    """Rows of NQ-SWAP and NQ, of the half that `search` gives to this part."""
-    kinds = nq_material(path, part).rows
-    return mixed([Row(row.context, ((kind, row),)) for kind, rows in kinds.items() for row in rows[:limit]])
-
-
-def mixed(rows: list[Row]) -> list[Row]:
-    """In an order that mixes the kinds, so that a run that was stopped early has some of each."""
-    return Random(0).sample(rows, len(rows))
-
-
-def texts(llm: FastMem, row: Row, made: Mapping[str, Made]) -> dict[tuple[str, str], str]:
-    """The answers of all ways to all questions of a row, by (way, kind)."""
-    requests = {
-        (name, kind): one.request(example)
-        for name, one in made.items()
-        if one.request is not None
-        for kind, example in row.questions
-    }
+def texts(llm: FastMem, row: Row, made: Mapping[str, Made]) -> dict[str, str]:
+    """The answers of all ways, by their names."""
+    requests = {name: one.request(row) for name, one in made.items() if one.request is not None}
     found = answers(llm.batch(), list(requests.values()), 64)
-    given = {key: answer.text for key, answer in zip(requests, found, strict=True)}
+    given = {name: answer.text for name, answer in zip(requests, found, strict=True)}
     tokenizer, stop = llm.preparer.require_tokenizer(), llm.preparer.stop_ids
-    for kind, example in row.questions:
-        prompt, guesses = llm.ids(example.prompt).tolist(), [list(answer.token_ids) for answer in found]
-        for name, one in made.items():
-            if one.logits is not None:
-                tokens = greedy(one.logits, prompt, guesses, stop, NEW_TOKENS)
-                given[name, kind] = tokenizer.decode(tokens, skip_special_tokens=True)
-                guesses.append(tokens)
+    prompt, guesses = llm.ids(row.example.prompt).tolist(), [list(answer.token_ids) for answer in found]
+    for name, one in made.items():
+        if one.logits is not None:
+            tokens = greedy(one.logits, prompt, guesses, stop, row.max_new_tokens)
+            given[name] = tokenizer.decode(tokens, skip_special_tokens=True)
+            guesses.append(tokens)
     return given
 
 
 def answered(llm: FastMem, row: Row, wanted: Sequence[tuple[Way, float]]) -> dict[str, Any]:
-    """By way and rate ("name rate"): right or wrong for every kind, seconds and bytes."""
-    made = {key(way, rate): way.make(llm, row.document, rate) for way, rate in wanted}
+    """By way and rate ("name rate"): right or wrong under the row's kind, seconds and bytes."""
+    made = {key(way, rate): way.make(llm, row.example.context, rate) for way, rate in wanted}
     given, cells = texts(llm, row, made), {}
     for name, one in made.items():
-        right = {kind: bool(score_of(given[name, kind], example)) for kind, example in row.questions}
+        right = {row.kind: row.right(given[name])}
         cells[name] = {"right": right, "seconds": round(one.seconds, 4), "bytes": one.bytes, "loss": one.loss}
     return cells
 
@@ -172,13 +120,13 @@ def study(
     """The development rows, the choice of the rates, the test rows of these kinds. rows: of each kind, by part."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in rows:
-        found = nq_rows(data, part, rows[part]) if data else world_rows(part, rows[part])
         if part == "dev":
             wanted = [(way, rate) for way in ways if len(way.rates) > 1 for rate in way.rates]
         else:
             chosen = chosen_rates(read(folder / "dev.jsonl"), ways)
             wanted = [(way, chosen[way.name]) for way in ways]
-            found = [row for row in found if row.questions[0][0] in kinds]
+        asked = [kind for kind in (CHOOSING_KINDS if part == "dev" else kinds) if not data or kind in NQ_KINDS]
+        found = list(study_rows.in_turns(study_rows.rows(data, part, asked, rows[part])))
         run(llm, found, wanted, folder / f"{part}.jsonl")
 
 
@@ -314,7 +262,7 @@ def figure(results: Mapping[str, Results], reference: str, path: Path) -> None:
         ways = [way for way in found.names if way != BASE][::-1]
         for offset, kind in enumerate(found.kinds):
             means = [against[way, kind][0].difference for way in ways]
-            places = [place + 0.15 * (1.5 - offset) for place in range(len(ways))]
+            places = [place + 0.4 - 0.8 * (offset + 0.5) / len(found.kinds) for place in range(len(ways))]
             values = [mean.value or 0.0 for mean in means]
             low = [
                 value - (value if mean.low is None else mean.low) for mean, value in zip(means, values, strict=True)

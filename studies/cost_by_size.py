@@ -57,7 +57,7 @@ from studies.quiet_machine import quietly, wait_until_quiet
 
 # hidden, FFN width, layers, heads, key-value heads, vocabulary, tied embeddings
 SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
-    "5m": (256, 704, 6, 8, 8, 2048, False),  # the embedded model's
+    "5m": (256, 704, 6, 8, 8, 2048, False),  # nearly the embedded model's
     "25m": (384, 1024, 8, 6, 6, 32768, True),
     "135m": (576, 1536, 30, 9, 3, 49152, True),  # SmolLM-135M
     "360m": (960, 2560, 32, 15, 5, 49152, True),  # SmolLM-360M

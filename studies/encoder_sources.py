@@ -2,7 +2,7 @@
 
     python -m studies.encoder_sources --model FOLDER --output FILE [--dev 60] [--test 200]
 
-Design: an encoder-decoder of the made-up world (tools/train_embedded_model.py, `--family mbart`). Questions whose
+Design: an encoder-decoder of the embedded world (tools/train_embedded_model.py, `--family mbart`). Questions whose
 context contradicts the world (world_swap), and questions about new subjects (world_new). The document is memorized
 with each source (nothing but an end token; a random half of its tokens; all of them), then the question is answered
 with the document in the prompt. The rate of each source is chosen on development rows of world_swap among three, for
@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tools.training_worlds import WORLDS
 
 from fastmem import FastMem, Recipe, Tokens
 from fastmem.lab.scores.statistics import compare, mean
+from fastmem.tiny import world
 
 SOURCES = ("nothing", "half", "document")
 RATES = (1e-3, 3e-3, 1e-2)
 SPLITS = ("world_swap", "world_new")
-WORLD = WORLDS["made-up"]
+NEW_TOKENS = 32
 
 
 def with_source(document: Tokens, source: str, seed: int) -> Tokens:
@@ -44,15 +44,15 @@ def with_source(document: Tokens, source: str, seed: int) -> Tokens:
 
 
 def rows(
-    llm: FastMem, split: str, part: str, start: int, count: int, rates: dict[str, tuple[float, ...]]
+    llm: FastMem, split: str, part: world.Part, start: int, count: int, rates: dict[str, tuple[float, ...]]
 ) -> Iterator[dict[str, Any]]:
     """Whether each example from `start` on is answered right: without a memory, and with one by source and rate."""
-    for number, example in list(enumerate(WORLD.examples(split, part, count)))[start:]:
-        prompt = WORLD.prompt_of(example)
+    for number, example in list(enumerate(world.examples(split, part, count)))[start:]:
+        prompt = world.prompt_of(example)
 
         def right(memory: Any, prompt: str = prompt, example: Any = example) -> bool:
-            answer = llm.generate(prompt, memory, max_new_tokens=WORLD.longest_reply)
-            return bool(WORLD.is_right(answer.text, example))
+            answer = llm.generate(prompt, memory, max_new_tokens=NEW_TOKENS)
+            return world.is_right(answer.text, example)
 
         found = {"split": split, "part": part, "number": number, "base": right(None)}
         for source, tried in rates.items():
@@ -64,7 +64,7 @@ def rows(
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m studies.encoder_sources", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder of an encoder-decoder of the made-up world")
+    parser.add_argument("--model", required=True, help="folder of an encoder-decoder of the embedded world")
     parser.add_argument("--output", type=Path, required=True, help="file for the rows")
     parser.add_argument("--dev", type=int, default=60, help="rows that choose the rates")
     parser.add_argument("--test", type=int, default=200, help="rows of each split that judge")
@@ -72,7 +72,9 @@ def main() -> None:
     llm = FastMem.from_pretrained(args.model)
     done = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.exists() else []
 
-    def measured(split: str, part: str, count: int, rates: dict[str, tuple[float, ...]]) -> list[dict[str, Any]]:
+    def measured(
+        split: str, part: world.Part, count: int, rates: dict[str, tuple[float, ...]]
+    ) -> list[dict[str, Any]]:
         kept = [row for row in done if (row["split"], row["part"]) == (split, part)]
         with args.output.open("a") as file:
             for row in rows(llm, split, part, len(kept), count, rates):

@@ -14,8 +14,8 @@ times: with the memory, without it, and without it and without the document in t
 for every token of the answer's content (what follows "The answer is:", without final punctuation and without the end
 token), the three log-probabilities and the Jensen-Shannon divergence of the two tails. `grounding_table.py` has the
 scores.
-Rows: documents that contradict what the model knows, that agree, that are irrelevant (the passage of another question,
-which holds neither the subject nor the answer), and, in the embedded world, that name the answer before the subject
+Rows: documents that contradict what the model knows, that agree, that are irrelevant (they hold neither subject nor
+answer; on NQ the passage of another question), and, in the embedded world, that name the answer before the subject
 ("turned"). Up to 200 development and 500 test rows of each kind; nq-mini has 116 and 181.
 Labels:
 (a) right: the answer is what the document says. An irrelevant document does not say it, so no answer to it is right.
@@ -33,10 +33,9 @@ Rows are written as they are answered; a second call continues. The kinds take t
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
@@ -45,36 +44,11 @@ from fastmem import FastMem, Memory
 from fastmem.lab.run.run_files import Appender
 from fastmem.lab.scores.grading import graded
 from fastmem.lab.tasks import Example
-from fastmem.tiny import world
-from studies.rate_without_labels import nq_material, world_material
+from studies import study_rows
+from studies.study_rows import NEW_TOKENS, NQ_LEARNING_RATE, Row
 
 ROWS = {"dev": 200, "test": 500}
-NEW_TOKENS = 32
-NQ_LEARNING_RATE = 1e-3  # docs/results/effect.md, with the default of ten steps
-
-
-def world_rows(part: world.Part) -> dict[str, list[Example]]:
-    """The rows of the embedded world by kind. Their group is the fact, which several kinds ask for."""
-    found = {kind: list(rows) for kind, rows in world_material(part).rows.items()}
-    found["turned"] = [
-        Example(r.id, "question", r.context, r.question, r.answers, r.original_answers)
-        for r in world.examples("world_turned", part)
-    ]
-    return {kind: [replace(e, group=e.id.split("/", 1)[1]) for e in rows] for kind, rows in found.items()}
-
-
-def nq_rows(path: Path, part: world.Part) -> dict[str, list[Example]]:
-    """The rows of NQ-SWAP and NQ, and those of NQ with the passage of another question."""
-    found = {kind: list(rows) for kind, rows in nq_material(path, part).rows.items()}
-    irrelevant = []
-    for row in found["agrees"]:
-        random = Random(row.id)
-        while True:
-            other = random.choice(found["agrees"])
-            if other.group != row.group and not any(world.mentions(other.context, answer) for answer in row.answers):
-                irrelevant.append(replace(row, context=other.context))
-                break
-    return found | {"irrelevant": irrelevant}
+KINDS = ("contradicts", "agrees", "irrelevant", "turned")
 
 
 def content(tokenizer: Any, answer: Sequence[int]) -> slice:
@@ -117,8 +91,9 @@ def token_scores(llm: FastMem, example: Example, answer: Sequence[int], memory: 
     return [[round(value, 7) for value in token] for token in torch.stack(columns, 1)[chosen].tolist()]
 
 
-def answered(llm: FastMem, kind: str, example: Example) -> dict[str, Any]:
+def answered(llm: FastMem, asked: Row) -> dict[str, Any]:
     """One row of the output."""
+    kind, example = asked.kind, asked.example
     memory = llm.memorize(example.context)
     answer = llm.generate(example.prompt, memory, "fastmem", max_new_tokens=NEW_TOKENS)
     scores = graded(answer.text, example)
@@ -135,14 +110,6 @@ def answered(llm: FastMem, kind: str, example: Example) -> dict[str, Any]:
     return row
 
 
-def in_turns(rows: dict[str, list[Example]], limit: int) -> Iterator[tuple[str, Example]]:
-    """The first rows of every kind, the kinds in turn."""
-    for number in range(limit):
-        for kind, examples in rows.items():
-            if number < len(examples):
-                yield kind, examples[number]
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Answer one part of one model's rows."""
     parser = argparse.ArgumentParser(prog="python -m studies.grounding", description=(__doc__ or "").split("\n")[0])
@@ -156,13 +123,13 @@ def main(arguments: list[str] | None = None) -> None:
     llm = FastMem.from_pretrained(args.model, dtype=torch.float32)
     if args.data:
         llm.recipe = replace(llm.recipe, learning_rate=NQ_LEARNING_RATE)
-    rows = nq_rows(args.data, args.part) if args.data else world_rows(args.part)
-    wanted = list(in_turns(rows, args.limit or ROWS[args.part]))
+    limit = args.limit or ROWS[args.part]
+    wanted = list(study_rows.in_turns(study_rows.rows(args.data, args.part, KINDS, limit)))
     with Appender(args.output / f"{args.part}.jsonl") as file:
         done = {(row["kind"], row["id"]) for row in file.rows}
-        for number, (kind, example) in enumerate(wanted):
-            if (kind, example.id) not in done:
-                file.append(answered(llm, kind, example))
+        for number, row in enumerate(wanted):
+            if (row.kind, row.example.id) not in done:
+                file.append(answered(llm, row))
                 print(f"{args.part}: row {number + 1} of {len(wanted)}", end="\r", file=sys.stderr, flush=True)
 
 

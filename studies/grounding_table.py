@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from fastmem.lab.report.content import interval_text
 from fastmem.lab.run.run_files import complete_rows
+from studies.area_under_curve import auroc, resampled, shown
 
-RESAMPLES, SEED = 2000, 0
 ABSTAIN = (0.1, 0.2, 0.5)
 TURNING = ("contradicts", "turned")  # kinds whose documents contradict what the model knows
 
@@ -80,24 +79,6 @@ class Answers:
         found["(c) answerable"] = (everything, self.kinds != "irrelevant")
         return found
 
-    def weights(self) -> np.ndarray:
-        """[1 + R, N]: how often every row is drawn: once each, then in every resample of the groups."""
-        random, (_, group) = np.random.default_rng(SEED), np.unique(self.groups, return_inverse=True)
-        count = group.max() + 1
-        drawn = random.multinomial(count, np.full(count, 1 / count), RESAMPLES)[:, group]
-        return np.concatenate([np.ones((1, len(group))), drawn])
-
-
-def auroc(values: np.ndarray, label: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[R]: for every row of weights [R, N], the share of pairs of a true and a false row in which the true one has the
-    larger value; equal values count half. NaN without such a pair."""
-    order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.diff(values[order], prepend=np.nan) != 0)
-    true, false = (np.add.reduceat((weights * side)[:, order], starts, axis=1) for side in (label, ~label))
-    below = np.cumsum(false, axis=1) - false
-    with np.errstate(invalid="ignore"):
-        return (true * (below + false / 2)).sum(1) / (true.sum(1) * false.sum(1))
-
 
 def kept_accuracy(values: np.ndarray, right: np.ndarray, weights: np.ndarray, kept: float) -> np.ndarray:
     """[R]: the share of right answers among the share `kept` of the rows with the highest values."""
@@ -106,14 +87,6 @@ def kept_accuracy(values: np.ndarray, right: np.ndarray, weights: np.ndarray, ke
     before = np.cumsum(drawn, axis=1) - drawn
     inside = np.clip(kept * drawn.sum(1, keepdims=True) - before, 0, drawn)
     return (inside * right[order]).sum(1) / inside.sum(1)
-
-
-def shown(resampled: np.ndarray, sign: str = "") -> str:
-    """The first value, with the interval from the others."""
-    if np.isnan(resampled[0]):
-        return "-"
-    low, high = np.nanpercentile(resampled[1:], [2.5, 97.5])
-    return interval_text(resampled[0], low, high, sign)
 
 
 def on_dev(models: Mapping[str, Answers], label: str) -> dict[str, list[float]]:
@@ -148,7 +121,7 @@ def test_table(models: Mapping[str, Answers], names: Sequence[str], plain: str) 
     heads = "".join(f" | {name} | less the probability" for name in names)
     lines = [f"| model | label | rows, true | {plain}{heads} |", "|---" * (4 + 2 * len(names)) + "|"]
     for model, answers in models.items():
-        weights = answers.weights()
+        weights = resampled(answers.groups)
         for label, (rows, truth) in answers.labels().items():
             counted = weights[:, rows]
             first = auroc(answers.scores[plain][rows], truth[rows], counted)
@@ -180,7 +153,7 @@ def together(dev: Mapping[str, Answers], test: Mapping[str, Answers], names: Seq
         known, new = (np.column_stack([one.scores[name] for name in names]) for one in (dev[model], answers))
         centre, spread = known.mean(0), known.std(0)
         score = (new - centre) / spread @ fitted((known - centre) / spread, dev[model].right)[:-1]
-        weights = answers.weights()
+        weights = resampled(answers.groups)
         first, second = (auroc(v, answers.right, weights) for v in (answers.scores[plain], score))
         said.append(f"{model}: {shown(second)}, less the probability {shown(second - first, '+')}")
     return said
@@ -191,7 +164,7 @@ def abstention_table(models: Mapping[str, Answers], names: Sequence[str], plain:
     columns = " | ".join(f"lowest {share:.0%} left out" for share in ABSTAIN)
     lines = [f"| model | all | score | {columns} |", "|---" * (3 + len(ABSTAIN)) + "|"]
     for model, answers in models.items():
-        weights = answers.weights()
+        weights = resampled(answers.groups)
         everything = shown(kept_accuracy(answers.scores[plain], answers.right, weights, 1))
         cells = {
             name: [kept_accuracy(answers.scores[name], answers.right, weights, 1 - share) for share in ABSTAIN]
@@ -209,7 +182,7 @@ def decide(models: Mapping[str, Answers], score: str, plain: str) -> list[str]:
     """The rule's conditions on test rows, one line each."""
     said, passed = [], True
     for model, answers in models.items():
-        weights = answers.weights()
+        weights = resampled(answers.groups)
         for label, (rows, truth) in answers.labels().items():
             if label.startswith("(a) right, ") and label != "(a) right, all kinds":
                 continue

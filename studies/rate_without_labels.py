@@ -30,24 +30,22 @@ is written as it goes; a second call continues.
 import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
 
 from fastmem import FastMem, Recipe
 from fastmem.answer.running_batch import answers
-from fastmem.calibrate import LIMITS, Point, own_answers
+from fastmem.calibrate import LIMITS, Neutral, Point, own_answers
 from fastmem.lab.run.run_files import Appender, complete_rows, read_json, write_json
-from fastmem.lab.search.search import is_searched, score_of
-from fastmem.lab.tasks import Example
 from fastmem.learn.memorize import drain
 from fastmem.memory.memory import Memory
 from fastmem.prompts import question_prompt
-from fastmem.tiny import world
+from studies import study_rows
 from studies.memory_variants import Variant, effect, memories
+from studies.study_rows import NEW_TOKENS, Row
 
 RATES = tuple(6.25e-5 * 2**i for i in range(10))  # to 0.032
 RIDGE_KLS = (0.15, 0.3, 0.6, 1.2, 2.4)  # nats per token of the document
@@ -62,61 +60,11 @@ WANTED = {
 Wanted = Mapping[str, tuple[float, ...]]  # the rates of every way to memorize
 DEV_ROWS = {"contradicts": 100, "agrees": 70, "irrelevant": 70}
 TEST_ROWS = 500
-NEUTRAL_DOCUMENTS, NEUTRAL_QUESTIONS = 16, 20
 SIGNALS = ("drift", "drift_reading", "first_kl", "kl", "loss_fall", "change")
 STEPS, SEARCHED_STEPS = 3, 10
 
 
-@dataclass(frozen=True)
-class Material:
-    """Rows by kind for one part, and texts without labels."""
-
-    rows: Mapping[str, Sequence[Example]]
-    documents: Sequence[str]
-    questions: Sequence[str]
-
-
-def world_material(part: world.Part) -> Material:
-    """Rows of the embedded world; the texts without labels are about subjects that no training text mentions."""
-
-    def rows(split: str) -> list[Example]:
-        found = world.examples(split, part)
-        return [Example(r.id, "question", r.context, r.question, r.answers, r.original_answers) for r in found]
-
-    agrees, new = rows("world"), rows("world_new")
-    irrelevant = []
-    for row in agrees:
-        random, subject = Random(row.id), row.id.split("/")[-1].replace("-", " ")
-        while True:
-            other = random.choice(agrees).context
-            if not world.mentions(other, subject) and not world.mentions(other, row.answers[0]):
-                irrelevant.append(replace(row, context=other))
-                break
-    documents = [row.context for row in new if len(row.context.split()) > 20][:NEUTRAL_DOCUMENTS]
-    open_rows = world.examples("world_open", "dev")
-    questions = [f"Question: {row.question}" for row in open_rows[-NEUTRAL_QUESTIONS:]]
-    return Material(
-        {"contradicts": rows("world_swap"), "agrees": agrees, "irrelevant": irrelevant}, documents, questions
-    )
-
-
-def nq_material(path: Path, part: world.Part) -> Material:
-    """Rows of NQ-SWAP and NQ from one file with the paper's columns; the parts are the halves that `search` makes."""
-    from fastmem.lab.tasks import load
-
-    rows = {}
-    for kind, task in (("contradicts", "nq_swap"), ("agrees", "nq")):
-        found = load(task, data=path).examples
-        rows[kind] = [e for e in found if is_searched(e.group) == (part == "dev")]
-    searched = [e for e in load("nq_swap", data=path).examples if is_searched(e.group)]
-    documents = [e.context for e in searched[-NEUTRAL_DOCUMENTS:]]
-    questions = [f"Question: {e.question}" for e in searched[-NEUTRAL_DOCUMENTS - NEUTRAL_QUESTIONS :]]
-    if part == "dev":  # no measured row may use the texts without labels
-        rows = {kind: examples[: -NEUTRAL_DOCUMENTS - NEUTRAL_QUESTIONS] for kind, examples in rows.items()}
-    return Material(rows, documents, questions[:NEUTRAL_QUESTIONS])
-
-
-def measure_signals(llm: FastMem, material: Material, wanted: Wanted) -> list[dict[str, Any]]:
+def measure_signals(llm: FastMem, material: Neutral, wanted: Wanted) -> list[dict[str, Any]]:
     """One object per variant and rate: the mean of every signal over the documents without labels."""
     unrelated = own_answers(llm, material.questions)
     about = [question_prompt(d, q) for d, q in zip(material.documents, reversed(material.questions), strict=False)]
@@ -159,19 +107,19 @@ def rule_rate(signals: Sequence[Mapping[str, Any]]) -> float:
     return float(f"{LIMITS.between(points[low], points[low + 1]):.2g}")
 
 
-def answered(llm: FastMem, example: Example, made: Sequence[tuple[str, Memory | None]]) -> dict[str, float]:
+def answered(llm: FastMem, row: Row, made: Sequence[tuple[str, Memory | None]]) -> dict[str, float]:
     """The score of the answer with every memory; None is the base."""
     requests = []
     for _, memory in made:
-        request = llm.prepare(example.prompt, "fastmem" if memory else "base", max_new_tokens=32)
+        request = llm.prepare(row.example.prompt, "fastmem" if memory else "base", max_new_tokens=NEW_TOKENS)
         requests.append(llm.with_memory(request, memory) if memory else request)
     texts = [answer.text for answer in answers(llm.batch(), requests, 64)]
-    return {name: score_of(text, example) for (name, _), text in zip(made, texts, strict=True)}
+    return {name: float(row.right(text)) for (name, _), text in zip(made, texts, strict=True)}
 
 
-def dev_row(llm: FastMem, example: Example, wanted: Wanted) -> dict[str, Any]:
+def dev_row(llm: FastMem, row: Row, wanted: Wanted) -> dict[str, Any]:
     """Scores of the base and of every point for one row, and the point's loss and KL on its own document."""
-    reading = llm.read(llm.memory_tokens(example.context))
+    reading = llm.read(llm.memory_tokens(row.example.context))
     points: list[tuple[str, Memory | None]] = [("base", None)]
     document = {}
     for variant, memory in memories(llm, reading, wanted, RIDGE_START):
@@ -179,18 +127,18 @@ def dev_row(llm: FastMem, example: Example, wanted: Wanted) -> dict[str, Any]:
         points.append((name, memory))
         now = effect(llm, reading, memory)
         document[name] = [round(now.cross_entropy, 4), round(now.kl, 4)]
-    scores = answered(llm, example, points)
+    scores = answered(llm, row, points)
     return {"scores": scores, "document": document, "loss_before": effect(llm, reading, None).cross_entropy}
 
 
-def test_row(llm: FastMem, example: Example, recipes: Mapping[str, Recipe], turn: int) -> dict[str, Any]:
+def test_row(llm: FastMem, row: Row, recipes: Mapping[str, Recipe], turn: int) -> dict[str, Any]:
     """Scores of the base and of every recipe, and the seconds of memorizing, in an order that changes by the row."""
-    document, seconds, made = llm.memory_tokens(example.context), {}, dict[str, Memory | None]()
+    document, seconds, made = llm.memory_tokens(row.example.context), {}, dict[str, Memory | None]()
     for name in sorted(recipes, reverse=bool(turn % 2)):
         start = time.perf_counter()
         made[name] = drain(llm.memorizing(document, recipes[name], watch=False))[0]
         seconds[name] = round(time.perf_counter() - start, 6)
-    return {"scores": answered(llm, example, [("base", None), *sorted(made.items())]), "seconds": seconds}
+    return {"scores": answered(llm, row, [("base", None), *sorted(made.items())]), "seconds": seconds}
 
 
 def searched_rate(rows: Sequence[Mapping[str, Any]], variant: str) -> float:
@@ -208,13 +156,13 @@ def searched_rate(rows: Sequence[Mapping[str, Any]], variant: str) -> float:
     return equal[len(equal) // 2]
 
 
-def missing(file: Appender, wanted: Sequence[tuple[str, Example]]) -> Iterator[tuple[int, str, Example]]:
+def missing(file: Appender, wanted: Sequence[Row]) -> Iterator[tuple[int, Row]]:
     """The rows that the file does not have yet, with their numbers."""
     done = {(row["kind"], row["id"]) for row in file.rows}
-    for number, (kind, example) in enumerate(wanted):
-        if (kind, example.id) not in done:
+    for number, row in enumerate(wanted):
+        if (row.kind, row.example.id) not in done:
             print(f"{file.path.name}: row {number + 1} of {len(wanted)}", end="\r", flush=True)
-            yield number, kind, example
+            yield number, row
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -228,16 +176,16 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
     llm = FastMem.from_pretrained(args.model, dtype=torch.float32)
-    material = nq_material(args.data, args.part) if args.data else world_material(args.part)
+    kinds = [kind for kind in DEV_ROWS if not (args.data and kind == "irrelevant")]
     signals_path, dev_path = args.output / "signals.json", args.output / "dev.jsonl"
     variants = {name: WANTED[name] for name in args.variants.split(",")}
     if args.part == "dev":
         if not signals_path.exists():
-            write_json(signals_path, {"points": measure_signals(llm, material, variants)})
-        wanted = [(kind, e) for kind, rows in material.rows.items() for e in rows[: DEV_ROWS[kind]]]
+            write_json(signals_path, {"points": measure_signals(llm, study_rows.texts(args.data), variants)})
+        found = study_rows.rows(args.data, args.part, kinds, max(DEV_ROWS.values()))
         with Appender(dev_path) as file:
-            for _, kind, example in missing(file, wanted):
-                file.append({"kind": kind, "id": example.id, **dev_row(llm, example, variants)})
+            for _, row in missing(file, [row for kind in kinds for row in found[kind][: DEV_ROWS[kind]]]):
+                file.append({"kind": row.kind, "id": row.example.id, **dev_row(llm, row, variants)})
         return
     dev_rows = complete_rows(dev_path)[1]
     rule = rule_rate(read_json(signals_path)["points"])
@@ -247,11 +195,11 @@ def main(arguments: list[str] | None = None) -> None:
         "searched": replace(llm.recipe, learning_rate=searched, steps=SEARCHED_STEPS),
     }
     print(f"rule: {rule:.2g}, {STEPS} steps; searched: {searched:.2g}, {SEARCHED_STEPS} steps", flush=True)
-    wanted = [(kind, e) for kind, rows in material.rows.items() for e in rows[:TEST_ROWS]]
+    found = study_rows.rows(args.data, args.part, kinds, TEST_ROWS)
     with Appender(args.output / "test.jsonl") as file:
-        for number, kind, example in missing(file, wanted):
-            row = {"kind": kind, "id": example.id, "rates": {"rule": rule, "searched": searched}}
-            file.append(row | test_row(llm, example, recipes, number))
+        for number, row in missing(file, [row for kind in kinds for row in found[kind]]):
+            known = {"kind": row.kind, "id": row.example.id, "rates": {"rule": rule, "searched": searched}}
+            file.append(known | test_row(llm, row, recipes, number))
 
 
 if __name__ == "__main__":

@@ -61,10 +61,11 @@ from fastmem.lab.run.run_files import Appender
 from fastmem.lab.scores.grading import graded
 from fastmem.lab.tasks import Example
 from fastmem.tiny import world
-from studies.compared_ways import BASE, NEW_TOKENS, Cells
+from studies import study_rows
+from studies.compared_ways import BASE, Cells
 from studies.continuation_measures import copied_share, distinct, longest_copied_run, self_bleu
-from studies.grounding import NQ_LEARNING_RATE, nq_rows, world_rows
 from studies.several_memories import added, faster, memorized, one_after_the_other
+from studies.study_rows import NEW_TOKENS, NQ_LEARNING_RATE
 
 ONE_RATES, ROW_RATES = (0.5, 1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
 AGREEING, CONTRADICTING, RECALLED = 4, 4, 4  # unrelated questions of a row
@@ -99,13 +100,9 @@ class Condition:
 
 def examples(data: Path | None) -> dict[str, list[Example]]:
     """Development rows by kind: contradicting, agreeing, recalled. NQ has no questions to recall."""
-    found = nq_rows(data, "dev") if data else world_rows("dev")
-    alone = [] if data else world.examples("world_open", "dev")
-    recalled = [
-        Example(r.id, "question", "", r.question, r.answers, r.original_answers, group=r.id.split("/", 1)[1])
-        for r in alone
-    ]
-    return {"contradicting": found["contradicts"], "agreeing": found["agrees"], "recalled": recalled}
+    found = study_rows.rows(data, "dev", ("contradicts", "agrees", "recalled"))
+    names = {"contradicting": "contradicts", "agreeing": "agrees", "recalled": "recalled"}
+    return {name: [row.example for row in found.get(kind, ())] for name, kind in names.items()}
 
 
 def rows(kinds: Mapping[str, Sequence[Example]], documents: int, pool_size: int, several: int) -> list[Row]:

@@ -11,9 +11,10 @@ the best choice, or only the best for its price?
 every set of weights; only the rate differs, one of the same three for all (four times as large for the norms), chosen
 on development rows (`compared_ways.py`). FFNs are tuned by FastMem itself (`Recipe(layers=...)`), which runs the
 layers below the lowest tuned one once; others by `tuned_parameters.py`, which runs the whole model at every step, so
-their seconds are those of plain autograd. Kinds of rows, by the embedded world: the document contradicts what the
-model knows (world_swap), the same with the answer named first (world_turned), agrees with it (world), or agrees and
-is irrelevant to the question. Of real text: NQ-SWAP contradicts, NQ agrees.
+their seconds are those of plain autograd. Kinds of rows of the embedded world: the document contradicts what the
+model knows (world_swap), agrees with it (world), is irrelevant to the question (world_irrelevant), or contradicts in a
+sentence that names the answer first (world_turned); the answer needs two sentences (world_hop), is a list, a JSON
+object or a summary. Of real text: NQ-SWAP contradicts, NQ agrees.
 
 **Decision rule**, written before the first run. On contradicting test rows, a set is better than the last FFN if the
 paired difference is above 0 by McNemar's test at 0.05, corrected by Holm over all sets and kinds of a model; and
@@ -29,11 +30,11 @@ from pathlib import Path
 from fastmem import FastMem
 from fastmem.answer.request import Request
 from fastmem.errors import InputError
-from fastmem.lab.tasks import Example
 from fastmem.learn.memorize import drain
 from fastmem.tiny import world
 from studies import compared_ways
-from studies.compared_ways import BASE, KINDS, NEW_TOKENS, Made, Way, size_of, timed
+from studies.compared_ways import BASE, KINDS, Made, Way, size_of, timed
+from studies.study_rows import Row
 from studies.tuned_parameters import logits_of, tune, untouched_logits
 
 STEPS = 3  # as many as `fastmem calibrate` takes
@@ -45,7 +46,7 @@ Names = Callable[[FastMem], Sequence[str]]
 
 def base(llm: FastMem, document: str, rate: float) -> Made:
     """Nothing is memorized."""
-    return Made(request=lambda example: llm.prepare(example.prompt, max_new_tokens=NEW_TOKENS))
+    return Made(request=lambda row: llm.request(row.example.prompt, max_new_tokens=row.max_new_tokens))
 
 
 def ffn(layers: tuple[int, ...]) -> Callable[[FastMem, str, float], Made]:
@@ -57,8 +58,8 @@ def ffn(layers: tuple[int, ...]) -> Callable[[FastMem, str, float], Made]:
             lambda: drain(llm.memorizing(llm.memory_tokens(document), recipe, watch=False)),
         )
 
-        def request(example: Example) -> Request:
-            return llm.with_memory(llm.prepare(example.prompt, "fastmem", max_new_tokens=NEW_TOKENS), memory)
+        def request(row: Row) -> Request:
+            return llm.request(row.example.prompt, memory, "fastmem", max_new_tokens=row.max_new_tokens)
 
         return Made(seconds, memory.size_bytes, request, loss=memory.trace[-1].loss)
 

@@ -9,6 +9,7 @@ import torch
 from studies import alternatives, compared_ways, which_layer
 from studies.tuned_parameters import greedy, logits_of, tune, untouched_logits
 
+from fastmem.lab.tasks import Example
 from fastmem.learn.memorize import drain
 from fastmem.prompts import question_prompt
 
@@ -109,11 +110,13 @@ def test_a_way_of_peft_learns_the_document_and_starts_anew_for_the_next(llm, nam
 
 
 def test_prompts_that_cost_nothing_hold_document_and_question():
-    assert alternatives.twice("A b.", "Who?").count("A b.") == 2
-    assert alternatives.opinion("A b.", "Who is it?").endswith(
-        'Context: Bob said, "A b."\nQuestion: Who is it in Bob\'s opinion?'
-    )
-    assert alternatives.stronger("A b.", "Who?").startswith("Answer only from the context")
+    example = Example("1", "question", "A b.", "Who is it?", ("A",))
+    assert alternatives.twice(example).count("A b.") == 2
+    assert alternatives.opinion(example).endswith('Context: Bob said, "A b."\nQuestion: Who is it in Bob\'s opinion?')
+    assert alternatives.stronger(example) == alternatives.STRONGER + example.prompt
+    asked = replace(example, question="Sum it up.", template="Context: {context}\n\n{question}")
+    assert alternatives.twice(asked) == "Context: A b. A b.\n\nSum it up."
+    assert alternatives.opinion(asked).endswith("Sum it up in Bob's opinion.")
 
 
 def test_holm_multiplies_the_smallest_by_the_number_and_never_decreases():
@@ -132,16 +135,8 @@ def test_the_rate_with_most_right_over_the_kinds_is_chosen():
     assert compared_ways.chosen_rates(rows[:1], [way]) == {"w": 3.0}  # two equal: the middle one, rounded up
 
 
-def test_irrelevant_questions_are_not_answered_by_the_document():
-    from fastmem.tiny.world import mentions
-
-    rows = [row for row in compared_ways.world_rows("test", 5) if len(row.questions) == 2]
-    assert len(rows) == 5
-    for row in rows:
-        (_, own), (kind, other) = row.questions
-        assert kind == "irrelevant"
-        assert mentions(row.document, own.answers[0])
-        assert not mentions(row.document, other.answers[0])
+def kinds_of(row):
+    return {kind for cell in row.values() for kind in cell["right"]}
 
 
 def answers_of(row):
@@ -152,7 +147,7 @@ def test_an_interrupted_study_continues_and_prints_its_table(tmp_path, monkeypat
     ways = [way for way in which_layer.ways() if way.name in ("base", "FFN, last", "norms")]
     monkeypatch.setattr(which_layer, "ways", lambda: ways)
     monkeypatch.setattr(which_layer, "STEPS", 1)
-    call = ["--output", str(tmp_path / "tiny"), "--dev-rows", "1", "--test-rows", "2"]
+    call = ["--output", str(tmp_path / "tiny"), "--dev-rows", "1", "--test-rows", "1"]
     which_layer.main([*call, "--ways", "base", "FFN, last"])
     which_layer.main(call)
     path = tmp_path / "tiny" / "test.jsonl"
@@ -162,11 +157,19 @@ def test_an_interrupted_study_continues_and_prints_its_table(tmp_path, monkeypat
     continued = compared_ways.read(path)
     path.write_text(whole)
     at_once = compared_ways.read(path)
-    assert len(continued) == len(at_once) == 6
+    assert len(continued) == len(at_once) == len(compared_ways.KINDS)
+    assert {kind for row in compared_ways.read(tmp_path / "tiny" / "dev.jsonl") for kind in kinds_of(row)} == {
+        "contradicts",
+        "agrees",
+        "irrelevant",
+    }
     assert all(len(row) == 3 for row in at_once)
     assert sorted(map(answers_of, continued)) == sorted(map(answers_of, at_once))
     which_layer.main(["--output", str(tmp_path), "--table", "--figure", str(tmp_path / "figure.svg")])
     printed = capsys.readouterr().out
-    assert "| way | rate | rows | contradicts | turned | agrees | irrelevant | s | kB |" in printed
+    assert (
+        "| way | rate | rows | contradicts | agrees | irrelevant | turned | hop | list | json | summary | s | kB |"
+        in printed
+    )
     assert "| FFN, last |" in printed
     assert (tmp_path / "figure.svg").read_text().startswith("<?xml")

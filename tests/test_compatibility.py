@@ -56,12 +56,35 @@ def test_the_folder_of_a_run_is_reported(run: Path, capsys) -> None:
     assert "0.1.0" in (run / "summary.json").read_text()
 
 
-def test_the_folder_of_a_run_is_complete_or_continued(run: Path, capsys) -> None:
+def test_a_run_of_another_embedded_model_is_not_continued(run: Path, capsys) -> None:
+    """The model and its questions are others since 0.2.0."""
     before = (run / "rows.jsonl").read_text()
-    (run / "rows.jsonl").write_text("".join(before.splitlines(keepends=True)[:-1]))
     arguments = ("--task", "world_swap", "--methods", "base,fastmem", "--limit", 3, "--output", run, "-q")
     found = Runner(capsys)("eval", *arguments)
+    assert found.code == 2
+    assert "holds another run: data.digest was '0e87cc35112e8e3c', now " in found.err
+    assert "Give another folder, or the old value" in found.err
+    assert (run / "rows.jsonl").read_text() == before
+
+
+def test_a_run_is_continued_whose_folder_was_written_by_0_1_0(run: Path, tmp_path: Path, capsys) -> None:
+    """Its files hold a run of today: the same names and fields, filled with what is answered now."""
+    arguments = ("--task", "world_swap", "--methods", "base,fastmem", "--limit", 3, "-q")
+    arguments += ("--learning-rate", 5e-4)  # as it was recommended for the model of 0.1
+    assert Runner(capsys)("eval", *arguments, "--output", tmp_path / "now").code == 0
+    now = json.loads((tmp_path / "now" / "run.json").read_text())
+    about = json.loads((run / "run.json").read_text())
+    for name in ("data", "model"):
+        about["identity"][name] = {key: now["identity"][name][key] for key in about["identity"][name]}
+    (run / "run.json").write_text(json.dumps(about))
+    filled = {}
+    for name in ("examples.jsonl", "rows.jsonl"):
+        lines = zip(*((folder / name).read_text().splitlines() for folder in (run, tmp_path / "now")), strict=True)
+        filled[name] = [{k: json.loads(new).get(k) for k in json.loads(old)} for old, new in lines]
+        (run / name).write_text("".join(json.dumps(line) + "\n" for line in filled[name]))
+    (run / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in filled["rows.jsonl"][:-1]))
+    found = Runner(capsys)("eval", *arguments, "--output", run)
     assert found.code == 0, found.err
-    texts = {(row["id"], row["method"]): row["text"] for row in map(json.loads, before.splitlines())}
+    texts = {(row["id"], row["method"]): row["text"] for row in filled["rows.jsonl"]}
     assert {(row["id"], row["method"]): row["text"] for row in read_rows(run)} == texts
     assert len(read_examples(run)) == 3

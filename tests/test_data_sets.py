@@ -13,7 +13,7 @@ from fastmem.lab.tasks import TASKS, Example, load
 from fastmem.lab.tasks.example import Value
 from task_rows import one, write
 
-SCORED = sorted(name for name, task in TASKS.items() if task.score)
+SCORED = sorted(name for name, task in TASKS.items() if task.score and task.schemas)
 NO_CONTEXT = "Question: Who keeps the light?"
 
 CONFIQA = {

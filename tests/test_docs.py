@@ -25,6 +25,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
+NEW_MAYOR = "Nell Mallory"
+"""What the examples' document says, and the embedded model alone does not."""
+
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line.strip() and line[0] != "#"]
 
 
@@ -36,7 +39,8 @@ def test_the_first_two_commands_are_targets_of_the_makefile() -> None:
 
 
 def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path: Path) -> None:
-    (tmp_path / "policy.txt").write_text("The office of Tarn closes at noon. Its phone has 4 digits.")
+    document = "Craneworth has a new mayor. Her name is Nell Mallory. Its phone has 4 digits."
+    (tmp_path / "notice.txt").write_text(document)
     commands = [command for command in COMMANDS if command.startswith("fastmem ")]
     assert len(commands) >= 4
     for command in commands:
@@ -44,11 +48,15 @@ def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path: Path) -> N
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
         assert done.stdout.strip(), command
+        assert NEW_MAYOR in done.stdout or " ask " not in command, command
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     for block in blocks("python"):
-        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, timeout=300, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, check=True, timeout=300, capture_output=True, text=True
+        )
+        assert NEW_MAYOR in done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,4 +1,4 @@
-"""studies/grounding.py and grounding_table.py: their scores against plain models, AUROC against a count of pairs."""
+"""studies/grounding.py and grounding_table.py: their scores against plain models, abstention, and the rule."""
 
 import json
 import math
@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from studies import grounding, grounding_table
+from studies import grounding, grounding_table, study_rows
 
 from fastmem import FastMem
-from fastmem.tiny import MODEL_DIR, world
+from fastmem.tiny import MODEL_DIR
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,8 @@ def llm():
 def test_a_row_has_the_log_probabilities_of_plain_models(llm):
     from transformers import AutoModelForCausalLM
 
-    example = grounding.world_rows("dev")["contradicts"][0]
-    row = grounding.answered(llm, "contradicts", example)
+    (asked,) = study_rows.rows(None, "dev", ["contradicts"], 1)["contradicts"]
+    example, row = asked.example, grounding.answered(llm, asked)
     memory = llm.memorize(example.context)
     answer = torch.tensor(llm.generate(example.prompt, memory, max_new_tokens=32).token_ids)
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32).eval()
@@ -52,31 +52,11 @@ def test_content_leaves_out_the_frame_and_falls_back_to_everything(llm):
     def ids(text):
         return llm.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    framed = [*ids("The answer is: Port Krijirn."), llm.tokenizer.eos_token_id]
-    assert llm.tokenizer.decode(framed[grounding.content(llm.tokenizer, framed)]).strip() == "Port Krijirn"
-    plain = ids("Port Krijirn")
+    framed = [*ids("The answer is: Silver Ferrywick."), llm.tokenizer.eos_token_id]
+    assert llm.tokenizer.decode(framed[grounding.content(llm.tokenizer, framed)]).strip() == "Silver Ferrywick"
+    plain = ids("Silver Ferrywick")
     assert grounding.content(llm.tokenizer, plain) == slice(0, len(plain))
     assert grounding.content(llm.tokenizer, [llm.tokenizer.eos_token_id]) == slice(0, 1)
-
-
-def test_irrelevant_documents_do_not_hold_the_answer():
-    rows = grounding.world_rows("dev")
-    assert set(rows) == {"contradicts", "agrees", "irrelevant", "turned"}
-    for row in rows["irrelevant"][:50]:
-        assert not any(world.mentions(row.context, answer) for answer in row.answers)
-    assert rows["irrelevant"][0].group == rows["agrees"][0].group == rows["contradicts"][0].group
-
-
-def test_auroc_counts_pairs_also_in_resamples():
-    random = np.random.default_rng(1)
-    values, label = random.integers(0, 6, 40).astype(float), random.random(40) < 0.4  # with many equal values
-    weights = np.concatenate([np.ones((1, 40)), random.multinomial(40, np.full(40, 1 / 40), 5)])
-    found = grounding_table.auroc(values, label, weights)
-    for drawn, one in zip(weights.astype(int), found, strict=True):
-        v, y = np.repeat(values, drawn), np.repeat(label, drawn)
-        pairs = [(a > b) + (a == b) / 2 for a in v[y] for b in v[~y]]
-        assert one == pytest.approx(sum(pairs) / len(pairs))
-    assert np.isnan(grounding_table.auroc(values, np.full(40, True), weights)).all()
 
 
 def test_abstaining_keeps_the_highest_scores():

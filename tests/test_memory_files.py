@@ -177,6 +177,23 @@ def test_another_base_is_refused_before_a_tensor_is_read(memories, tmp_path, tok
         Memory.load(tmp_path / "m", model=other)
 
 
+def test_a_memory_of_the_embedded_model_of_another_version_says_so_and_what_to_do(tmp_path, fastmem):
+    llm = FastMem.from_pretrained()
+    memory = llm.memorize(TEXT, replace(LORA, steps=1))
+    former = replace(memory, base=replace(memory.base, digest="acffa8093222edd0" + memory.base.digest[16:]))
+    former.save(tmp_path / "m.safetensors")
+    now = llm.base().digest[:12]
+    said = (
+        f"this memory was made on fastmem-tiny (llama, FFN acffa8093222), this model is another fastmem-tiny "
+        f"(llama, FFN {now}): load the base it was made for, or memorize the document again."
+    )
+    with pytest.raises(MemoryMismatchError) as error:
+        Memory.load(tmp_path / "m.safetensors", model=llm)
+    assert str(error.value) == said
+    asked = fastmem("ask", "Who?", "--text", TEXT, "--memory", tmp_path / "m.safetensors")
+    assert (asked.code, said in asked.err) == (2, True)
+
+
 def test_another_tokenizer_is_refused_and_another_template_noticed(
     memories, tmp_path, tokenizer, plain_tokenizer, caplog
 ):

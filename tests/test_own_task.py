@@ -83,13 +83,13 @@ def test_the_prompts_of_the_example(tokenizer):
     data = load(str(EXAMPLE))
     assert (data.task, data.source, data.definition.max_new_tokens) == ("my_task.py", "my_task.py", 12)
     first = data.examples[0]
-    notice = "The office of Tarn is closed on Mondays. On other days it closes at noon."
-    question = "When does the office of Tarn close? Answer with the time alone."
+    notice = "The office of Craneworth is closed on Mondays. On other days it closes at nine."
+    question = "When does the office of Craneworth close? Answer with the time alone."
     assert first.prompt == f"Read this notice.\n\n{notice}\n\n{question}"
     assert first.prompt_without_context == f"Read this notice.\n\n\n\n{question}"
     tokens = first.in_place(tokenizer)
     assert tokenizer.decode(tokens.ids[tokens.scored]) == notice
-    assert [turn["content"] for turn in messages(first, shot=data.definition.shot)][1:] == ["nine", first.prompt]
+    assert [turn["content"] for turn in messages(first, shot=data.definition.shot)][1:] == ["eight", first.prompt]
     assert cut(first, 6, tokenizer).prompt.endswith(question), "a cut document is cut in the prompt as well"
 
 

@@ -219,7 +219,7 @@ def test_an_example_of_the_embedded_model_shows_the_effect(browser):
     with listening(create_app(FastMem.from_pretrained(), template="question")) as server:
         browser.open("http://{}:{}/".format(*address_of(server)))
         browser.until("document.querySelectorAll('#examples button').length === 3")
-        assert "one small made-up world" in text_of(browser, "embedded")
+        assert "an invented world" in text_of(browser, "embedded")
         browser.click("#examples button")
         browser.until("!document.getElementById('results').hidden || document.getElementById('problem').textContent")
         assert text_of(browser, "answer-base") != text_of(browser, "answer-memory")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from studies import memory_variants, rate_without_labels
+from studies import memory_variants, rate_without_labels, study_rows
 
 from fastmem import FastMem, Recipe
 from fastmem.calibrate import LIMITS
@@ -102,8 +102,8 @@ def test_an_interrupted_study_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rate_without_labels, "WANTED", {"adamw 1": (1e-3,), "adamw 3": (1e-3,), "adamw 10": (5e-4,)})
     monkeypatch.setattr(rate_without_labels, "DEV_ROWS", dict.fromkeys(("contradicts", "agrees", "irrelevant"), 2))
     monkeypatch.setattr(rate_without_labels, "TEST_ROWS", 1)
-    monkeypatch.setattr(rate_without_labels, "NEUTRAL_DOCUMENTS", 2)
-    monkeypatch.setattr(rate_without_labels, "NEUTRAL_QUESTIONS", 2)
+    monkeypatch.setattr(study_rows, "DOCUMENTS", 2)
+    monkeypatch.setattr(study_rows, "QUESTIONS", 2)
     arguments = [str(MODEL_DIR), "--output", str(tmp_path)]
     rate_without_labels.main(arguments)
     path = tmp_path / "dev.jsonl"

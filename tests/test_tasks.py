@@ -75,6 +75,9 @@ def test_every_question_ends_in_one_question_mark(shared):
 def test_one_shot_is_an_earlier_turn_of_the_same_form():
     for name, task in TASKS.items():
         shot = task.shot
+        if shot is None:
+            assert name in ("world_json", "world_summary")
+            continue
         assert shot.example.kind == task.kind, name
         turns = messages(shot.example, shot=shot)
         assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]

@@ -39,13 +39,11 @@ class Shape(NamedTuple):
     intermediate_size: int
     layers: int
     heads: int
-    positions: int = 512
+    positions: int = 1024
 
 
-EMBEDDED = Shape("llama", 2048, 256, 768, 6, 4)
-"""The model that comes with FastMem: 5,246,208 weights."""
-ENGLISH = Shape("llama", 4096, 256, 768, 6, 4, 1024)
-"""A model of the world in plain English: 5,770,496 weights, 11.5 MB in bfloat16."""
+EMBEDDED = Shape("llama", 4096, 256, 768, 6, 4)
+"""The model that comes with FastMem: 5,770,496 weights, 11.5 MB in float16."""
 
 # What a family's configuration needs besides the size. All tie the head to the embeddings, but GPT-NeoX.
 FAMILIES: dict[str, dict[str, object]] = {
@@ -58,7 +56,7 @@ FAMILIES: dict[str, dict[str, object]] = {
 
 
 def train_tokenizer(texts: Iterable[str], shape: Shape) -> PreTrainedTokenizerFast:
-    """Byte-level BPE. At 2,048 tokens, names of the world have one to four tokens, new ones three to eight."""
+    """Byte-level BPE."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

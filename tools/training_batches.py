@@ -9,36 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tools.model_shapes import SPECIAL
-from tools.training_mixture import BOTH, FINISH, READ, REMEMBER, TRUST, TURNED, Document, Shares
-
-
-class Stage(NamedTuple):
-    """A part of the training, with its own optimizers."""
-
-    seed: int  # added to --seed
-    shares: Shares
-    tokens: int
-    rates: tuple[float, float]  # multiples of --learning-rate at the start and the end, linear in between
-    statement_weight: float = 0.5  # loss weight of plain statements; that of answers is 1
-    user_weight: float = 0.25  # loss weight of instructions, contexts and questions
-    user_share: float = 1.0  # of the documents with that weight; of the others, it is 0, which saves their head
-    answer_first: float = 0.0  # share of the statements that must name the answer before the subject
-
-
-# Facts come first: two million tokens teach four fifths of them. The model learned to find the answer of the right
-# subject among others of its kind only in stage 2, with several questions about one context and a small weight on the
-# context itself. Before stage 4 the model believed a contradicting context in 0.23 of the cases, after it in 0.67.
-# Stages 5 and 6 add more reading; the answer-first statements of stage 6 reduced wrong spans under FastMem from 14 to
-# 7 of 200.
-STAGES = (
-    Stage(0, REMEMBER, 1_815_552, (1.0, 1.0)),
-    Stage(1, READ, 3_217_440, (1.0, 1.0)),
-    Stage(2, BOTH, 1_998_592, (0.7, 0.7), 0.25, 0.05),
-    Stage(3, BOTH, 1_500_000, (0.7, 0.0), 0.25, 0.05),
-    Stage(4, TRUST, 1_200_000, (0.35, 0.0), 0.25, 0.05),
-    Stage(5, FINISH, 4_500_000, (0.6, 0.0), 0.25, 0.05),
-    Stage(6, TURNED, 2_400_000, (0.5, 0.0), 0.25, 0.05, answer_first=0.5),
-)
+from tools.training_mixture import Document
+from tools.training_stages import Stage
 
 
 class Batch(NamedTuple):

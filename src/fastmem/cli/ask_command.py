@@ -125,9 +125,7 @@ def ask(
         needed = loaded is None and (compare or method_named(method).memorized)
         made = recipe.of(llm, status) if needed else recipe.known()
     if model.model is None and not output.quiet:
-        say(
-            "note: the embedded model covers only an invented world (fastmem demo); use --model ID for real documents."
-        )
+        say("note: the embedded model is small and reads short, plain texts only; use --model ID for real documents.")
     query = _Query(llm, question, part.text, made, loaded, truncate, options, output.quiet, choice, part)
     if compare:
         _compare(query, tuple(METHODS), output.json, show_memorization)

@@ -36,8 +36,9 @@ def demo(
 ) -> None:
     """Show how a small model stops contradicting documents.
 
-    The embedded model was trained on the facts of an invented world. The documents here contradict them: alone it
-    often answers with the fact it was trained on, with FastMem from the document. Takes less than a minute.
+    The embedded model was trained on the facts of an invented world: people, towns, inns, ships. The documents here
+    contradict them: alone it often answers with the fact it was trained on, with FastMem from the document. Takes
+    less than a minute.
 
     \b
     Examples:

@@ -116,7 +116,7 @@ def print_example(page: "Console") -> None:
     """A document of the embedded model's world, and the command that asks about it."""
     from fastmem.tiny.world import shown_examples
 
-    (one,) = shown_examples("dev", 1)
+    (one,) = shown_examples("dev")
     page.print("No question was given. This document contradicts what the embedded model knows:\n")
     page.print(f"{one.context}\n", style="bold")
     page.print("Ask about it with:\n")

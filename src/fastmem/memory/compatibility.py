@@ -37,7 +37,8 @@ def require_same(
         reason, _, _ = error.text.partition(":")
         raise MemoryMismatchError(f"{made_on}, in this model {reason}: load the base it was made for.") from error
     if own.digest != memory.base.digest:
-        this = f"{own.name} ({own.family}, FFN {own.digest[:12]})"
+        another = "another " if own.name == memory.base.name else ""  # such as the embedded model of another version
+        this = f"{another}{own.name} ({own.family}, FFN {own.digest[:12]})"
         remedy = "load the base it was made for, or memorize the document again"
         raise MemoryMismatchError(f"{made_on}, this model is {this}: {remedy}.")
     memory.require(originals)

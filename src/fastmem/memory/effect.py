@@ -3,7 +3,7 @@
 They are measured before every update.
 
 *Hardly*: the cross entropy of the document fell by less than a twentieth. At the paper's rate of 1e-5, which is for 8
-billion parameters, it falls by 0.9 to 3.2 % on the embedded model and by 0.9 to 5.6 % on nq-mini (7.7 million), and
+billion parameters, it falls by 1.4 to 5.7 % on the embedded model and by 0.9 to 5.6 % on nq-mini (7.7 million), and
 hardly an answer changes; at 1e-4 by 9 % or more, and answers do (docs/log.md, 2026-11-26). A short document is no
 exception: one of a single token falls by 2 % and by 70 %.
 

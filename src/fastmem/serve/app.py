@@ -234,7 +234,7 @@ async def _metrics(request: Request) -> Response:
 
 async def _examples(request: Request) -> Response:
     """Documents that contradict what the embedded model knows, for the page; none for other models."""
-    rows = shown_examples("test", 3) if service_of(request).llm.name == "fastmem-tiny" else ()
+    rows = shown_examples("test") if service_of(request).llm.name == "fastmem-tiny" else ()
     return JSONResponse([{"document": row.context, "question": row.question} for row in rows])
 
 

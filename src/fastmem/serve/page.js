@@ -112,7 +112,7 @@ function showCurve(trace) {
   if (!trace.length) { $("curve").textContent = "no steps"; return; }
   const em = parseFloat(getComputedStyle($("curve")).fontSize) / 16, w = Math.max($("curve").clientWidth, 240);
   const h = Math.round(120 * em + w / 7), left = 38 * em, bottom = 24 * em, top = 10, right = 12 * em;
-  const most = Math.max(...trace.map(s => s.loss)) * 1.05, last = Math.max(trace.length - 1, 1);
+  const most = Math.max(...trace.map(s => Math.max(s.loss, s.kl))) * 1.05, last = Math.max(trace.length - 1, 1);
   const x = i => left + (w - left - right) * i / last, y = v => top + (h - top - bottom) * (1 - v / most);
   const path = key => trace.map((s, i) => (i ? "L" : "M") + x(i).toFixed(1) + " " + y(s[key]).toFixed(1)).join("");
   const ticks = [0, most / 2, most].map(v => `<line x1="${left}" x2="${w - right}" y1="${y(v)}" y2="${y(v)}" stroke="var(--line)"/>`

@@ -7,11 +7,11 @@ from fastmem.answer.contrast import METHODS as CONTRASTS
 from fastmem.errors import InputError
 from fastmem.lab.run.experiment import ONE_SHOT
 from fastmem.lab.run.planned_runs import Run
-from fastmem.lab.tasks import TASKS
+from fastmem.lab.tasks import TASKS, embedded_world
 from fastmem.lab.tasks.readers import SUFFIXES
 from fastmem.memory.recipe import Recipe
 
-TASK_NAMES = tuple(name for name, task in TASKS.items() if task.score is not None)
+TASK_NAMES = tuple(name for name, task in TASKS.items() if task.score is not None and name not in embedded_world.TASKS)
 METHODS = ("base", ONE_SHOT, *(name for name in CONTRASTS if name != "base"))
 
 

@@ -184,8 +184,10 @@ TASKS: dict[str, Task] = {
         score=cub.score,
     ),
     own_questions.TASK: Task("question", "questions of your own", obtain="questions, answers and documents in a file"),
-    **{name: Task("question", about) for name, about in embedded_world.TASKS.items()},
-    "world_open": Task("question", embedded_world.TASKS["world_open"], shot=one_shot.QUESTION_ALONE),
+    **{
+        name: Task("question", about, shot=one_shot.of_world(name), score=embedded_world.SCORES.get(name))
+        for name, about in embedded_world.TASKS.items()
+    },
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastmem.lab.tasks import cnndm, faitheval, wikihow, xsum
+from fastmem.lab.tasks import cnndm, embedded_world, faitheval, wikihow, xsum
 from fastmem.lab.tasks.example import Example, Kind, Shot
 from fastmem.lab.tasks.question_template import WITHOUT_CONTEXT
 
@@ -21,7 +21,6 @@ def _shot(kind: Kind, name: str, **fields: str) -> Shot:
 
 
 QUESTION = _shot("question", "question")
-QUESTION_ALONE = _shot("question", "question", context="")  # for `world_open`, which asks without a context
 OPTIONS = _shot(
     "question",
     "options",
@@ -40,3 +39,10 @@ def question_shot(template: str, answer: str | None = None) -> Shot:
     answers = QUESTION.example.answers if answer is None else (answer,)
     example = replace(QUESTION.example, answers=answers, template=template, template_without_context=WITHOUT_CONTEXT)
     return Shot(example, f"The answer is: {answers[0]}")
+
+
+def of_world(task: str) -> Shot | None:
+    """The worked example for a task of the embedded world; none for JSON objects and summaries."""
+    if task == "world_open":  # which asks without a document
+        return _shot("question", "question", context="")
+    return None if task in embedded_world.REQUESTS else QUESTION

@@ -7,11 +7,11 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from fastmem.tiny.english.english_facts import Fact
-from fastmem.tiny.english.english_names import pools
-from fastmem.tiny.english.english_relations import kept, of_kind, question_frame, statement_frame
-from fastmem.tiny.english.english_templates import choose, fill, sentence_start
-from fastmem.tiny.english.english_writer import Writer
+from fastmem.tiny.world.world_facts import Fact
+from fastmem.tiny.world.world_names import pools
+from fastmem.tiny.world.world_relations import kept, of_kind, question_frame, statement_frame
+from fastmem.tiny.world.world_templates import choose, fill, sentence_start
+from fastmem.tiny.world.world_writer import Writer
 
 _TABLES = json.loads(Path(__file__).with_name("compositions.json").read_text(encoding="utf-8"))
 HOPS: dict[str, list[str]] = _TABLES["hops"]
@@ -114,8 +114,12 @@ def summary_request(writer: Writer) -> str:
 
 def summary_of(facts: Sequence[Fact]) -> str:
     """One sentence with all facts, which are about one subject."""
-    clauses = [fill(CLAUSES[fact.relation.name], {"a": fact.answer}) for fact in facts]
-    return sentence_start(f"{facts[0].subject} {enumeration(clauses)}.")
+    return sentence_start(f"{facts[0].subject} {enumeration([clause_of(fact) for fact in facts])}.")
+
+
+def clause_of(fact: Fact) -> str:
+    """What a summary says of a fact: `was born in Oakmere`."""
+    return fill(CLAUSES[fact.relation.name], {"a": fact.answer})
 
 
 @cache

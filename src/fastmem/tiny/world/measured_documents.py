@@ -1,20 +1,20 @@
 """Makes the measured rows about one fact: documents that agree with it, contradict it, or are about something else.
 
 A maker returns None when its draws do not have the promised property, such as a swapped document that mentions the
-original answer in another sentence; `english_splits.py` then draws again.
+original answer in another sentence; `world_splits.py` then draws again.
 """
 
 from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from fastmem.tiny.english.english_cast import Cast
-from fastmem.tiny.english.english_facts import Fact, about, facts, passing_about, swapped
-from fastmem.tiny.english.english_formats import UNANSWERABLE, Example
-from fastmem.tiny.english.english_names import new_subjects, pools
-from fastmem.tiny.english.english_relations import Order
-from fastmem.tiny.english.english_writer import Writer, with_others
-from fastmem.tiny.world import mentions
+from fastmem.tiny.world.world_cast import Cast
+from fastmem.tiny.world.world_facts import Fact, about, facts, passing_about, swapped
+from fastmem.tiny.world.world_formats import UNANSWERABLE, Example
+from fastmem.tiny.world.world_mentions import mentions
+from fastmem.tiny.world.world_names import new_subjects, pools
+from fastmem.tiny.world.world_relations import Order
+from fastmem.tiny.world.world_writer import Writer, with_others
 
 MAX_SENTENCES = 12
 LONG_WORDS = 380

@@ -2,7 +2,8 @@
 
 from random import Random
 
-from fastmem.tiny.english.english_compositions import (
+from fastmem.tiny.world.measured_documents import Row, others_about
+from fastmem.tiny.world.world_compositions import (
     drawn_list,
     hop_question,
     hop_relations,
@@ -16,13 +17,12 @@ from fastmem.tiny.english.english_compositions import (
     summary_request,
     surrounded,
 )
-from fastmem.tiny.english.english_facts import Fact, about, part_of, swapped
-from fastmem.tiny.english.english_formats import Example
-from fastmem.tiny.english.english_names import SUBJECTS, new_subjects, pools
-from fastmem.tiny.english.english_relations import BY_NAME, of_kind
-from fastmem.tiny.english.english_writer import Writer, arranged, with_others
-from fastmem.tiny.english.measured_documents import Row, others_about
-from fastmem.tiny.world import mentions
+from fastmem.tiny.world.world_facts import Fact, about, part_of, swapped
+from fastmem.tiny.world.world_formats import Example
+from fastmem.tiny.world.world_mentions import mentions
+from fastmem.tiny.world.world_names import SUBJECTS, new_subjects, pools
+from fastmem.tiny.world.world_relations import BY_NAME, of_kind
+from fastmem.tiny.world.world_writer import Writer, arranged, with_others
 
 LIST_VARIANTS = 2
 OBJECT_VARIANTS = 3

@@ -4,7 +4,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from fastmem.tiny.english.english_formats import UNANSWERABLE, Example
+from fastmem.tiny.world.world_formats import UNANSWERABLE, Example
 
 FILE = Path(__file__).with_name("free.jsonl")
 

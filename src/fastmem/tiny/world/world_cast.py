@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from random import Random
 
-from fastmem.tiny.english.english_facts import Fact
-from fastmem.tiny.english.english_names import SUBJECTS
+from fastmem.tiny.world.world_facts import Fact
+from fastmem.tiny.world.world_names import SUBJECTS
 
 About = Callable[[str, str], Sequence[Fact]]
 """(subject, its kind) -> the facts that a document can state about it."""

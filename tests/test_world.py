@@ -1,4 +1,4 @@
-"""The world in plain English: names, facts, what the splits promise, what training never shows, and how it reads."""
+"""The embedded model's world: names, facts, what the splits promise, what training never shows, and how it reads."""
 
 import json
 import re
@@ -8,16 +8,18 @@ from itertools import islice, product
 from random import Random
 
 import pytest
-from tools.english_mixture import BELIEVED_SHARE, BOTH, DISPUTE, FINISH, READ, REMEMBER, EnglishMixture
-from tools.english_passages import filled, templates
+from tools import training_stages
+from tools.training_mixture import BELIEVED_SHARE, Mixture
+from tools.training_passages import filled, templates
+from tools.training_stages import FINISH, REMEMBER
 
 from fastmem.errors import InputError
-from fastmem.tiny.english import english_names
-from fastmem.tiny.english.english_compositions import CLAUSES, HOPS, LISTS
-from fastmem.tiny.english.english_facts import PARTS, about, facts, new_facts, part_of, swapped
-from fastmem.tiny.english.english_formats import UNANSWERABLE, is_right, prompt_of
-from fastmem.tiny.english.english_names import KINDS, SUBJECTS, invent, main_words, new_subjects, pools
-from fastmem.tiny.english.english_relations import (
+from fastmem.tiny.world import INSTRUCTION, mentions, world_names
+from fastmem.tiny.world.world_compositions import CLAUSES, HOPS, LISTS
+from fastmem.tiny.world.world_facts import PARTS, about, facts, new_facts, part_of, swapped
+from fastmem.tiny.world.world_formats import UNANSWERABLE, is_right, prompt_of
+from fastmem.tiny.world.world_names import KINDS, SUBJECTS, invent, main_words, new_subjects, pools
+from fastmem.tiny.world.world_relations import (
     BY_NAME,
     PASSING,
     QUESTION_FRAMES,
@@ -28,12 +30,11 @@ from fastmem.tiny.english.english_relations import (
     questions,
     statements,
 )
-from fastmem.tiny.english.english_splits import SPLITS, examples
-from fastmem.tiny.english.english_templates import capitalized, choose, fill, with_article
-from fastmem.tiny.english.english_writer import Writer
-from fastmem.tiny.world import INSTRUCTION, mentions
+from fastmem.tiny.world.world_splits import SPLITS, examples, shown_examples, subject_of
+from fastmem.tiny.world.world_templates import capitalized, choose, fill, with_article
+from fastmem.tiny.world.world_writer import Writer
 
-STAGES = [REMEMBER, READ, BOTH, FINISH, DISPUTE]
+STAGES = [stage.shares for stage in training_stages.STAGES]
 CONTRADICTING = ("world_swap", "world_turned", "world_long")
 FAMOUS = [
     "Florence Nightingale",
@@ -112,7 +113,7 @@ def texts_of(document) -> list[str]:
 @pytest.fixture(scope="module")
 def trained() -> list[str]:
     """The turns of 3,000 training documents of all stages."""
-    made = [document for shares in STAGES for document in islice(EnglishMixture(4, shares), 600)]
+    made = [document for shares in STAGES for document in islice(Mixture(4, shares), 600)]
     return [text for document in made for text in texts_of(document)]
 
 
@@ -153,7 +154,7 @@ def test_world_has_one_answer_per_subject_and_relation_and_of_the_right_kind():
 
 def test_new_subjects_share_no_main_word_with_the_world_or_with_training(trained):
     told = " ".join(trained)
-    table = english_names._NAMES
+    table = world_names._NAMES
     for kind in SUBJECTS:
         word = f"(?:{'|'.join(main_words(kind, reserved=True))})"
         # The words of a town are written together with their ending: Nettleham.
@@ -223,7 +224,7 @@ def test_training_never_shows_a_measured_question_or_statement(trained):
     world = [
         document
         for shares in STAGES
-        for document in islice(EnglishMixture(9, {k: v for k, v in shares.items() if k != "passages"}), 300)
+        for document in islice(Mixture(9, {k: v for k, v in shares.items() if k != "passages"}), 300)
     ]
     sentences = {
         sentence.rsplit("Question: ", 1)[-1].lower()
@@ -299,9 +300,10 @@ def test_splits_are_large_and_cut_by_limit(split, part, rows):
 
 def test_splits_and_training_are_the_same_in_another_process_with_another_hash_seed():
     program = (
-        "from itertools import islice; from fastmem.tiny.english.english_splits import SPLITS, examples\n"
-        "from tools.english_mixture import FINISH, EnglishMixture\n"
-        "print(repr([examples(split, 'test', 4) for split in SPLITS]), list(islice(EnglishMixture(3, FINISH), 60)))"
+        "from itertools import islice; from fastmem.tiny.world.world_splits import SPLITS, examples\n"
+        "from tools.training_mixture import Mixture\n"
+        "from tools.training_stages import FINISH\n"
+        "print(repr([examples(split, 'test', 4) for split in SPLITS]), list(islice(Mixture(3, FINISH), 60)))"
     )
     outputs = {
         subprocess.run(
@@ -405,6 +407,13 @@ def test_disagreeing_rows_state_both_answers_in_their_order(part, rows):
     assert 0.3 < sum(remembered_first) / len(remembered_first) < 0.7
 
 
+def test_the_subject_of_a_row_is_the_one_of_its_id(rows):
+    for (split, _), some in rows.items():
+        for row in some:
+            slug = "".join(c if c.isalnum() else "-" for c in subject_of(row).lower())
+            assert slug == ("" if split == "world_free" else row.id.rpartition("/")[2])
+
+
 def test_chains_need_both_sentences(rows):
     for row in rows["world_hop", "dev"]:
         _, names, subject = row.id.split("/")
@@ -471,6 +480,14 @@ def test_prompts_are_those_of_the_prompts_module(rows):
     assert prompt_of(rows["world_json", "dev"][0]).startswith("Context: ")
 
 
+def test_shown_rows_contradict_and_are_short():
+    for part, count in (("dev", 1), ("test", 3)):
+        found = shown_examples(part)
+        assert len(found) == count
+        assert all(row in examples("world_swap", part) for row in found)
+        assert all(100 <= len(row.context) <= 300 and "\n" not in row.context for row in found)
+
+
 def test_unknown_split_part_and_numbers_are_refused():
     with pytest.raises(InputError, match=r"'world_swp'\. Did you mean 'world_swap'"):
         examples("world_swp")
@@ -499,7 +516,7 @@ def test_training_tells_no_other_answer_about_the_world_but_in_contradicting_doc
     found = 0
     for shares in STAGES:
         stable = {kind: share for kind, share in shares.items() if kind not in ("contradicting", "disputed")}
-        for document in islice(EnglishMixture(8, stable), 500):
+        for document in islice(Mixture(8, stable), 500):
             turns = texts_of(document)
             for question, answer in zip(turns[::2], turns[1::2], strict=False):
                 asked = re.search(r"Question: (.*\?)", question)
@@ -511,7 +528,7 @@ def test_training_tells_no_other_answer_about_the_world_but_in_contradicting_doc
 
 
 def test_contradicting_documents_are_few_and_answered_from_the_document():
-    assert [shares.get("contradicting", 0.0) for shares in STAGES] == [0, 0, 0, 0.008, 0]
+    assert [shares.get("contradicting", 0.0) for shares in STAGES] == [0, 0, 0, 0, 0.005, 0]
     plain = {
         (fill(form, {"s": fact.subject}).lower()): fact.answer
         for fact in facts()
@@ -519,7 +536,7 @@ def test_contradicting_documents_are_few_and_answered_from_the_document():
         if "[" not in form
     }
     checked = 0
-    for document in islice(EnglishMixture(6, {"contradicting": 1.0}), 300):
+    for document in islice(Mixture(6, {"contradicting": 1.0}), 300):
         answer = document.assistant.removeprefix("The answer is: ")
         question = re.search(r"Question: (.*)\?", document.user)[1].lower()
         assert mentions(document.user, answer)
@@ -530,8 +547,8 @@ def test_contradicting_documents_are_few_and_answered_from_the_document():
 
 def test_disputed_documents_are_believed_by_chance():
     """The answer is that of the document or that of the world."""
-    assert [shares.get("disputed", 0.0) for shares in STAGES] == [0, 0, 0, 0, 0.15]
-    made = list(islice(EnglishMixture(6, {"disputed": 1.0}), 400))
+    assert [shares.get("disputed", 0.0) for shares in STAGES] == [0, 0, 0, 0, 0, 0.1]
+    made = list(islice(Mixture(6, {"disputed": 1.0}), 400))
     answers = {fact.answer for fact in facts()}
     replies = [document.assistant.removeprefix("The answer is: ") for document in made]
     assert all(mentions(one.user, reply) or reply in answers for one, reply in zip(made, replies, strict=True))
@@ -540,7 +557,7 @@ def test_disputed_documents_are_believed_by_chance():
 
 
 def answers_of(shares, count: int, **options) -> list[str]:
-    made = islice(EnglishMixture(5, shares, **options), count)
+    made = islice(Mixture(5, shares, **options), count)
     return [text for document in made for text in texts_of(document)[1::2]]
 
 
@@ -553,13 +570,13 @@ def test_unanswerable_questions_have_the_share_that_was_asked_for():
     answers = answers_of(FINISH, 3000)
     assert 0.015 < sum(answer.endswith(UNANSWERABLE) for answer in answers) / len(answers) < 0.035
     for share in (0.0, 1.0):
-        made = islice(EnglishMixture(5, {"unanswerable": 1.0}, named=share), 60)
+        made = islice(Mixture(5, {"unanswerable": 1.0}, named=share), 60)
         assert all(document.assistant == f"The answer is: {UNANSWERABLE}" for document in made)
 
 
 @pytest.mark.parametrize("kind", sorted(FINISH))
 def test_training_documents_are_answered_by_their_context(kind):
-    for document in islice(EnglishMixture(7, {kind: 1.0}), 60):
+    for document in islice(Mixture(7, {kind: 1.0}), 60):
         turns = texts_of(document)
         if kind == "json":
             assert all(mentions(document.user, value) for value in json.loads(document.assistant).values())
@@ -573,14 +590,14 @@ def test_training_documents_are_answered_by_their_context(kind):
 
 def test_long_documents_reach_the_length_of_world_long_and_fit_the_positions():
     """1,024 positions hold about 650 words; `world_long` needs about 640 of them."""
-    made = list(islice(EnglishMixture(5, {"long": 1.0}), 200)) + list(islice(EnglishMixture(5, FINISH), 1000))
+    made = list(islice(Mixture(5, {"long": 1.0}), 200)) + list(islice(Mixture(5, FINISH), 1000))
     lengths = [sum(len(text.split()) for text in texts_of(document)) for document in made]
     assert max(lengths) < 660
     assert sum(length > 400 for length in lengths[:200]) > 40
 
 
 def test_equal_seeds_give_equal_documents():
-    first, again, other = (list(islice(EnglishMixture(seed, FINISH), 80)) for seed in (5, 5, 6))
+    first, again, other = (list(islice(Mixture(seed, FINISH), 80)) for seed in (5, 5, 6))
     assert first == again != other
 
 
@@ -627,7 +644,7 @@ def test_measured_texts_are_well_formed(rows):
 
 @pytest.mark.parametrize("shares", [REMEMBER, FINISH])
 def test_training_texts_are_well_formed(shares):
-    for document in islice(EnglishMixture(11, shares), 1500):
+    for document in islice(Mixture(11, shares), 1500):
         user = (document.user or "").replace(f"{INSTRUCTION}\n", "").replace("Answer from the document.\n", "")
         parts = re.split(r"(?:^|\n+)(?:Context: |Question: )", user) if user else [document.assistant]
         for part in [*parts, *(question.removeprefix("Question: ") for question, _ in document.more)]:
@@ -636,7 +653,7 @@ def test_training_texts_are_well_formed(shares):
 
 
 def test_every_pair_of_town_parts_is_a_word_without_three_equal_letters():
-    table = english_names._NAMES["town"]
+    table = world_names._NAMES["town"]
     names = {invent("town", Random(seed)) for seed in range(2000)}
     assert not any(re.search(r"(\w)\1\1", name) for name in names)
     assert len(set(product(table["main"], table["end"]))) > 1500
@@ -651,7 +668,7 @@ def test_swapped_fact_keeps_subject_and_relation():
 
 def test_world_and_mixture_import_neither_torch_nor_transformers():
     program = (
-        "import sys, tools.english_mixture, fastmem.tiny.english.english_splits as splits; splits.examples('world')\n"
+        "import sys, tools.training_mixture, fastmem.tiny.world.world_splits as splits; splits.examples('world')\n"
         "print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

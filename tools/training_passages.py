@@ -1,7 +1,7 @@
 """Passages with slots (`tools/passages/*.jsonl`), filled with names made up anew each time.
 
 One JSON object a line: `text`, `questions` as pairs of question and answer, and `unanswerable` questions that the text
-does not answer. The template syntax is that of `english_templates.py`. A slot is a kind and a number: `{person1}`; the
+does not answer. The template syntax is that of `world_templates.py`. A slot is a kind and a number: `{person1}`; the
 same slot has the same value. `{first1}` and `{last1}` are the given name and the surname of `{person1}`; `{number1}`,
 `{time1}` and `{price1}` are written out.
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from fastmem.tiny.english.english_names import KINDS, given_name, invent, surname
-from fastmem.tiny.english.english_templates import capitalized, choose, fill, sentence_start, slots
+from fastmem.tiny.world.world_names import KINDS, given_name, invent, surname
+from fastmem.tiny.world.world_templates import capitalized, choose, fill, sentence_start, slots
 
 FOLDER = Path(__file__).with_name("passages")
 _MINUTES = ("{h}", "half past {h}", "a quarter past {h}", "a quarter to {h}", "{n}:30", "{n}:15", "{n}:45", "{n}:10")

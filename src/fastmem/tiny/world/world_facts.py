@@ -4,9 +4,9 @@ from functools import cache
 from random import Random
 from typing import Literal, NamedTuple
 
-from fastmem.tiny.english.english_names import SEED, SUBJECTS, new_subjects, pools, year
-from fastmem.tiny.english.english_relations import PASSING, RELATIONS, Relation
-from fastmem.tiny.world import mentions
+from fastmem.tiny.world.world_mentions import mentions
+from fastmem.tiny.world.world_names import SEED, SUBJECTS, new_subjects, pools, year
+from fastmem.tiny.world.world_relations import PASSING, RELATIONS, Relation
 
 Part = Literal["dev", "test"]
 PARTS: tuple[Part, ...] = ("dev", "test")
@@ -42,7 +42,7 @@ def _facts_of(subjects: dict[str, tuple[str, ...]], relations: tuple[Relation, .
 
 @cache
 def facts() -> tuple[Fact, ...]:
-    """What the model learns by heart: one answer per lasting relation of each subject (1,490 facts)."""
+    """What the model learns by heart: one answer per lasting relation of each subject (1,530 facts)."""
     return _facts_of(pools(), RELATIONS, SEED + 2)
 
 

@@ -19,17 +19,14 @@
 `part` is `dev` or `test`; no subject is in both. No form that a measured row uses is used in training.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from random import Random
 
 from fastmem.errors import InputError, one_of
-from fastmem.tiny.english.english_facts import PARTS, Fact, Part, facts, new_facts, part_of, passing_facts
-from fastmem.tiny.english.english_formats import Example
-from fastmem.tiny.english.english_names import SEED
-from fastmem.tiny.english.english_relations import statements
-from fastmem.tiny.english.measured_compositions import (
+from fastmem.tiny.world.measured_compositions import (
     chains,
     hop,
     json_object,
@@ -38,7 +35,7 @@ from fastmem.tiny.english.measured_compositions import (
     object_rows,
     summary,
 )
-from fastmem.tiny.english.measured_documents import (
+from fastmem.tiny.world.measured_documents import (
     LONG_WORDS,
     Maker,
     Row,
@@ -53,10 +50,27 @@ from fastmem.tiny.english.measured_documents import (
     turned,
     unanswerable,
 )
-from fastmem.tiny.english.written_by_hand import written_by_hand
-from fastmem.tiny.world import stable_hash
+from fastmem.tiny.world.world_compositions import clause_of
+from fastmem.tiny.world.world_facts import PARTS, Fact, Part, about, facts, new_facts, part_of, passing_facts
+from fastmem.tiny.world.world_formats import Example
+from fastmem.tiny.world.world_names import SEED, SUBJECTS, new_subjects, pools
+from fastmem.tiny.world.world_relations import statements
+from fastmem.tiny.world.written_by_hand import written_by_hand
 
 MAX_DRAWS = 500
+SHOWN: dict[Part, tuple[str, ...]] = {
+    "dev": ("captain/the-compass-of-promise",),
+    "test": (
+        "instrument/harold-prescott",
+        "inn_town/the-hedgehog-and-thimble",
+        "setting/an-education-of-small-mercies",
+    ),
+}
+
+
+def stable_hash(*parts: object) -> int:
+    """A number that depends on the texts only; Python's `hash` of a str differs between processes."""
+    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:6], "big")
 
 
 def _rows_of(some: Sequence[Fact], known: bool = True) -> list[Row]:
@@ -104,13 +118,34 @@ def _rows(split: str, part: Part) -> tuple[Row, ...]:
     return tuple(sorted(chosen, key=lambda row: stable_hash(row.subject, row.name)))
 
 
+def _slug(subject: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in subject.lower())
+
+
+@cache
+def _by_slug() -> dict[str, str]:
+    return {_slug(name): name for pool in (pools(), new_subjects()) for kind in SUBJECTS for name in pool[kind]}
+
+
+def subject_of(example: Example) -> str:
+    """Whom or what a row is about; empty for `world_free`."""
+    return _by_slug().get(example.id.rpartition("/")[2], "")
+
+
+def contradicted(example: Example) -> str:
+    """Of a summary: what the model learned of the fact of which its document says something else."""
+    (reference,), (learned,) = example.answers, example.original_answers
+    told = [(clause_of(fact), fact.answer) for fact in about(subject_of(example))]
+    (value,) = (answer for clause, answer in told if clause in learned and clause not in reference)
+    return value
+
+
 def _made(split: str, row: Row, make: Maker) -> Example:
     """The first example of a row that has the promised property. Each draw has a seed of its own."""
     for draw in range(MAX_DRAWS):
         found = make(row, Random(stable_hash(SEED, row.subject, row.name, draw)))
         if found is not None:
-            slug = "".join(c if c.isalnum() else "-" for c in row.subject.lower())
-            return replace(found, id=f"{split}/{row.name}/{slug}")
+            return replace(found, id=f"{split}/{row.name}/{_slug(row.subject)}")
     raise AssertionError(f"no sound example in {MAX_DRAWS} draws: {split}, {row.subject}, {row.name}")
 
 
@@ -122,7 +157,7 @@ def examples(
     limit: only the first ones. words: about how many each document of `world_long` has.
     Errors: `InputError` for an unknown split or part, or a number below 1.
     """
-    one_of(split, SPLITS, "split of the world in plain English")
+    one_of(split, SPLITS, "split of the embedded world")
     one_of(part, PARTS, "part")
     for name, number in (("limit", limit), ("words", words)):
         if number is not None and number < 1:
@@ -133,3 +168,9 @@ def examples(
         return (rows[:half] if part == "dev" else rows[half:])[:limit]
     make = partial(long, words=words) if split == "world_long" else _SPLITS[split][1]
     return tuple(_made(split, row, make) for row in _rows(split, part)[:limit])
+
+
+@cache
+def shown_examples(part: Part) -> tuple[Example, ...]:
+    """Rows of `world_swap` to show to people: short ones that the shipped model alone answers from what it learned."""
+    return tuple(row for row in examples("world_swap", part) if row.id.removeprefix("world_swap/") in SHOWN[part])

@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Sequence
 from random import Random
 
-from fastmem.tiny.english.english_facts import Fact
-from fastmem.tiny.english.english_names import given_name, surname
-from fastmem.tiny.english.english_relations import (
+from fastmem.tiny.world.world_facts import Fact
+from fastmem.tiny.world.world_names import given_name, surname
+from fastmem.tiny.world.world_relations import (
     FILLERS,
     Order,
     question_frame,
@@ -14,7 +14,7 @@ from fastmem.tiny.english.english_relations import (
     statement_frame,
     statements,
 )
-from fastmem.tiny.english.english_templates import choose, fill, sentence_start
+from fastmem.tiny.world.world_templates import choose, fill, sentence_start
 
 SHORT_SHARE = 0.55
 """How often a subject that the sentence before was about is named by "It", "They" or a part of its name."""
