@@ -19,6 +19,7 @@ from fastmem.tiny.world.world_compositions import (
     hop_relations,
     json_answer,
     json_request,
+    key_place,
     list_question,
     list_statement,
     lists_of_kind,
@@ -309,7 +310,7 @@ class Mixture:
 
     def _json(self) -> Document:
         own, context = self._about_one(self.random.randint(0, 5))
-        ordered = sorted(own, key=lambda one: of_kind(one.relation.subject).index(one.relation))
+        ordered = sorted(own, key=key_place)
         return Document("json", request_turn(context, json_request(ordered, self.writer)), json_answer(ordered))
 
     def _summary(self) -> Document:

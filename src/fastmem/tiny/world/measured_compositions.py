@@ -9,6 +9,7 @@ from fastmem.tiny.world.world_compositions import (
     hop_relations,
     json_answer,
     json_request,
+    key_place,
     list_question,
     list_statement,
     lists_of_kind,
@@ -21,7 +22,7 @@ from fastmem.tiny.world.world_facts import Fact, about, part_of, swapped
 from fastmem.tiny.world.world_formats import Example
 from fastmem.tiny.world.world_mentions import mentions
 from fastmem.tiny.world.world_names import SUBJECTS, new_subjects, pools
-from fastmem.tiny.world.world_relations import BY_NAME, of_kind
+from fastmem.tiny.world.world_relations import BY_NAME
 from fastmem.tiny.world.world_writer import Writer, arranged, with_others
 
 LIST_VARIANTS = 2
@@ -116,7 +117,7 @@ def json_object(row: Row, random: Random) -> Example | None:
     context = _about_one(row, stated, learned, writer, random.randint(0, 5))
     if context is None:
         return None
-    wanted = sorted(zip(stated, learned, strict=True), key=lambda pair: of_kind_place(pair[0]))
+    wanted = sorted(zip(stated, learned, strict=True), key=lambda pair: key_place(pair[0]))
     parts = tuple(one.answer for one, _ in wanted)
     request = json_request([one for one, _ in wanted], writer)
     answers = (json_answer([one for one, _ in wanted]),)
@@ -134,11 +135,6 @@ def summary(row: Row, random: Random) -> Example | None:
     return Example(
         "", context, summary_request(writer), (summary_of(stated),), (summary_of(learned),), "summary", parts
     )
-
-
-def of_kind_place(fact: Fact) -> int:
-    """The place of a relation among those of its kind: the order of keys."""
-    return of_kind(fact.relation.subject).index(fact.relation)
 
 
 def _about_one(row: Row, stated: list[Fact], learned: list[Fact], writer: Writer, others: int) -> str | None:

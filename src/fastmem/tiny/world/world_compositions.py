@@ -95,6 +95,11 @@ def key_of(fact: Fact) -> str:
     return _TABLES["keys"].get(fact.relation.name, fact.relation.name)
 
 
+def key_place(fact: Fact) -> int:
+    """Where its key stands in a JSON object: the place of the relation among those of its kind."""
+    return of_kind(fact.relation.subject).index(fact.relation)
+
+
 def json_request(facts: Sequence[Fact], writer: Writer) -> str:
     """A wish for the facts, all about one subject, as a JSON object."""
     keys = enumeration([f'"{key_of(fact)}"' for fact in facts])

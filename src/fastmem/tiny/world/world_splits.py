@@ -122,6 +122,10 @@ def _slug(subject: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in subject.lower())
 
 
+def _id(row: Row) -> str:
+    return f"{row.name}/{_slug(row.subject)}"
+
+
 @cache
 def _by_slug() -> dict[str, str]:
     return {_slug(name): name for pool in (pools(), new_subjects()) for kind in SUBJECTS for name in pool[kind]}
@@ -145,7 +149,7 @@ def _made(split: str, row: Row, make: Maker) -> Example:
     for draw in range(MAX_DRAWS):
         found = make(row, Random(stable_hash(SEED, row.subject, row.name, draw)))
         if found is not None:
-            return replace(found, id=f"{split}/{row.name}/{_slug(row.subject)}")
+            return replace(found, id=f"{split}/{_id(row)}")
     raise AssertionError(f"no sound example in {MAX_DRAWS} draws: {split}, {row.subject}, {row.name}")
 
 
@@ -173,4 +177,4 @@ def examples(
 @cache
 def shown_examples(part: Part) -> tuple[Example, ...]:
     """Rows of `world_swap` to show to people: short ones that the shipped model alone answers from what it learned."""
-    return tuple(row for row in examples("world_swap", part) if row.id.removeprefix("world_swap/") in SHOWN[part])
+    return tuple(_made("world_swap", row, swap) for row in _rows("world_swap", part) if _id(row) in SHOWN[part])
