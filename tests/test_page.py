@@ -224,6 +224,8 @@ def test_an_example_of_the_embedded_model_shows_the_effect(browser):
         browser.until("!document.getElementById('results').hidden || document.getElementById('problem').textContent")
         assert text_of(browser, "answer-base") != text_of(browser, "answer-memory")
         assert browser.evaluate("document.querySelectorAll('#document-view .source').length > 0")
+        inside = "[...document.querySelectorAll('#curve path')].map(path => path.getBBox().y >= 0)"
+        assert browser.evaluate(inside) == [True, True]  # the KL rises above the loss here
 
 
 def test_a_document_that_was_hardly_memorized_is_named_beside_the_answer(url, browser):
