@@ -7,8 +7,8 @@ is never written to. Objective, optimizer, clipping and weight decay are FastMem
 FastMem's losses (tests/test_compared_studies.py).
 
 `greedy` decodes without a cache, which any module can do: several guesses of the answer are read at once, the one
-that agrees longest with the module's own choices is kept, and so on until the answer ends. The tokens are those of
-plain greedy decoding.
+that agrees longest with the module's own choices is kept, and so on until the answer ends. Where no guess is left,
+the text is expected to repeat itself, as at rates that are too large. The tokens are those of plain greedy decoding.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +26,7 @@ Parameters = Mapping[str, Tensor]
 # (parameters by name, ids [B, T], K) -> logits [B, K, V] at the last K positions
 Logits = Callable[[Parameters, Tensor, int], Tensor]
 GUESSES = 3  # read at once
+SUFFIX, REPEATED = 3, 16  # tokens: the longest suffix that is looked for, and how many are expected to follow again
 
 
 def logits_of(module: nn.Module) -> Logits:
@@ -95,7 +96,8 @@ def greedy(
     """
     known, answer = sorted({tuple(guess[:most]) for guess in guesses}, key=len, reverse=True), tuple[int, ...]()
     while True:
-        fitting = [g for g in known if len(g) > len(answer) and g[: len(answer)] == answer][:GUESSES] or [answer]
+        fitting = [g for g in known if len(g) > len(answer) and g[: len(answer)] == answer][:GUESSES]
+        fitting = fitting or [(*answer, *repetition((*prompt, *answer)))]
         width = max(map(len, fitting))
         # Padding on the right, which no earlier position attends to.
         rows = torch.tensor([[*prompt, *guess, *[0] * (width - len(guess))] for guess in fitting])
@@ -110,3 +112,14 @@ def greedy(
         if ends or len(found) >= most:
             return list(found[: min([most, *ends])])
         answer = found
+
+
+def repetition(text: Sequence[int]) -> list[int]:
+    """What follows if the text goes on as it did after the last earlier occurrence of its longest suffix."""
+    for length in range(SUFFIX, 0, -1):
+        suffix = text[-length:]
+        for start in range(len(text) - length - 1, -1, -1):
+            if text[start : start + length] == suffix:
+                followed = text[start + length :]
+                return [followed[place % len(followed)] for place in range(REPEATED)]
+    return []

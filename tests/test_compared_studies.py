@@ -60,6 +60,19 @@ def test_drafted_decoding_gives_the_tokens_of_plain_greedy_decoding(llm):
     assert greedy(logits, prompt, [expected], stop, 2) == expected[:2]
 
 
+def test_an_answer_that_repeats_itself_is_read_in_few_passes():
+    passes = []
+
+    def logits(ids, last):  # after 5 comes 6, then 7, then 5 again; after anything else 5
+        passes.append(ids.shape)
+        following = torch.where((ids == 5) | (ids == 6), ids + 1, 5)
+        return torch.nn.functional.one_hot(following[:, -last:], 9).float()
+
+    assert greedy(logits, [1, 2], [], frozenset(), 30) == [5, 6, 7] * 10
+    assert len(passes) < 10
+    assert greedy(logits, [1, 2], [], frozenset({7}), 30) == [5, 6]
+
+
 def test_the_head_is_tuned_without_the_input_embedding_it_is_tied_to(llm):
     (name,) = which_layer.head(llm)
     assert name == "lm_head.weight"
