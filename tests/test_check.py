@@ -156,7 +156,7 @@ def test_the_command_to_go_on_with_runs(check, world, capsys, questions, command
 def test_a_rate_that_does_nothing_is_said(check):
     found = check("--methods", "fastmem", "--learning-rate", "1e-7", "--limit", "4")
     assert "memorizing had almost no effect: the loss of the documents went from" in found.out
-    assert re.search(r"too few questions: .* on [0-4] of 4 questions, ", found.out)
+    assert re.search(r"too few questions to judge fastmem: .* on [0-4] of 4 questions, ", found.out)
 
 
 @pytest.mark.parametrize(

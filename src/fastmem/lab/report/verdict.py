@@ -53,16 +53,15 @@ class Verdict:
         seconds = f"{abs(self.seconds):.2g} s {'more' if self.seconds >= 0 else 'less'} per question"
         if self.word in ("helps", "harms"):
             change = "more" if self.gained > 0 else "fewer"
-            return (
-                f"{self.word}: {abs(self.gained)} {change} of {self.questions} answers agree with the document, "
-                f"{figures}, {seconds}"
-            )
+            counted = f"{abs(self.gained)} {change} of {self.questions} answers agree with the document"
+            return f"{self.method} {self.word}: {counted}, {figures}, {seconds}"
         if self.word == "no difference":
-            return f"no difference of {MARGIN} or more: {figures} on {self.questions} questions, {seconds}"
+            none = f"{self.method} makes no difference of {MARGIN} or more"
+            return f"{none}: {figures} on {self.questions} questions, {seconds}"
         total = self.questions + self.choosing
         return (
-            f"too few questions: {figures} on {self.questions} of {total} questions, {seconds}; about {self.needed} "
-            "in all are enough (half of them choose the method)"
+            f"too few questions to judge {self.method}: {figures} on {self.questions} of {total} questions, "
+            f"{seconds}; about {self.needed} in all are enough (half of them choose the method)"
         )
 
 
