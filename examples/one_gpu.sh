@@ -3,7 +3,7 @@
 #
 #     bash examples/one_gpu.sh [FOLDER]        default: one_gpu
 #
-# Every command goes on where it was stopped, so start the script again after an interruption. It needs access to the
+# Every command continues where it stopped, so start the script again after an interruption. It needs access to the
 # gated model meta-llama/Meta-Llama-3-8B-Instruct (`hf auth login`), 60 GB of disk, and for one of the paper's seven
 # tasks the file FOLDER/wikihowAll.csv of mahnazkoupaee/WikiHow-Dataset; without it that task is left out.
 #
@@ -15,7 +15,7 @@
 #                           of 16
 #     paper: 16,936 questions of 200 to 1,300 tokens x 7 methods, 9,000 summaries x 6   3.0 h
 #     suite: 50,000 questions of 150 to 1,500 tokens x 11 methods                         4.3 h
-# That is 15 hours for both models. Python starts every layer anew, which this leaves out: expect 30 to 45. The first
+# That is 15 hours for both models. This leaves out the time that Python needs for every layer: expect 30 to 45. The first
 # two commands for each model measure 8 examples of every task and print the hours on your machine.
 #
 # What the figures are not: the priors of ClashEval's file are those of Llama-3-8B, so for Qwen3 its last three scores
@@ -27,7 +27,7 @@ folder=${1:-one_gpu}
 data=$folder/data
 mkdir -p "$data/confiqa" "$folder/models"
 
-pip install --quiet "fastmem[eval]" huggingface_hub
+pip install --quiet "$(dirname "$0")/..[eval]" huggingface_hub
 
 download() { # download URL FILE: nothing if the file is there; whole or not at all
   [ -e "$2" ] || { curl --fail --location --silent --show-error --output "$2.part" "$1" && mv "$2.part" "$2"; } ||

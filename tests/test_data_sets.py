@@ -1,4 +1,4 @@
-"""The data sets of the field: rows in their publishers' forms, and each metric against values counted by hand."""
+"""The suite's public data sets: rows in their publishers' forms, and each metric against values counted by hand."""
 
 import json
 from pathlib import Path

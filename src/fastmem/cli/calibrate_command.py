@@ -22,7 +22,7 @@ def calibrate(
     output: OutputFlags,
     documents: Annotated[
         Path | None,
-        typer.Option("--documents", metavar="DIR", help="Your own documents: a short passage from each of 8 files."),
+        typer.Option("--documents", metavar="DIR", help="Your own documents: short passages are read, 8 at most."),
     ] = None,
     neutral: Annotated[
         Path | None,

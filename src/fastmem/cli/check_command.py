@@ -28,7 +28,8 @@ def check(
     workers: WorkerFlags,
     output: OutputFlags,
     questions: Annotated[
-        Path, typer.Option("--questions", metavar="FILE", help="Questions with answers: csv, tsv, jsonl, parquet.")
+        Path,
+        typer.Option("--questions", metavar="FILE", help="Questions with answers: csv, tsv, json, jsonl, parquet."),
     ],
     documents: Annotated[
         Path | None,

@@ -118,7 +118,7 @@ def suite(
     ] = None,
     limit: Limit = None,
 ) -> None:
-    """Evaluate all methods on the public data sets of the field.
+    """Evaluate all methods on other public data sets: ConFiQA, FaithEval, SQuAD 2.0, ClashEval, NoMIRACL, CUB.
 
     --limit estimates the cost. If the command is interrupted, run it again to continue.
 

@@ -1,4 +1,4 @@
-"""The data sets of the field, each with all methods and its own metrics, for one model."""
+"""Public data sets about faithfulness to a document, each with all methods and its own metrics, for one model."""
 
 from collections.abc import Iterable
 from pathlib import Path
