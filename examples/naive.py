@@ -1,7 +1,7 @@
 """FastMem (arXiv 2406.16069) the plain way: tune the last feed-forward network on a document, then answer from it.
 
-Nothing of the package is used. It is deliberately simple: every step runs the whole model forward and backward, and the
-tuned weights are written into the model. The tests compare FastMem with it, and the benchmark is relative to it.
+Nothing of the package is used. It is deliberately simple: every step runs the whole model forward and backward, and
+the tuned weights are written into the model. The tests compare FastMem with it, and the benchmark is relative to it.
 
     python examples/naive.py --model FOLDER_OR_ID --context "The document." --question "What does it say?"
 """
