@@ -213,27 +213,38 @@ class Results:
         return {name: (one, p) for (name, one), p in zip(found.items(), corrected, strict=True)}
 
 
-def table(results: Results, ways: Sequence[Way], reference: str) -> Iterator[str]:
-    """Shares of right answers with the difference to `reference`. *: it differs at 0.05, corrected (Holm)."""
-    heads = ["way", "rate", "rows", *results.kinds, "s", "kB"]
+def tables(results: Results, ways: Sequence[Way], reference: str) -> Iterator[str]:
+    """Two tables: the kinds that choose a rate, with the costs, and the others."""
+    first = [kind for kind in results.kinds if kind in CHOOSING_KINDS]
+    others = [kind for kind in results.kinds if kind not in CHOOSING_KINDS]
+    yield from table(results, ways, reference, first, costs=True)
+    if others:
+        yield from ["", *table(results, ways, reference, others)]
+
+
+def table(
+    results: Results, ways: Sequence[Way], reference: str, kinds: Sequence[str], costs: bool = False
+) -> Iterator[str]:
+    """Shares of right answers of these kinds with the difference from `reference`. *: it differs at 0.05, corrected
+    over all kinds (Holm)."""
+    heads = ["way", *(["rate"] if costs else []), "rows", *kinds, *(["s", "kB"] if costs else [])]
     yield f"| {' | '.join(heads)} |"
     yield "|---" * len(heads) + "|"
     against = results.against(reference)
     for way in (way for way in ways if way.name in results.names):
         found = results.right(way.name)
-        counts = [str(sum(value is not None for value in found[kind])) for kind in results.kinds]
-        cells = [
-            f"{results.rates[way.name]:g}" if len(way.rates) > 1 else "",
-            "/".join(counts if len(set(counts)) > 1 else counts[:1]),
-        ]
-        for kind in results.kinds:
+        counts = [str(sum(value is not None for value in found[kind])) for kind in kinds]
+        cells = [f"{results.rates[way.name]:g}" if len(way.rates) > 1 else ""] if costs else []
+        cells.append("/".join(counts if len(set(counts)) > 1 else counts[:1]))
+        for kind in kinds:
             text = f"{share(found[kind]):.3f}"
             if way.name != reference:
                 one, p = against[way.name, kind]
                 text += f", {mean_text(one.difference, '+')}{'*' if p < 0.05 else ''}"
             cells.append(text)
-        kilobytes = results.median(way.name, "bytes") / 1000
-        cells += [f"{results.median(way.name, 'seconds'):.2f}", f"{kilobytes:,.0f}" if kilobytes else "0"]
+        if costs:
+            kilobytes = results.median(way.name, "bytes") / 1000
+            cells += [f"{results.median(way.name, 'seconds'):.2f}", f"{kilobytes:,.0f}" if kilobytes else "0"]
         yield f"| {way.name} | {' | '.join(cells)} |"
 
 
@@ -253,16 +264,19 @@ def development_table(folder: Path, ways: Sequence[Way]) -> Iterator[str]:
 
 
 def figure(results: Mapping[str, Results], reference: str, path: Path) -> None:
-    """The gain over the base on contradicting rows against the loss on the others, one panel a model."""
+    """The differences from the base by kind, of the kinds that choose a rate; one panel a model."""
     from matplotlib import pyplot as plt
 
-    drawn, axes = plt.subplots(len(results), 1, figsize=(8, 4.2 * len(results)), layout="constrained", squeeze=False)
+    inches = [1.0 + 0.3 * len(found.names) for found in results.values()]
+    drawn, axes = plt.subplots(len(results), 1, squeeze=False, figsize=(8, sum(inches)), height_ratios=inches)
+    drawn.set_layout_engine("constrained")
     for axis, (model, found) in zip(axes[:, 0], results.items(), strict=True):
         against = found.against(BASE)
         ways = [way for way in found.names if way != BASE][::-1]
-        for offset, kind in enumerate(found.kinds):
+        kinds = [kind for kind in found.kinds if kind in CHOOSING_KINDS]
+        for offset, kind in enumerate(kinds):
             means = [against[way, kind][0].difference for way in ways]
-            places = [place + 0.4 - 0.8 * (offset + 0.5) / len(found.kinds) for place in range(len(ways))]
+            places = [place + 0.4 - 0.8 * (offset + 0.5) / len(kinds) for place in range(len(ways))]
             values = [mean.value or 0.0 for mean in means]
             low = [
                 value - (value if mean.low is None else mean.low) for mean, value in zip(means, values, strict=True)

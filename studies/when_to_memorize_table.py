@@ -191,10 +191,9 @@ def kind_table(results: Results) -> Iterator[str]:
     yield "|---" * 6 + "|"
     for (kind, _, what), effect in results.effects.items():
         if what == "right":
-            one = effect.comparison
-            after = effect.without + (one.difference.value or 0.0)
-            counts = f"{one.only_second}, {one.only_first}"
-            yield f"| {kind} | {one.n} | {effect.without:.3f} | {after:.3f} | {effect.text} | {counts} |"
+            one, after = effect.comparison, effect.without + (effect.comparison.difference.value or 0.0)
+            shares = f"{effect.without:.3f} | {after:.3f} | {effect.text}"
+            yield f"| {kind} | {one.n} | {shares} | {one.only_second}, {one.only_first} |"
 
 
 def said_table(results: Results) -> Iterator[str]:
@@ -298,19 +297,26 @@ def figure(results: Mapping[str, Results], path: Path) -> None:
     """What a memory changes by kind, and the areas of the signals; one row a model."""
     from matplotlib import pyplot as plt
 
-    size = (10, 3.6 * len(results))
-    drawn, axes = plt.subplots(len(results), 2, figsize=size, layout="constrained", squeeze=False)
+    kinds = {
+        model: {key[0]: effect.comparison.difference for key, effect in found.effects.items() if key[2] == "right"}
+        for model, found in results.items()
+    }
+    inches = [0.9 + 0.3 * len(each) for each in kinds.values()]
+    drawn, axes = plt.subplots(len(results), 2, squeeze=False, figsize=(10, sum(inches)), height_ratios=inches)
+    drawn.set_layout_engine("constrained")
     for (left, other), (model, found) in zip(axes, results.items(), strict=True):
-        shares = {key[0]: effect.comparison.difference for key, effect in found.effects.items() if key[2] == "right"}
-        bars = {kind: (m.value or 0.0, m.low, m.high) for kind, m in shares.items()}
-        draw(left, bars, 0.0)
+        draw(left, {kind: (mean.value or 0.0, mean.low, mean.high) for kind, mean in kinds[model].items()}, 0.0)
         left.set_title(model, fontsize=10)
         left.set_xlabel("right answers with a memory, less without")
         gates = {signal: signed(found.dev, signal) for signal in found.dev.signals}
         areas = {signal: known(found.test.areas(gate, True)) for signal, gate in gates.items()}
         points = {signal: (value, *ends) for signal, (value, *ends) in areas.items() if value is not None}
-        draw(other, points, 0.5)
-        other.set_xlabel("area under the curve, corrected against spoiled")
+        if points:
+            draw(other, points, 0.5)
+            other.set_xlabel("area under the curve, corrected against spoiled")
+        else:
+            other.set_axis_off()
+            other.text(0, 0.5, "no area: no row was spoiled, or none corrected", fontsize=9)
     drawn.savefig(path)
 
 

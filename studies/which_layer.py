@@ -152,7 +152,7 @@ def act(args: argparse.Namespace, compared: Sequence[Way], reference: str) -> No
     found = {}
     for folder in sorted(path.parent for path in args.output.glob("*/test.jsonl")):
         found[folder.name] = results = compared_ways.Results.read(folder, compared)
-        print(f"\n{folder.name}\n", *compared_ways.table(results, compared, reference), sep="\n")
+        print(f"\n{folder.name}\n", *compared_ways.tables(results, compared, reference), sep="\n")
         print(f"\n{folder.name}, development\n", *compared_ways.development_table(folder, compared), sep="\n")
     if args.figure:
         compared_ways.figure(found, reference, args.figure)
