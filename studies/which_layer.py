@@ -49,11 +49,11 @@ def base(llm: FastMem, document: str, rate: float) -> Made:
     return Made(request=lambda row: llm.request(row.example.prompt, max_new_tokens=row.max_new_tokens))
 
 
-def ffn(layers: tuple[int, ...]) -> Callable[[FastMem, str, float], Made]:
+def ffn(layers: tuple[int, ...], steps: int = STEPS) -> Callable[[FastMem, str, float], Made]:
     """FastMem's own memorizing of these layers' FFNs."""
 
     def make(llm: FastMem, document: str, rate: float) -> Made:
-        recipe = replace(llm.recipe, learning_rate=rate, steps=STEPS, layers=layers)
+        recipe = replace(llm.recipe, learning_rate=rate, steps=steps, layers=layers)
         (memory,), seconds = timed(
             lambda: drain(llm.memorizing(llm.memory_tokens(document), recipe, watch=False)),
         )
