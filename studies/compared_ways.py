@@ -196,6 +196,10 @@ class Results:
     def right(self, way: str) -> dict[str, list[bool | None]]:
         return rights(self.rows, self.names[way])
 
+    def answered(self, way: str, kind: str) -> int:
+        """How many rows of a kind a way has answered."""
+        return sum(value is not None for value in self.right(way)[kind])
+
     def median(self, way: str, what: str) -> float:
         name = self.names[way]
         return median(row[name][what] for row in self.rows if name in row)
@@ -208,6 +212,7 @@ class Results:
             for way in self.names
             if way != reference
             for kind in self.kinds
+            if self.answered(way, kind)
         }
         corrected = holm([1.0 if one.p_value is None else one.p_value for one in found.values()])
         return {name: (one, p) for (name, one), p in zip(found.items(), corrected, strict=True)}
@@ -233,12 +238,12 @@ def table(
     against = results.against(reference)
     for way in (way for way in ways if way.name in results.names):
         found = results.right(way.name)
-        counts = [str(sum(value is not None for value in found[kind])) for kind in kinds]
+        counts = [str(results.answered(way.name, kind)) for kind in kinds]
         cells = [f"{results.rates[way.name]:g}" if len(way.rates) > 1 else ""] if costs else []
         cells.append("/".join(counts if len(set(counts)) > 1 else counts[:1]))
         for kind in kinds:
-            text = f"{share(found[kind]):.3f}"
-            if way.name != reference:
+            text = f"{share(found[kind]):.3f}" if results.answered(way.name, kind) else "-"
+            if (way.name, kind) in against:
                 one, p = against[way.name, kind]
                 text += f", {mean_text(one.difference, '+')}{'*' if p < 0.05 else ''}"
             cells.append(text)
@@ -275,8 +280,9 @@ def figure(results: Mapping[str, Results], reference: str, path: Path) -> None:
         ways = [way for way in found.names if way != BASE][::-1]
         kinds = [kind for kind in found.kinds if kind in CHOOSING_KINDS]
         for offset, kind in enumerate(kinds):
-            means = [against[way, kind][0].difference for way in ways]
-            places = [place + 0.4 - 0.8 * (offset + 0.5) / len(kinds) for place in range(len(ways))]
+            shown = [place for place, way in enumerate(ways) if (way, kind) in against]
+            means = [against[ways[place], kind][0].difference for place in shown]
+            places = [place + 0.4 - 0.8 * (offset + 0.5) / len(kinds) for place in shown]
             values = [mean.value or 0.0 for mean in means]
             low = [
                 value - (value if mean.low is None else mean.low) for mean, value in zip(means, values, strict=True)
