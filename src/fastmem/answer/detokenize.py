@@ -20,6 +20,7 @@ class Detokenizer:
         self._ids: list[int] = []
         self._decoded = ""  # text of the ids up to `_settled`
         self._settled = 0
+        self._start = 0  # the id from which text is decoded
         self._released = 0
         self.text = ""
         self.stopped = False
@@ -31,16 +32,18 @@ class Detokenizer:
     def add(self, token: int) -> str:
         """The text that became certain with one more token."""
         self._ids.append(token)
-        # Decoding from the last settled token keeps the work per token constant. One token of overlap is needed by
-        # tokenizers that drop the space before the first word (SentencePiece).
-        start = max(self._settled - 1, 0)
-        overlap = self._decode(self._ids[start : self._settled]) if self._settled else ""
-        tail = self._decode(self._ids[start:])[len(overlap) :]
+        # Decoding from a late token keeps the work per token constant. The overlap holds text, since tokenizers may
+        # drop the space before the first word (SentencePiece), and begins with a whole character, since one that is
+        # made of bytes is unreadable without its first (Llama 2, Mistral, Gemma).
+        overlap = self._decode(self._ids[self._start : self._settled])
+        tail = self._decode(self._ids[self._start :])[len(overlap) :]
         self.text = self._decoded + tail
         whole = tail.rstrip("\ufffd")
         seen, found = self._stop.read(self._seen, whole)
         self._held = len(tail) - len(whole) + seen.held
         if not tail.endswith("\ufffd"):
+            if tail:
+                self._start = self._settled
             self._decoded, self._settled, self._seen = self.text, len(self._ids), seen
         if found is not None:
             self.stopped = True
