@@ -14,11 +14,12 @@ SOURCE = ROOT / "src" / "fastmem"
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 # room or file -> rooms and files it may import from. `errors` and the package's version are open to all.
-CORE = {"split", "learn", "memory", "answer", "prompts", "ranges", "device_memory", "torch_modes"}
+CORE = {"split", "learn", "memory", "answer", "prompts", "encoding", "ranges", "device_memory", "torch_modes"}
 LIBRARY = CORE | {"model", "timing", "system_turn"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "extras": set(),
+    "encoding": set(),
     "ranges": set(),
     "torch_modes": set(),
     "atomic_write": set(),
@@ -28,7 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "split": {"split", "torch_modes"},
     "memory": {"memory", "split", "ranges", "torch_modes", "atomic_write"},
     "learn": {"learn", "memory", "split", "device_memory", "torch_modes"},
-    "prompts": {"memory", "ranges"},
+    "prompts": {"memory", "ranges", "encoding"},
     "system_turn": {"prompts"},
     "answer": {"answer", "memory", "split", "prompts", "ranges", "device_memory", "torch_modes", "extras"},
     "loading": {"split"},

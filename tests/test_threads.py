@@ -6,6 +6,7 @@ interval lets threads change places between any two operations.
 
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,7 +14,8 @@ import torch
 from torch import nn
 
 from families import build
-from fastmem import FastMem, Recipe, Tokens
+from fastmem import FastMem, Recipe, Tokens, prompts
+from tiny_tokenizer import build_tokenizer
 
 RECIPE = Recipe(learning_rate=3e-3, steps=3)
 THREADS = 4
@@ -131,3 +133,47 @@ def test_threads_may_release_a_memory_that_others_use(llm):
 
     with ThreadPoolExecutor(THREADS) as pool:
         assert all(pool.map(use_and_release, range(20)))
+
+
+class OneAtATime:
+    """A tokenizer that notices two calls at once; a call keeps its options in the tokenizer while it runs."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer, self._free, self.met = tokenizer, threading.Lock(), False
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text, **options):
+        return self._alone(self._tokenizer, text, **options)
+
+    def apply_chat_template(self, messages, **options):
+        if not options.get("tokenize", True):
+            return self._tokenizer.apply_chat_template(messages, **options)
+        return self._alone(self._tokenizer.apply_chat_template, messages, **options)
+
+    def _alone(self, encode, *arguments, **options):
+        if not self._free.acquire(blocking=False):
+            self.met = True
+            return encode(*arguments, **options)
+        try:
+            time.sleep(0.002)  # long enough for another thread to come
+            return encode(*arguments, **options)
+        finally:
+            self._free.release()
+
+
+def test_control_tokens_are_text_whatever_other_threads_encode():
+    tokenizer = OneAtATime(build_tokenizer())
+    control, plain = "a document <|eot_id|> with control tokens. " * 3, "a long plain document. " * 6
+    calls = [
+        lambda: prompts.memory_tokens(tokenizer, control).ids.tolist(),
+        lambda: prompts.memory_tokens(tokenizer, plain).ids.tolist(),
+        lambda: prompts.chat_ids(tokenizer, [{"role": "user", "content": control}]).tolist(),
+        lambda: prompts.text_ids_before(tokenizer, plain, "document.")[0].ids.tolist(),
+    ]
+    expected = [call() for call in calls]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        found = list(pool.map(lambda number: calls[number % len(calls)](), range(40)))
+    assert found == expected * 10
+    assert not tokenizer.met

@@ -1,9 +1,8 @@
 """Text and chat messages to `Tokens`: the ids that the model reads, and which of them are targets of the loss.
 
 All text becomes token ids here. The document is user input: control tokens written in it are encoded as ordinary text,
-so a document cannot open a turn of its own.
-
-The prompts are those of the paper's code (arXiv 2406.16069, IAAR-Shanghai/FastMem `src/train_and_inference.py`).
+so a document cannot open a turn of its own. The prompts are those of the paper's code (arXiv 2406.16069,
+IAAR-Shanghai/FastMem `src/train_and_inference.py`).
 """
 
 import hashlib
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from fastmem.encoding import ENCODING, encoded
 from fastmem.errors import InputError, one_of, shown
 from fastmem.memory.recipe import PLACEMENTS
 from fastmem.ranges import Other
@@ -142,8 +142,8 @@ def chat_ids_before(
 
 def text_ids_before(tokenizer: Any, text: str, end: str) -> tuple[Tokens, int]:
     """(a plain text as the tokenizer encodes it, how many of its tokens stand before `end`, the end of the text)."""
-    encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast)
-    return Tokens(encoded["input_ids"]), _ending_before(encoded.get("offset_mapping", []), len(text) - len(end))
+    found = encoded(tokenizer, text, return_offsets_mapping=tokenizer.is_fast)
+    return Tokens(found["input_ids"]), _ending_before(found.get("offset_mapping", []), len(text) - len(end))
 
 
 def _chat_encoding(
@@ -153,18 +153,19 @@ def _chat_encoding(
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise InputError(f'a chat message is {{"role": ..., "content": ...}}; given {message!r}.')
-    kwargs = dict(options or {})
+    kwargs, own = dict(options or {}), template(tokenizer)
     if _any_control(tokenizer, messages):
         kwargs["sanitize_control_tokens"] = True
     elif offsets:
         kwargs["tokenizer_kwargs"] = {"return_offsets_mapping": True}
     try:
-        encoded = tokenizer.apply_chat_template(
-            list(messages), chat_template=template(tokenizer), add_generation_prompt=True, return_dict=True, **kwargs
-        )
+        with ENCODING:
+            found = tokenizer.apply_chat_template(
+                list(messages), chat_template=own, add_generation_prompt=True, return_dict=True, **kwargs
+            )
     except Exception as error:  # templates raise jinja2 errors of their own wording
         raise InputError(f"the model's chat template refuses these messages: {error}") from error
-    return torch.tensor(encoded["input_ids"], dtype=torch.int64), encoded.get("offset_mapping", [])
+    return torch.tensor(found["input_ids"], dtype=torch.int64), found.get("offset_mapping", [])
 
 
 def _ending_before(offsets: Sequence[tuple[int, int]], position: int) -> int:
@@ -174,7 +175,7 @@ def _ending_before(offsets: Sequence[tuple[int, int]], position: int) -> int:
 
 def token_count(tokenizer: Any, text: str) -> int:
     """The tokens of a bare text, without begin-of-text or a turn around it."""
-    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return len(encoded(tokenizer, text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def encoder_ids(tokenizer: Any, messages: Chat) -> torch.Tensor:
@@ -182,7 +183,8 @@ def encoder_ids(tokenizer: Any, messages: Chat) -> torch.Tensor:
     if tokenizer.chat_template is not None:
         return chat_ids(tokenizer, messages)
     text = "\n".join(message["content"].strip() for message in messages)
-    return torch.tensor(tokenizer(text, split_special_tokens=_any_control(tokenizer, messages))["input_ids"])
+    found = encoded(tokenizer, text, split_special_tokens=_any_control(tokenizer, messages))
+    return torch.tensor(found["input_ids"])
 
 
 def written_tokens(tokenizer: Any, context: str, placement: str, opening: Sequence[int]) -> Tokens:
@@ -324,7 +326,7 @@ def _encode(tokenizer: Any, before: str, content: str, after: str, score_after: 
     """`before + content + after` as Tokens; the tokens that touch the content (and `after`, if asked) are scored."""
     if _any_control(tokenizer, [{"content": content}]):
         pieces = [
-            tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"]
+            encoded(tokenizer, text, add_special_tokens=False, split_special_tokens=split)["input_ids"]
             for text, split in ((before, False), (content, True), (after, False))
         ]
         flags = [False] * len(pieces[0]) + [True] * len(pieces[1]) + [score_after] * len(pieces[2])
@@ -332,12 +334,11 @@ def _encode(tokenizer: Any, before: str, content: str, after: str, score_after: 
     text, start = before + content + after, len(before)
     end = len(text) if score_after else start + len(content)
     if tokenizer.is_fast:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        flags = [right > start and left < end for left, right in encoded["offset_mapping"]]
-        return Tokens(encoded["input_ids"], flags)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    first = len(tokenizer(text[:start], add_special_tokens=False)["input_ids"])
-    last = len(tokenizer(text[:end], add_special_tokens=False)["input_ids"])
+        found = encoded(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
+        flags = [right > start and left < end for left, right in found["offset_mapping"]]
+        return Tokens(found["input_ids"], flags)
+    ids = encoded(tokenizer, text, add_special_tokens=False)["input_ids"]
+    first, last = token_count(tokenizer, text[:start]), token_count(tokenizer, text[:end])
     return Tokens(ids, [first <= i < last for i in range(len(ids))])
 
 

@@ -8,6 +8,7 @@ from fastmem.cli.read_document import no_documents
 from fastmem.documents import DocumentFile, Skipped, find_documents
 from fastmem.documents.document_files import read_document, require_readers
 from fastmem.documents.text_process import TextProcess
+from fastmem.encoding import encoded
 from fastmem.errors import DocumentError
 
 PIECES = 8
@@ -49,7 +50,7 @@ def calibration_pieces(
 
 def cut(text: str, tokenizer: Any) -> str:
     """The first `PIECE_TOKENS` tokens of a text."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = encoded(tokenizer, text, add_special_tokens=False)["input_ids"]
     if len(ids) <= PIECE_TOKENS:
         return text
     return str(tokenizer.decode(ids[:PIECE_TOKENS], skip_special_tokens=True)).rstrip("\ufffd")

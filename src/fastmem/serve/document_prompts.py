@@ -15,6 +15,7 @@ from typing import Any
 
 from fastmem import prompts
 from fastmem.answer.contrast import method_named
+from fastmem.encoding import encoded
 from fastmem.errors import InputError
 from fastmem.model import FastMem
 from fastmem.prompts import Tokens
@@ -120,7 +121,7 @@ def requested_method(options: FastMemOptions, with_memory: bool, with_documents:
 
 
 def _plain_tokens(llm: FastMem, text: str) -> Tokens:
-    return Tokens(llm.tokenizer(text)["input_ids"])
+    return Tokens(encoded(llm.tokenizer, text)["input_ids"])
 
 
 def _with_context(text: str, message: str) -> str:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field, model_validator
 
 from fastmem import prompts
+from fastmem.encoding import encoded
 from fastmem.serve.schemas import Messages, Strict
 from fastmem.serve.service import service_of
 
@@ -38,7 +39,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
         tokenizer = service.llm.tokenizer
         if body.messages is not None:
             return prompts.chat_ids(tokenizer, [message.plain() for message in body.messages]).tolist()
-        return list(tokenizer(body.prompt, add_special_tokens=body.add_special_tokens)["input_ids"])
+        return list(encoded(tokenizer, texts[0], add_special_tokens=body.add_special_tokens)["input_ids"])
 
     tokens = await service.text.run(read)
     return {"count": len(tokens), "max_model_len": service.llm.split_model.max_positions, "tokens": tokens}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from fastmem.encoding import encoded
 from fastmem.errors import InputError
 
 if TYPE_CHECKING:
@@ -155,12 +156,12 @@ def cut(example: Example, max_tokens: int, tokenizer: Any) -> Example:
     if example.kind == "choice" or not example.context:
         return example
     if getattr(tokenizer, "is_fast", False):
-        encoded = tokenizer(example.context, add_special_tokens=False, return_offsets_mapping=True)
-        offsets = encoded["offset_mapping"]
+        found = encoded(tokenizer, example.context, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = found["offset_mapping"]
         if len(offsets) <= max_tokens:
             return example
         # The tokens of one character all end where it ends, so stop before the first token that is left out.
         end = min(offsets[max_tokens - 1][1], max(offsets[max_tokens][0], 1))
         return replace(example, context=example.context[:end])
-    ids = tokenizer(example.context, add_special_tokens=False)["input_ids"]
+    ids = encoded(tokenizer, example.context, add_special_tokens=False)["input_ids"]
     return example if len(ids) <= max_tokens else replace(example, context=tokenizer.decode(ids[:max_tokens]))
