@@ -390,6 +390,28 @@ def test_bias_and_least_length_equal_transformers_generate() -> None:
     assert end not in out.token_ids[:3]
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("method", ["dola", "cad"])
+def test_a_contrast_chooses_among_the_tokens_that_may_follow(method: str, temperature: float) -> None:
+    case = Case("llama")
+    other = {"without_context": Tokens(case.prompts[0])} if method == "cad" else {}
+    ends = case.llm.generate(Tokens(case.prompts[1]), max_new_tokens=1, ignore_eos=True).token_ids
+    out = case.llm.generate(
+        Tokens(case.prompts[1]),
+        method=method,
+        relative_top=0.99,  # the constraint leaves the likeliest token alone, which would end the answer
+        min_new_tokens=2,
+        max_new_tokens=3,
+        stop_token_ids=list(ends),
+        temperature=temperature,
+        seed=0,
+        top_logprobs=1,
+        **other,
+    )
+    assert ends[0] not in out.token_ids[:2]
+    assert all(math.isfinite(value) for value, _ in out.logprobs)
+
+
 def test_presence_and_frequency_penalties_count_the_answer() -> None:
     from fastmem.answer.sampling import Sampling, adjusted
 

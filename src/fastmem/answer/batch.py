@@ -272,13 +272,15 @@ def _contrasted(
     """[V]: the scores of one row, from the logits of its main sequence and of what it compares them with."""
     wanted = row.request.contrast
     allowed = logits if row.json is None else row.json.restricted(logits)
+    if stops := _forbidden(row, len(logits)):
+        allowed = allowed.index_fill(0, torch.tensor(stops, device=logits.device), -torch.inf)
     if wanted is None:
         return allowed
     if isinstance(wanted, Combination):
         main: Side = "memorized" if "memorized" in wanted.needs else "original"
         scores = wanted.scores({main: logits} | sides)
         return scores if row.json is None else row.json.restricted(scores)
-    # After the schema: the plausibility constraint must not exclude all tokens that it allows.
+    # After the schema and the stop tokens: the plausibility constraint must not exclude all tokens that remain.
     if wanted.kind == "dola":
         return dola(allowed[None], sides["early_layers"][:, None], wanted.cut)[0]
     (other,) = sides.values()
@@ -286,12 +288,19 @@ def _contrasted(
     return contrast(allowed[None], other[None], alpha, wanted.cut)[0]
 
 
+def _forbidden(row: Row, vocabulary_size: int) -> list[int]:
+    """The stop tokens, as long as the answer must not end. Some models name one that they cannot write."""
+    if len(row.token_ids) >= row.request.min_new_tokens:
+        return []
+    return [token for token in sorted(row.request.stop_ids) if token < vocabulary_size]
+
+
 def _choose(row: Row, scores: Tensor) -> Tensor:
     """The next token of a row, from scores [V]."""
     request = row.request
     if (forced := request.forced.get(len(row.token_ids))) is not None:
         return torch.tensor(forced, device=scores.device)
-    forbidden = request.stop_ids if len(row.token_ids) < request.min_new_tokens else ()
+    forbidden = _forbidden(row, len(scores))
     if request.sampling.adjusts or forbidden:
         prompt, answer = request.before_answer.to(scores.device), torch.tensor(row.token_ids, dtype=torch.int64)
         scores = adjusted(scores, request.sampling, prompt, answer.to(scores.device), forbidden)
