@@ -146,6 +146,21 @@ def test_a_base_that_is_converted_on_loading_is_written_whole(tmp_path):
     assert torch.equal(llm.logits(QUERY), logits(load()))  # the model in memory is as it was
 
 
+@pytest.mark.parametrize("change", ["attention", "size"])
+def test_a_base_that_was_changed_after_loading_is_written_as_it_is(tmp_path, change):
+    load = saved("llama", tmp_path / "base")
+    model = load()
+    if change == "size":
+        model.resize_token_embeddings(300)
+    else:
+        with torch.no_grad():
+            model.model.layers[0].self_attn.q_proj.weight.mul_(1.5)
+    llm = FastMem(model, None)
+    memory = llm.memorize(TOKENS, FULL)
+    export(llm, memory, tmp_path / "merged", "merged")
+    assert torch.equal(logits(load(tmp_path / "merged")), llm.logits(QUERY, memory))
+
+
 def test_tokenizer_and_template_come_along(tmp_path, tokenizer):
     load = saved("llama", tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import naive
 from families import FAMILIES, build
 from fastmem import FastMem, Recipe, Tokens
-from fastmem.errors import InputError
+from fastmem.errors import InputError, MemoryMismatchError
 from test_naive import oracle_model
 from test_trunk import BFLOAT16, assert_near, assert_untouched, own_logits
 
@@ -244,6 +244,8 @@ def test_applied_is_exact_inside_and_gone_outside(llama):
         assert_near(own_logits(tuned, QUERY), expected, 0)
         with pytest.raises(InputError, match="the model was changed after FastMem was constructed"):
             llm.logits(QUERY)
+    with pytest.raises(MemoryMismatchError, match="made on other weights"), memory.applied(build("llama", seed=5)):
+        pass
     with pytest.raises(KeyboardInterrupt), memory.applied(llama):
         raise KeyboardInterrupt
     assert_untouched(llama, build("llama"))

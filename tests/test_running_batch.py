@@ -33,6 +33,16 @@ def requests_of(llm, **options):
     ]
 
 
+def test_a_stream_that_is_left_at_its_last_text_has_an_answer(llm):
+    whole = llm.generate(PROMPTS[0], max_new_tokens=5, ignore_eos=True)
+    stream, text = llm.stream(PROMPTS[0], max_new_tokens=5, ignore_eos=True), ""
+    for piece in stream:
+        text += piece
+        if text == whole.text:
+            break
+    assert stream.run().token_ids == whole.token_ids
+
+
 def test_pieces_add_up_to_the_answer(llm):
     ended: dict[int, Answer] = {}
     texts: dict[int, str] = {}

@@ -155,12 +155,13 @@ def export_merged(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:
     base = _base_folder(_base_name(llm), llm.revision)
     shards = _shards(base)
     stored = {name: shape for shapes in shards.values() for name, shape in shapes.items()}
+    unchanged = all(stored.get(name) == list(w.shape) for name, w in tuned.items())
     with _new_folder(Path(folder)) as new:
-        if all(stored.get(name) == list(w.shape) for name, w in tuned.items()):
+        if unchanged and _holds(base, shards, llm.model.state_dict()):
             _write_linked(base, shards, tuned, new)
         else:
-            # Some models change names on loading, such as experts that are fused. `save_pretrained` reverses that, but
-            # writes the whole checkpoint.
+            # Some models change names on loading, such as experts that are fused, and some are changed afterwards.
+            # `save_pretrained` writes the model as it is, but the whole checkpoint.
             with memory.applied(llm.model):
                 llm.model.save_pretrained(new)
         for path in base.iterdir():
@@ -170,6 +171,24 @@ def export_merged(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:
                 shutil.copy(path, new / path.name)
         size = sum(p.lstat().st_size for p in new.iterdir() if p.stat().st_nlink == 1 and not p.is_symlink())
     return Exported("merged", str(folder), size)
+
+
+def _holds(base: Path, shards: Mapping[str, Mapping[str, list[int]]], weights: Mapping[str, Tensor]) -> bool:
+    """Whether the weights are those of the shards: their shapes, and three rows of every tensor of the same name."""
+    for shard, shapes in shards.items():
+        with safe_open(base / shard, "pt") as file:
+            for name in shapes.keys() & weights.keys():
+                weight, shape = weights[name].detach(), shapes[name]
+                if weight.is_meta or not weight.is_floating_point() or not weight.numel():
+                    continue
+                if list(weight.shape) != shape:
+                    return False
+                rows = {0, shape[0] // 2, shape[0] - 1} if shape else set()
+                pairs = [(file.get_slice(name)[row : row + 1], weight[row : row + 1]) for row in rows]
+                pairs = pairs or [(file.get_tensor(name), weight)]
+                if not all(torch.equal(stored.to(own.dtype), own.cpu()) for stored, own in pairs):
+                    return False
+    return True
 
 
 def _write_linked(

@@ -206,10 +206,10 @@ class Stream:
 
     def __iter__(self) -> Iterator[str]:
         for _, piece in self._pieces:
+            if piece.answer is not None:  # before the last text, after which the caller may stop
+                self.answer = replace(piece.answer, memorize_seconds=self.memorize_seconds)
             if piece.text:
                 yield piece.text
-            if piece.answer is not None:
-                self.answer = replace(piece.answer, memorize_seconds=self.memorize_seconds)
 
     def run(self) -> Answer:
         """The whole answer at once."""

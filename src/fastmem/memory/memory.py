@@ -218,7 +218,14 @@ class Memory:
                     f"{type(holder).__name__}: use FastMem(model).generate(prompt, memory=memory), which makes float "
                     "copies, or load the model unquantized."
                 )
-        tuned = self.weights({name: p.detach() for name, p in own.items()})
+        originals = {name: p.detach() for name, p in own.items()}
+        # A low-rank memory leaves out biases, so the digest of its weights alone says nothing.
+        if self.recipe.parametrization == "full" and len(own) and digest(originals) != self.base.digest:
+            raise MemoryMismatchError(
+                f"this memory was made on other weights ({self.base.name}, FFN {self.base.digest[:12]}) than those of "
+                "this model: load the base it was made for, or memorize the document again."
+            )
+        tuned = self.weights(originals)
         try:
             for name, parameter in own.items():
                 _put(model, name, nn.Parameter(tuned[name].to(parameter.dtype), requires_grad=False))
