@@ -9,7 +9,7 @@ Test rows of all kinds are answered at that rate only. Seconds are processor tim
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -268,6 +268,25 @@ def development_table(folder: Path, ways: Sequence[Way]) -> Iterator[str]:
             yield f"| {way.name} | {' | '.join(cells)} |"
 
 
+def document(results: Mapping[str, Results], reference: str) -> dict[str, Any]:
+    """Every number of the tables: by model and way the rate, the costs, and of every kind that it answered the rows,
+    the share of right answers, and the difference from `reference` with its corrected p-value."""
+    models: dict[str, Any] = {}
+    for model, found in results.items():
+        against, models[model] = found.against(reference), {}
+        for way in found.names:
+            kinds: dict[str, dict[str, Any]] = {}
+            costs = {what: found.median(way, what) for what in ("seconds", "bytes")}
+            models[model][way] = {"rate": found.rates[way], **costs, "kinds": kinds}
+            for kind, right in found.right(way).items():
+                if rows := found.answered(way, kind):
+                    kinds[kind] = {"rows": rows, "right": share(right)}
+                if (way, kind) in against:
+                    comparison, p = against[way, kind]
+                    kinds[kind] |= {"difference": asdict(comparison.difference), "corrected p": p}
+    return {"reference": reference, "models": models}
+
+
 def figure(results: Mapping[str, Results], reference: str, path: Path) -> None:
     """The differences from the base by kind, of the kinds that choose a rate; one panel a model."""
     from matplotlib import pyplot as plt
@@ -295,7 +314,7 @@ def figure(results: Mapping[str, Results], reference: str, path: Path) -> None:
         axis.axvline(0, color="#888888", linewidth=1, zorder=0)
         axis.set_title(model, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[0, 0].legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(CHOOSING_KINDS))
     axes[-1, 0].set_xlabel("share of right answers, less the base's; bars: 95 %; *: FastMem")
     drawn.savefig(path)
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from fastmem import FastMem
 from fastmem.answer.request import Request
 from fastmem.errors import InputError
+from fastmem.lab.run.run_files import write_json
 from fastmem.learn.memorize import drain
 from fastmem.tiny import world
 from studies import compared_ways
@@ -135,6 +136,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     made.add_argument("--test-rows", type=int, default=200, help="of each kind")
     made.add_argument("--table", action="store_true", help="only print the tables")
     made.add_argument("--figure", type=Path)
+    made.add_argument("--json", type=Path, help="with --table: every number of the tables as one JSON document")
     return made
 
 
@@ -156,6 +158,8 @@ def act(args: argparse.Namespace, compared: Sequence[Way], reference: str) -> No
         print(f"\n{folder.name}, development\n", *compared_ways.development_table(folder, compared), sep="\n")
     if args.figure:
         compared_ways.figure(found, reference, args.figure)
+    if args.json:
+        write_json(args.json, compared_ways.document(found, reference))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,12 +5,15 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from scipy import stats
 
 from command_line import Runner, refusal
-from fastmem.lab.report.verdict import interval, needed_questions, word_for
+from fastmem.lab.report import load_results
+from fastmem.lab.report.check_page import changes
+from fastmem.lab.report.verdict import interval, judged, needed_questions, word_for
 from fastmem.lab.run.run_files import read_examples, read_rows
 from fastmem.lab.scores.statistics import compare
 from fastmem.lab.search.search import is_searched
@@ -126,6 +129,31 @@ def test_check_says_what_its_rows_say(check, tmp_path):
     assert (tmp_path / "out" / "rows.jsonl").read_bytes() == written
     assert said["verdict"] in again.out
     assert f"--recipe {tmp_path / 'out' / 'recipe.json'}" in again.out or "fastmem check" in again.out
+
+
+def test_a_recipe_that_fails_on_every_question_gives_no_verdict(check):
+    found = check("--methods", "fastmem", "--layers", "99", "--limit", "3")
+    assert found.code == 2
+    assert "every question failed with fastmem, the first with: InputError: layer 99 does not exist" in found.err
+
+
+def test_the_method_is_one_of_those_that_were_asked_for(check):
+    check("--methods", "cad", "--limit", "12")
+    found = check("--methods", "fastmem", "--limit", "12", "--json")
+    assert found.json["method"] == "fastmem"
+
+
+def test_questions_that_failed_are_neither_right_nor_wrong(check, tmp_path):
+    check("--methods", "fastmem", "--limit", "12")
+    results = load_results(tmp_path / "out")
+    whole = judged(results, ["fastmem"])
+    row = next(row for row in results.rows["fastmem"] if not is_searched(row["group"]))
+    row |= {"error": "InputError: too long", "scores": dict.fromkeys(row["scores"], 0.0)}
+    found = judged(load_results(tmp_path / "out"), ["fastmem"])
+    assert found.questions == whole.questions
+    found = judged(replace(results, _means={}), ["fastmem"])
+    assert found.questions == whole.questions - 1
+    assert not any(change.after is row for listed in changes(results, "fastmem").values() for change in listed)
 
 
 def test_without_answers_the_changes_are_listed(check):

@@ -197,6 +197,12 @@ def test_a_file_of_another_format_as_context(fastmem: Runner, base: Path, polici
     assert "document" not in from_pdf
     line = refusal(ask(fastmem, base, QUESTION, "-c", policies / "scan.pdf"))
     assert line == f"context file '{policies / 'scan.pdf'}' cannot be read: {SKIPPED['scan.pdf']}."
+    for name, reason in (
+        ("word " * 70, "File name too long"),
+        ("~nobody", "does not exist"),
+        ("a\0b", "embedded null"),
+    ):
+        assert reason in refusal(ask(fastmem, base, QUESTION, "-c", name))
     line = refusal(ask(fastmem, base, QUESTION, "-c", policies / "absent.pdf"))
     assert line.endswith("does not exist: give a file, or - for standard input.")
     (policies / "half.pdf").write_bytes(pdf([LEAVE, Picture()]))

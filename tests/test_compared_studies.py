@@ -178,11 +178,13 @@ def test_an_interrupted_study_continues_and_prints_its_table(tmp_path, monkeypat
     }
     assert all(len(row) == 3 for row in at_once)
     assert sorted(map(answers_of, continued)) == sorted(map(answers_of, at_once))
-    which_layer.main(["--output", str(tmp_path), "--table", "--figure", str(tmp_path / "figure.svg")])
+    files = ["--figure", str(tmp_path / "figure.svg"), "--json", str(tmp_path / "numbers.json")]
+    which_layer.main(["--output", str(tmp_path), "--table", *files])
     printed = capsys.readouterr().out
-    assert (
-        "| way | rate | rows | contradicts | agrees | irrelevant | turned | hop | list | json | summary | s | kB |"
-        in printed
-    )
+    assert "| way | rate | rows | contradicts | agrees | irrelevant | s | kB |" in printed
+    assert "| way | rows | turned | hop | list | json | summary |" in printed
+    numbers = json.loads((tmp_path / "numbers.json").read_text())["models"]["tiny"]
+    assert numbers["norms"]["kinds"].keys() == set(compared_ways.KINDS)
+    assert numbers["base"]["kinds"]["hop"]["rows"] == 1
     assert "| FFN, last |" in printed
     assert (tmp_path / "figure.svg").read_text().startswith("<?xml")

@@ -306,6 +306,7 @@ def test_files_that_are_no_table(tmp_path):
         ({"answer": None}, "'answer' holds no answer; found None."),
         ({"answer": float("nan")}, "'answer' holds no answer; found None."),
         ({"answer": []}, "'answer' holds no answer; found []."),
+        ({"answer": {"text": None}}, "'answer' holds no answer; found {'text': None}."),
         ({"answer": True}, "'answer' must hold a text, a number or a list of them; found True."),
         ({"answer": {"a": 1}}, "'answer' must hold a text, a number or a list of them; found {'a': 1}."),
         ({"answer": [["a"]]}, "'answer' must hold a text, a number or a list of them; found ['a']."),

@@ -7,6 +7,7 @@ import pytest
 
 from fastmem.errors import FastMemError, InputError, TaskError
 from fastmem.lab.tasks import load
+from fastmem.lab.tasks.row_schema import as_list
 from task_rows import HOTPOT_ROW, HUB_ROW, PAPER_ROW, TRAP_ROW, write
 
 
@@ -156,3 +157,8 @@ def test_options_that_exclude_each_other(tmp_path):
         load("nq", write(tmp_path / "a.jsonl", [PAPER_ROW]), limit=0)
     with pytest.raises(InputError, match="unknown part of the embedded world 'train'"):
         load("world", split="train")
+
+
+def test_the_text_of_an_answer_is_one_answer():
+    assert as_list({"text": "Zebulon Quixote"}) == ["Zebulon Quixote"]
+    assert as_list({"text": ["a", "b"]}) == ["a", "b"]

@@ -1,6 +1,7 @@
 """Load a model and its tokenizer from a folder or a hub id, with errors that say what to do next."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +69,7 @@ def quieten() -> None:
 
 def _folder(source: str) -> str:
     """The folder or hub id. A path that is not a model folder is refused before transformers asks the hub for it."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"model folder {source!r} has no config.json: give the folder a model was saved to.")

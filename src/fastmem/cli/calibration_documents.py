@@ -1,5 +1,6 @@
 """Documents of a person's own for `fastmem calibrate`: a handful of short pieces of the files of a folder."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def calibration_pieces(
     The files are spread evenly over the names; if there are few, each gives several pieces. on_file: called with the
     name of each before it is read. Errors: `InputError` if there is no document, `MissingPackageError`.
     """
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))
     if path.is_file():
         files, skipped = [DocumentFile(path.name, path)], list[Skipped]()
     else:

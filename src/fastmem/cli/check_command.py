@@ -94,7 +94,10 @@ def check(
             run(llm, experiment, data, target, reporter, answering)
     run_files.write_json(target / "recipe.json", recipe_values(experiment.recipe))
     results = load_results(target)
-    verdict = judged(results)
+    for name in ("base", *chosen_from):
+        if len(errors := results.errors(name)) == len(results.rows[name]) > 0:
+            raise InputError(f"every question failed with {name}, the first with: {errors[0]}")
+    verdict = judged(results, chosen_from)
     method = verdict.method if verdict is not None else chosen_from[0]
     notes, word = _notes(results, method, verdict), verdict.word if verdict is not None else ""
     command = _command(model, questions, columns, documents, target, word, method)
@@ -169,7 +172,7 @@ def _command(
 def _document(results: "Results", verdict: "Verdict | None", method: str) -> dict[str, Any]:
     """The JSON of --json, without recipe and page."""
     if verdict is None:
-        return {"verdict": None, "questions": len(results.examples), "method": method}
+        return {"verdict": None, "questions": len(results.examples), "method": method, "errors": _errors(results)}
     value = verdict.difference.difference.value
     return {
         "verdict": verdict.word,
@@ -185,7 +188,13 @@ def _document(results: "Results", verdict: "Verdict | None", method: str) -> dic
         "difference": {"value": value, "low": verdict.low, "high": verdict.high},
         "needed": verdict.needed,
         "seconds_per_question": round(verdict.seconds, 4),
+        "errors": _errors(results),
     }
+
+
+def _errors(results: "Results") -> dict[str, int]:
+    """How many questions failed, by method."""
+    return {name: len(errors) for name in results.methods if (errors := results.errors(name))}
 
 
 def _interval(mean: "Mean") -> dict[str, float | None]:

@@ -1,5 +1,6 @@
 """`fastmem ask --documents DIR`: the document of a folder that a question is answered from."""
 
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def say_choice(choice: Choice) -> None:
 def _of_name(files: Sequence[DocumentFile], folder: Path, name: str) -> list[DocumentFile]:
     """The files of that name, by the most exact way in which any has it."""
     wanted = _folded(name)
-    given = Path(name).expanduser()
+    given = Path(os.path.expanduser(name))
     ways = (
         lambda file: _folded(file.name) == wanted,
         lambda file: given.exists() and file.path.samefile(given),

@@ -1,5 +1,6 @@
 """`fastmem memorize`: memory files of documents, given one by one or as a folder."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -130,7 +131,8 @@ def _in_folder(
 ) -> tuple[list[Source], list[tuple[str, str]]]:
     """The documents of a folder, and name and reason of files that are none. Errors: `InputError` if it has none."""
     found, others = find_documents(documents, exclude=output_folder)
-    if output_folder.resolve() == documents.expanduser().resolve():  # its memories lie beside the documents
+    # The memories may lie beside the documents.
+    if output_folder.resolve() == Path(os.path.expanduser(documents)).resolve():
         others = [other for other in others if other.path.suffix != SUFFIX]
     if not found:
         raise no_documents(documents, others)

@@ -1,6 +1,7 @@
 """Reading the document: from a file, standard input, or the command line."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,23 +34,26 @@ def read_document(context: str | None, text: str | None = None) -> str:
         document = _decoded(sys.stdin.buffer.read(), source)
     else:
         source = f"context file {context!r}"
-        document = _file(Path(str(context)).expanduser(), source)
+        document = _file(Path(os.path.expanduser(str(context))), source)
     if not document.strip():
         raise InputError(f"the context is empty: {source} contains no text; give the document to answer from.")
     return document
 
 
 def _file(path: Path, source: str) -> str:
-    if path.is_dir():
-        raise InputError(f"{source} is a folder: give one file.", options=["documents"])
     try:
+        if path.is_dir():
+            raise InputError(f"{source} is a folder: give one file.", options=["documents"])
         if document_files.is_plain(path):
             return _decoded(path.read_bytes(), source)
         path.stat()
     except FileNotFoundError as error:
         raise InputError(f"{source} does not exist: give a file, or - for standard input.") from error
-    except OSError as error:
-        raise InputError(f"{source} cannot be read ({error.strerror}): give a readable file.") from error
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: of a name with a NUL
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{source:.80} cannot be read ({reason}): give a readable file, or a text.") from error
     with TextProcess() as process:
         return read_from_folder(DocumentFile(source, path), process)
 

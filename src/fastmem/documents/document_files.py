@@ -106,7 +106,8 @@ def find_documents(folder: Path, exclude: Path | None = None) -> tuple[list[Docu
     Windows hide. Of links only those to hidden files inside the folder are followed. exclude: a folder inside that is
     left out. Nothing is read. Errors: `InputError` for no folder, or one of more than `MAX_FILES` files.
     """
-    root, left_out = folder.expanduser().resolve(), exclude.expanduser().resolve() if exclude else None
+    root = Path(os.path.expanduser(folder)).resolve()
+    left_out = Path(os.path.expanduser(exclude)).resolve() if exclude else None
     if not root.is_dir():
         missing = "is not a folder" if root.exists() else "does not exist"
         raise InputError(f"{str(folder)!r} {missing}: give a folder of documents.", field="documents")
@@ -158,7 +159,7 @@ def read_document(path: Path | str, *, name: str | None = None, process: TextPro
     name: what it is called; the file's own name if left out. process: one to read several files with. Errors:
     `DocumentError` with the reason, `MissingPackageError`.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     name = name if name is not None else _printable(path.name)
     try:
         form = FORMATS.get(path.suffix.lower())
@@ -195,7 +196,7 @@ def read_documents(
     how many there are. Errors: as `find_documents`; `MissingPackageError` before anything is read; `InputError` for
     texts of more than `MAX_TOTAL_CHARACTERS` together.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.is_file():
         files, skipped = [DocumentFile(_printable(path.name), path)], list[Skipped]()
     else:

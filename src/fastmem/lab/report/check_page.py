@@ -23,13 +23,16 @@ class Change:
 
 
 def changes(r: Results, method: str) -> dict[str, list[Change]]:
-    """What became of the base's answers -> the examples. Without a right answer to compare with: "changed"."""
+    """What became of the base's answers -> the examples. Without a right answer to compare with: "changed".
+
+    Questions that failed are left out.
+    """
     base = {row["id"]: row for row in r.rows[BASE]}
     examples = {example.id: example for example in r.examples}
     found: dict[str, list[Change]] = {"became wrong": [], "became right": [], "changed": []}
     for row in r.rows[method]:
         before, example = base.get(row["id"]), examples[row["id"]]
-        if before is None or (before["text"].strip(), before["error"]) == (row["text"].strip(), row["error"]):
+        if before is None or before["error"] or row["error"] or before["text"].strip() == row["text"].strip():
             continue
         was, now = (bool(one["scores"].get("paper_correct")) for one in (before, row))
         outcome = "changed" if not example.answers or was is now else "became right" if now else "became wrong"

@@ -65,16 +65,17 @@ class Verdict:
         )
 
 
-def judged(r: Results) -> Verdict | None:
-    """The verdict on a run of the base and other methods; None if no row has an answer to compare with.
+def judged(r: Results, methods: Sequence[str]) -> Verdict | None:
+    """The verdict on a run of the base and these methods; None if no row has an answer to compare with.
 
-    Rows without an answer are left out.
+    Rows without an answer are left out, and questions that failed with the base or one of the methods.
     """
     with_answers = {example.id for example in r.examples if example.answers}
     if not with_answers:
         return None
-    choosing, judging = (_part(r, with_answers, searched) for searched in (True, False))
-    method = max((name for name in r.methods if name != BASE), key=lambda name: _right(choosing.rows[name]))
+    failed = {row["id"] for method in (BASE, *methods) for row in r.rows[method] if row["error"]}
+    choosing, judging = (_part(r, with_answers - failed, searched) for searched in (True, False))
+    method = max(methods, key=lambda name: _right(choosing.rows[name]))
     difference, exact = (judging.against_base(method, score) for score in SCORES)
     assert difference is not None
     assert exact is not None

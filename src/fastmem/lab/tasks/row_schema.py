@@ -92,7 +92,7 @@ def texts(row: Row, column: str) -> tuple[str, ...]:
 def as_list(value: object) -> list[object]:
     """A list as it is, or the list in a string or in a SQuAD record; any other value as a list of one."""
     if isinstance(value, dict) and "text" in value:
-        return list(value["text"])
+        return as_list(value["text"])
     if isinstance(value, str) and value.strip()[:1] == "[":
         for parse in (json.loads, ast.literal_eval):
             try:
