@@ -304,3 +304,15 @@ def test_the_memory_of_the_chosen_document(
     said = ask(fastmem, base, *question)
     assert f"note: {memories} has no memory of hr/leave.pdf: it is memorized now.\n" in said.err
     assert said.code == 0
+
+
+def test_a_folder_of_memories_that_cannot_be_made_is_an_error(
+    fastmem: Runner, base: Path, policies: Path, tmp_path
+) -> None:
+    memories = tmp_path / "memories"
+    memories.mkdir()
+    (memories / "hr").write_text("in the way")
+    said = memorize(fastmem, base, policies, memories)
+    assert said.code == 2
+    assert f"--output '{memories / 'hr'}' is not a folder" in said.err
+    assert "documents were not memorized: see above." in said.err

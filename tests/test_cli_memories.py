@@ -95,6 +95,19 @@ def test_running_the_command_again_continues(fastmem: Runner, base: Path, docume
     assert [row["kept"] for row in again.json["memories"]] == [False, False]
     again = memorize(fastmem, base, documents, "--json", "--steps", 3, "--store", "bfloat16")
     assert [row["kept"] for row in again.json["memories"]] == [True, True]
+    for flags in (["--keep-text"], []):  # with the text, then without it again
+        for kept in (False, True):
+            again = memorize(fastmem, base, documents, "--json", "--steps", 3, "--store", "bfloat16", *flags)
+            assert [row["kept"] for row in again.json["memories"]] == [kept, kept]
+        assert ("text" in Memory.load(folder / "tarn.safetensors").details) is bool(flags)
+
+
+def test_an_unknown_stored_type_is_refused_before_anything_is_memorized(fastmem: Runner, documents: Path) -> None:
+    line = refusal(
+        fastmem("memorize", documents / "tarn.txt", "-o", documents / "m", "--model", "absent", "--store", "int4")
+    )
+    assert line.startswith("unknown stored type 'int4'")
+    assert line.endswith("(option --store).")
 
 
 def test_one_bad_document_does_not_stop_the_others(fastmem: Runner, base: Path, documents: Path) -> None:

@@ -14,7 +14,7 @@ import lab_runs
 from fastmem import FastMem, Recipe
 from fastmem.errors import InputError, RunError
 from fastmem.lab.report import load_results, tables
-from fastmem.lab.run import evaluate_batch, run_files
+from fastmem.lab.run import evaluate_batch, run_files, runner
 from fastmem.lab.run.experiment import Experiment
 from fastmem.lab.run.run_files import Appender, read_examples, read_rows
 from fastmem.lab.run.runner import run
@@ -48,6 +48,20 @@ def test_one_row_for_every_example_and_method(llm, tmp_path):
     assert [p.rows for p in seen] == sorted(p.rows for p in seen)
     assert (seen[0].rows, seen[0].seconds_left, seen[-1].rows, seen[-1].seconds_left) == (0, None, 24, 0)
     assert [e.question for e in read_examples(tmp_path / "run")] == [f"who keeps light {i}" for i in range(6)]
+
+
+def test_a_run_that_another_process_began_at_the_same_time_is_refused(llm, tmp_path, monkeypatch):
+    class Late(Appender):
+        def __init__(self, path):
+            about = json.loads((path.parent / run_files.RUN).read_text())
+            about["identity"]["recipe"]["steps"] = 77  # the other process was faster
+            run_files.write_json(path.parent / run_files.RUN, about)
+            super().__init__(path)
+
+    monkeypatch.setattr(runner, "Appender", Late)
+    with pytest.raises(RunError, match=r"holds another run: recipe\.steps was 77"):
+        run(llm, experiment(), questions(tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run" / run_files.ROWS).read_text()
 
 
 def test_answers_are_those_of_the_model_alone(llm, tmp_path):

@@ -104,6 +104,8 @@ def test_tpe_goes_on_from_its_journal(llm, tmp_path):
     pytest.importorskip("optuna", reason="TPE needs the extra fastmem[search]")
     space = Space(Recipe(), (1e-3, 1e-1), (1, 3), (0.01, 1.0), alphas=(0.0, 1.0))
     first = search_tpe(llm, space, questions(tmp_path, 2), tmp_path / "run", 2, max_new_tokens=3)
+    with (tmp_path / "run" / "journal.log").open("a") as journal:
+        journal.write('{"op_code": 4, "worker')  # what a full disk leaves
     second = search_tpe(llm, space, questions(tmp_path, 2), tmp_path / "run", 4, max_new_tokens=3)
     assert second["points"][:4] == first["points"]
     assert len(second["points"]) == 8  # four trials, each with both numbers of steps

@@ -19,7 +19,7 @@ from fastmem.cli.worker_flags import WorkerFlags
 from fastmem.documents import find_documents
 from fastmem.documents.document_files import require_readers
 from fastmem.documents.text_process import TextProcess
-from fastmem.errors import DocumentError, FastMemError, InputError
+from fastmem.errors import DocumentError, FastMemError, InputError, one_of
 
 
 @with_flags
@@ -74,6 +74,10 @@ def memorize(
     if bool(files) == (documents is not None):
         given = "documents are given twice" if files else "no document is given"
         raise InputError(f"{given}: give FILE..., or a folder with --documents.")
+    if store is not None:
+        from fastmem.memory.compression import STORED_AS
+
+        one_of(store, STORED_AS, "stored type", field="store")
     with TextProcess() as process, Status(quiet=output.quiet) as status:
         if documents is not None:
             sources, skipped = _in_folder(documents, output_folder, process)

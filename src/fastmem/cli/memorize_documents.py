@@ -158,7 +158,7 @@ class DocumentMemorizer:
             self._report()
 
     def _kept(self, source: Source, part: Part) -> Record | None:
-        """The record of the memory that is there, if it is one of this text, recipe, stored type and base."""
+        """The record of the memory that is there, if it is one of this text, recipe, stored form and base."""
         from fastmem.memory.effect import warn_of_effects
         from fastmem.memory.memory import Memory
         from fastmem.prompts import document_identity
@@ -173,6 +173,7 @@ class DocumentMemorizer:
         if (
             any(of.get(name) != now[name] for name in ("text_sha256", "tokens_sha256"))
             or of.get("stored", {}).get("dtype") != self.options.store
+            or ("text" in of) is not self.options.keep_text
             or existing.recipe != recipe
             or existing.base.digest != self.llm.base(recipe.layers).digest
         ):
@@ -185,7 +186,10 @@ class DocumentMemorizer:
         memory, target = made.memory, _target(source, part)
         assert not isinstance(memory, FastMemError)
         started = time.perf_counter()
-        make_folder(target.parent)
+        try:
+            make_folder(target.parent)
+        except InputError as error:  # not the document's fault
+            raise MemoryFileError(error.text) from error
         memory.save(target, dtype=self.options.store, text=self.options.keep_text)
         seconds = made.seconds + time.perf_counter() - started
         return memory_record(target, memory) | {"kept": False, "seconds": seconds} | _origin(source, part)

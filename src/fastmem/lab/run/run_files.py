@@ -70,6 +70,13 @@ class Appender:
         self.close()
 
 
+def cut_to_whole_lines(path: Path) -> None:
+    """Remove the unfinished last line of a file, which a full disk or a killed process leaves."""
+    if path.exists():
+        with _explained(path), path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
 def has_rows(folder: Path) -> bool:
     """Whether the folder holds a run with at least one complete row."""
     return (folder / ROWS).is_file() and complete_rows(folder / ROWS)[0] > 0

@@ -62,8 +62,12 @@ def run(
     if experiment.max_context_tokens is not None:
         examples = tuple(cut(e, experiment.max_context_tokens, llm.tokenizer) for e in examples)
     headline, task = experiment.headline(examples), experiment.definition
-    open_run_folder(folder, identity(experiment, data, examples, llm), llm, examples, task, headline)
+    opened = functools.partial(
+        open_run_folder, folder, identity(experiment, data, examples, llm), llm, examples, task, headline
+    )
+    opened()
     with Appender(folder / run_files.ROWS) as appender:
+        opened()  # again: another process may have begun a run here before this one had the folder for itself
         record_methods(folder, experiment.own_methods, appender.rows)
         loop = _Loop(llm, experiment, examples, appender, on_progress)
         try:

@@ -118,9 +118,10 @@ def search_grid(
     process works on; `MissingPackageError`.
     """
     new_tokens = max_new_tokens or data.definition.max_new_tokens
-    header = _open_search_folder(llm, space, data, folder, "grid", new_tokens)
-    tried, started = folder / TRIED, time.perf_counter()
+    opened = functools.partial(_open_search_folder, llm, space, data, folder, "grid", new_tokens)
+    header, tried, started = opened(), folder / TRIED, time.perf_counter()
     with Appender(tried) as appender:
+        opened()  # again: another process may have begun a search here before this one had the folder for itself
         done = {row["id"] for row in appender.rows}
         left = [example for example in data.examples if example.id not in done]
 
@@ -194,14 +195,12 @@ def search_tpe(
     for the folder of another search, or one that another process works on; `MissingPackageError`.
     """
     new_tokens = max_new_tokens or data.definition.max_new_tokens
-    header = _open_search_folder(llm, space, data, folder, "tpe", new_tokens)
+    opened = functools.partial(_open_search_folder, llm, space, data, folder, "tpe", new_tokens)
+    header = opened()
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    started = time.perf_counter()
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL)))
-    answering = workers or ThisProcess(llm)
-    study = optuna.create_study(study_name="fastmem", direction="maximize", storage=storage, load_if_exists=True)
+    started, answering = time.perf_counter(), workers or ThisProcess(llm)
     finished = (optuna.trial.TrialState.COMPLETE,)
 
     def objective(trial: Any) -> float:
@@ -220,6 +219,10 @@ def search_tpe(
         return float(max(point["score"] for point in points))
 
     with Appender(folder / LOCK):
+        opened()
+        run_files.cut_to_whole_lines(folder / JOURNAL)  # optuna would append to half a line
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL)))
+        study = optuna.create_study(study_name="fastmem", direction="maximize", storage=storage, load_if_exists=True)
         try:
             while len(study.get_trials(deepcopy=False, states=finished)) < trials:
                 trial = study.ask()
@@ -278,7 +281,11 @@ def _open_search_folder(
         "space": json.loads(json.dumps(asdict(space))),
         "max_new_tokens": max_new_tokens,
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.exists() else error.strerror
+        raise RunError(f"{folder} cannot be made ({reason}): give another folder.", field="output") from error
     path = folder / run_files.SEARCH
     if path.exists():
         before = run_files.read_json(path)
