@@ -180,6 +180,24 @@ def test_tokenizer_and_template_come_along(tmp_path, tokenizer):
 # Refusals.
 
 
+@pytest.mark.parametrize("format", ["peft", "merged"])
+def test_a_folder_that_cannot_be_replaced_is_refused(tmp_path, format):
+    load = saved("llama", tmp_path / "base")
+    llm = FastMem(load(), None)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with pytest.raises(InputError, match=r"link' cannot be written \(Not a directory\): make room, or give another"):
+        export(llm, llm.memorize(TOKENS, LORA), tmp_path / "link", format)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "empty", "link"]
+
+
+def test_a_rank_above_the_sides_of_the_matrices_is_theirs(tmp_path):
+    llm = FastMem(build("llama"), None)
+    exported = export(llm, llm.memorize(TOKENS, FULL), tmp_path / "adapter", rank=10**9, context=TOKENS)
+    assert exported.rank == 48
+    assert exported.kl < 1e-6
+
+
 def test_refusals(tmp_path):
     llm = FastMem(saved("llama", tmp_path / "base")(), None)
     memory = llm.memorize(TOKENS, LORA)

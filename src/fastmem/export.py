@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fastmem.errors import InputError, one_of
+from fastmem.errors import FastMemError, InputError, one_of
 from fastmem.memory.memory import Memory
 from fastmem.memory.memory_file import write_safetensors
 from fastmem.model import FastMem
@@ -73,7 +73,8 @@ def export(
     if format == "merged":
         return export_merged(llm, memory, folder)
     llm.split_model.require_decoder_only("the export as a PEFT adapter")
-    kept, energy = memory.truncated(rank)
+    sides = [min(each.shape[-2:]) for each in memory.differences().values() if each.ndim > 1]
+    kept, energy = memory.truncated(min(rank, max(sides, default=rank)))  # a higher rank would only add zeros
     kl = None
     if kept is not memory:
         tokens = _document_tokens(llm, memory, context)
@@ -303,5 +304,10 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o755)
         os.replace(temporary, folder)
+    except FastMemError:
+        raise
+    except OSError as error:  # a full disk, a link in the place of the folder
+        text = f"{str(folder)!r} cannot be written ({error.strerror or error}): make room, or give another folder."
+        raise InputError(text, field="output") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
