@@ -180,7 +180,7 @@ def serve(
         say(f"memories are adapters of rank {made.rank}: learning rate {made.learning_rate:g}, {made.steps} steps.")
         for problem in asyncio.run(check_vllm(app.state.service.vllm, llm)):
             say(f"note: there are no answers until this vLLM can be reached: {problem}.")
-    url = f"http://{host}:{port}"
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if host not in ("127.0.0.1", "::1", "localhost") and not (keys or keys_file):
         say(f"note: {host} may be reachable from other machines, and without keys anyone can send requests.")
     say(f"{llm.name} is served at {url}  (page: {url}/  OpenAI: {url}/v1  stop: Ctrl-C)")
