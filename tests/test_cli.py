@@ -110,7 +110,7 @@ def test_a_guessed_name_of_the_option_for_a_file(fastmem: Runner) -> None:
 
 def test_a_missing_option_says_what_it_takes(fastmem: Runner) -> None:
     line = refusal(fastmem("check", "questions.csv"))
-    wanted = "--questions FILE (questions with answers: csv, tsv, jsonl, parquet)"
+    wanted = "--questions FILE (questions with answers: csv, tsv, json, jsonl, parquet)"
     assert line == f"Missing option {wanted}. See 'fastmem check --help'."
 
 

@@ -118,7 +118,9 @@ def suite(
     ] = None,
     limit: Limit = None,
 ) -> None:
-    """Evaluate all methods on other public data sets: ConFiQA, FaithEval, SQuAD 2.0, ClashEval, NoMIRACL, CUB.
+    """Evaluate all methods on six other public data sets.
+
+    They are ConFiQA, FaithEval, SQuAD 2.0, ClashEval, NoMIRACL and CUB.
 
     --limit estimates the cost. If the command is interrupted, run it again to continue.
 
