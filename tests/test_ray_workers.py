@@ -85,18 +85,21 @@ def test_a_unit_whose_worker_dies_is_answered_again_and_given_up_after_three_dea
         assert lost.unit == 3
         assert f"died {MOST_DEATHS} times" in lost.reason
         assert sorted(one for one in found if isinstance(one, int)) == [2 * n for n in range(8) if n != 3]
-        assert len(list((tmp_path / "b").glob("3.*"))) == MOST_DEATHS
+        # The result of the unit before it can be lost with the process, and then takes the blame for one death.
+        assert MOST_DEATHS <= len(list((tmp_path / "b").glob("3.*"))) <= 2 * MOST_DEATHS
 
 
-def test_a_unit_that_waits_behind_a_deadly_one_is_not_blamed(local_ray, tmp_path, monkeypatch):
+@pytest.mark.parametrize("first", [0, -1], ids=["the deadly one", "the one behind"])
+def test_a_unit_that_waits_behind_a_deadly_one_is_not_blamed(local_ray, tmp_path, monkeypatch, first):
+    """first: of two units that are lost together, the one whose loss is noticed first."""
     wait = ray.wait
 
-    def the_one_that_waited_first(references, **options):
+    def in_this_order(references, **options):
         wait(references, num_returns=1)
-        (*_, last), left = wait(references, num_returns=len(references), timeout=0.5)  # both are lost, or all done
-        return [last], left
+        done, left = wait(references, num_returns=len(references), timeout=0.5)  # both are lost, or all done
+        return [done[first]], left
 
-    monkeypatch.setattr(ray, "wait", the_one_that_waited_first)
+    monkeypatch.setattr(ray, "wait", in_this_order)
     with pool(count=1) as workers:
         found = doubled(workers, ray_units.Doubling(str(tmp_path), deadly=0), range(3))
     assert [one.unit for one in found if isinstance(one, Lost)] == [0]

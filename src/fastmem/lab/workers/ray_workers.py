@@ -97,6 +97,7 @@ class RayWorkers:
         left = deque(islice(fresh, 1))  # units are taken from the iterable as they are needed
         full = (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError)
         running: dict[Any, tuple[_Actor, int, Unit]] = {}
+        behind = set[Any]()  # what waited behind a unit whose worker died, and is lost with it
         starting = {actor.start(): actor for actor in self.actors}
         while left or running:
             for actor in self.actors:
@@ -115,7 +116,8 @@ class RayWorkers:
                 self._started(starting, reference)
                 continue
             actor, index, unit = running.pop(reference)
-            blamed = actor.units[0] is reference
+            blamed = actor.units[0] is reference and reference not in behind
+            behind.discard(reference)
             actor.units.remove(reference)
             try:
                 results = ray.get(reference)
@@ -131,7 +133,9 @@ class RayWorkers:
                 yield Lost(unit, f"{_cause(error)} (log: {actor.log})")
             except ray.exceptions.RayError as error:
                 log.debug("unit %d is lost: %s", index, error)
-                deaths[index] += blamed
+                if blamed:
+                    deaths[index] += 1
+                    behind.update(actor.units)
                 place = actor.log or "see those of its node"
                 if deaths[index] < MOST_DEATHS:
                     left.appendleft((index, unit))
