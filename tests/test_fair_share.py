@@ -1,5 +1,6 @@
 """Who has used less of the worker's time goes first, and nobody's answer changes by it."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -110,14 +111,23 @@ def test_the_memory_of_a_lighter_account_is_made_first(llm, started):
     assert made == ["light", "heavy"]
 
 
-def test_a_client_that_leaves_while_its_answer_pauses_frees_everything(llm, started):
+def test_a_client_that_leaves_while_its_answer_pauses_frees_everything(llm, started, monkeypatch):
+    real = llm.split_model.forward
+
+    def slower(*given, **named):  # so that the pause lasts, even where this thread is late
+        time.sleep(0.005)
+        return real(*given, **named)
+
+    monkeypatch.setattr(llm.split_model, "forward", slower)
     engine = started()
     heavy = Asked(llm, "long", source(llm, "x"), "fastmem", max_new_tokens=480, account="heavy").to(engine)
     eventually(lambda: len(engine.batch) == 1)
     light = Asked(llm, "short", max_new_tokens=300, account="light").to(engine)
     eventually(lambda: engine.batch.paused)
     engine.cancel(heavy.job)
-    assert light.text() == llm.generate("short", max_new_tokens=300).text
+    found = light.text()
+    monkeypatch.undo()
+    assert found == llm.generate("short", max_new_tokens=300).text
     eventually(lambda: not engine._open)
     assert heavy.job.entry.holders == 0
     assert not engine.batch._batch._batch._paused
