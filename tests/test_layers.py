@@ -15,12 +15,13 @@ FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 # room or file -> rooms and files it may import from. `errors` and the package's version are open to all.
 CORE = {"split", "learn", "memory", "answer", "prompts", "encoding", "ranges", "device_memory", "torch_modes"}
-LIBRARY = CORE | {"model", "timing", "system_turn"}
+LIBRARY = CORE | {"model", "timing", "system_turn", "home_path"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "extras": set(),
     "encoding": set(),
     "ranges": set(),
+    "home_path": set(),
     "torch_modes": set(),
     "atomic_write": set(),
     "timing": set(),
@@ -32,8 +33,8 @@ ARROWS: dict[str, set[str]] = {
     "prompts": {"memory", "ranges", "encoding"},
     "system_turn": {"prompts"},
     "answer": {"answer", "memory", "split", "prompts", "ranges", "device_memory", "torch_modes", "extras"},
-    "loading": {"split"},
-    "documents": {"documents", "extras"},
+    "loading": {"split", "home_path"},
+    "documents": {"documents", "extras", "home_path"},
     "tiny": {"tiny"},
     "model": CORE | {"loading", "tiny", "auto_recipe"},
     "surprisal_report": LIBRARY,

@@ -15,6 +15,7 @@ from typing import Any
 
 from fastmem.atomic_write import replacing
 from fastmem.calibrate import LIMITS, Calibration, Neutral, OnProgress, Point, calibrate, read_neutral, settings
+from fastmem.home_path import expanded
 from fastmem.memory.recipe import AutoRecipe, Recipe
 from fastmem.model import FastMem
 from fastmem.split.fingerprint import sampled_digest
@@ -79,7 +80,7 @@ def find_recipe(llm: FastMem, neutral: Neutral, recipe: Recipe, on_progress: OnP
 def cache_folder() -> Path:
     """The folder of the automatic recipes, which need not exist."""
     if given := os.environ.get(FOLDER):
-        return Path(os.path.expanduser(given))
+        return expanded(given)
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("fastmem", appauthor=False))

@@ -1,7 +1,6 @@
 """Load a model and its tokenizer from a folder or a hub id, with errors that say what to do next."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import transformers
 from safetensors import SafetensorError
 
 from fastmem.errors import InputError, ResourceError, one_of
+from fastmem.home_path import expanded
 from fastmem.split.structure import unsupported
 
 log = logging.getLogger("fastmem")
@@ -69,7 +69,7 @@ def quieten() -> None:
 
 def _folder(source: str) -> str:
     """The folder or hub id. A path that is not a model folder is refused before transformers asks the hub for it."""
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"model folder {source!r} has no config.json: give the folder a model was saved to.")

@@ -1,12 +1,12 @@
 """The curve of `fastmem calibrate --plot`: drift and loss by rate, with the limits and the rate that was chosen."""
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastmem.errors import InputError
 from fastmem.extras import require
+from fastmem.home_path import expanded
 
 if TYPE_CHECKING:
     from fastmem.calibrate import Calibration
@@ -21,7 +21,7 @@ def require_drawable(path: Path) -> None:
         raise InputError(
             f"the picture {str(path)!r} ends in neither .svg nor .png: give one of these endings.", field="plot"
         )
-    if not Path(os.path.expanduser(path)).absolute().parent.is_dir():
+    if not expanded(path).absolute().parent.is_dir():
         raise InputError(f"the folder of {str(path)!r} does not exist: create it, or give another.", field="plot")
     require("matplotlib", extra="plot", purpose="drawing", options=("plot",))
 
@@ -82,7 +82,7 @@ def draw(found: "Calibration", path: Path, model: str) -> None:
             axes.spines[["top", "right"]].set_visible(False)
         upper.set_title(f"{model}, {found.recipe.steps} steps", loc="left")
         try:
-            with replacing(Path(os.path.expanduser(path))) as file:
+            with replacing(expanded(path)) as file:
                 figure.savefig(file, format=path.suffix[1:].lower(), dpi=150)
         except OSError as error:
             text = f"the picture {str(path)!r} cannot be written ({error.strerror}): give another file."

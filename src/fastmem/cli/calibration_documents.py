@@ -1,6 +1,5 @@
 """Documents of a person's own for `fastmem calibrate`: a handful of short pieces of the files of a folder."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from fastmem.documents.document_files import read_document, require_readers
 from fastmem.documents.text_process import TextProcess
 from fastmem.encoding import encoded
 from fastmem.errors import DocumentError
+from fastmem.home_path import expanded
 
 PIECES = 8
 """As many as the neutral set has documents."""
@@ -27,7 +27,7 @@ def calibration_pieces(
     The files are spread evenly over the names; if there are few, each gives several pieces. on_file: called with the
     name of each before it is read. Errors: `InputError` if there is no document, `MissingPackageError`.
     """
-    path = Path(os.path.expanduser(path))
+    path = expanded(path)
     if path.is_file():
         files, skipped = [DocumentFile(path.name, path)], list[Skipped]()
     else:

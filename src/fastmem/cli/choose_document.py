@@ -1,6 +1,5 @@
 """`fastmem ask --documents DIR`: the document of a folder that a question is answered from."""
 
-import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from fastmem.documents import (
 )
 from fastmem.documents.document_files import FORMATS
 from fastmem.errors import InputError
+from fastmem.home_path import expanded
 
 NEXT_SHOWN, UNREAD_SHOWN = 3, 10  # names in a notice
 
@@ -102,7 +102,7 @@ def say_choice(choice: Choice) -> None:
 def _of_name(files: Sequence[DocumentFile], folder: Path, name: str) -> list[DocumentFile]:
     """The files of that name, by the most exact way in which any has it."""
     wanted = _folded(name)
-    given = Path(os.path.expanduser(name))
+    given = expanded(name)
     ways = (
         lambda file: _folded(file.name) == wanted,
         lambda file: given.exists() and file.path.samefile(given),

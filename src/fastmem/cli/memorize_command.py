@@ -1,6 +1,5 @@
 """`fastmem memorize`: memory files of documents, given one by one or as a folder."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from fastmem.documents import find_documents
 from fastmem.documents.document_files import require_readers
 from fastmem.documents.text_process import TextProcess
 from fastmem.errors import DocumentError, FastMemError, InputError, one_of
+from fastmem.home_path import expanded
 
 
 @with_flags
@@ -136,7 +136,7 @@ def _in_folder(
     """The documents of a folder, and name and reason of files that are none. Errors: `InputError` if it has none."""
     found, others = find_documents(documents, exclude=output_folder)
     # The memories may lie beside the documents.
-    if output_folder.resolve() == Path(os.path.expanduser(documents)).resolve():
+    if output_folder.resolve() == expanded(documents).resolve():
         others = [other for other in others if other.path.suffix != SUFFIX]
     if not found:
         raise no_documents(documents, others)

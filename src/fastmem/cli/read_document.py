@@ -1,7 +1,6 @@
 """Reading the document: from a file, standard input, or the command line."""
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from fastmem.documents import Document, DocumentFile, Skipped, document_files
 from fastmem.documents.plain_text import plain_text
 from fastmem.documents.text_process import TextProcess
 from fastmem.errors import InputError
+from fastmem.home_path import expanded
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def read_document(context: str | None, text: str | None = None) -> str:
         document = _decoded(sys.stdin.buffer.read(), source)
     else:
         source = f"context file {context!r}"
-        document = _file(Path(os.path.expanduser(str(context))), source)
+        document = _file(expanded(str(context)), source)
     if not document.strip():
         raise InputError(f"the context is empty: {source} contains no text; give the document to answer from.")
     return document

@@ -17,6 +17,7 @@ from fastmem.documents.plain_text import plain_text
 from fastmem.documents.text_process import TextProcess
 from fastmem.errors import DocumentError, InputError, MissingPackageError
 from fastmem.extras import require
+from fastmem.home_path import expanded
 
 MAX_FILES = 10_000
 MAX_TOTAL_CHARACTERS = 200_000_000
@@ -106,8 +107,8 @@ def find_documents(folder: Path, exclude: Path | None = None) -> tuple[list[Docu
     Windows hide. Of links only those to hidden files inside the folder are followed. exclude: a folder inside that is
     left out. Nothing is read. Errors: `InputError` for no folder, or one of more than `MAX_FILES` files.
     """
-    root = Path(os.path.expanduser(folder)).resolve()
-    left_out = Path(os.path.expanduser(exclude)).resolve() if exclude else None
+    root = expanded(folder).resolve()
+    left_out = expanded(exclude).resolve() if exclude else None
     if not root.is_dir():
         missing = "is not a folder" if root.exists() else "does not exist"
         raise InputError(f"{str(folder)!r} {missing}: give a folder of documents.", field="documents")
@@ -159,7 +160,7 @@ def read_document(path: Path | str, *, name: str | None = None, process: TextPro
     name: what it is called; the file's own name if left out. process: one to read several files with. Errors:
     `DocumentError` with the reason, `MissingPackageError`.
     """
-    path = Path(os.path.expanduser(path))
+    path = expanded(path)
     name = name if name is not None else _printable(path.name)
     try:
         form = FORMATS.get(path.suffix.lower())
@@ -196,7 +197,7 @@ def read_documents(
     how many there are. Errors: as `find_documents`; `MissingPackageError` before anything is read; `InputError` for
     texts of more than `MAX_TOTAL_CHARACTERS` together.
     """
-    path = Path(os.path.expanduser(path))
+    path = expanded(path)
     if path.is_file():
         files, skipped = [DocumentFile(_printable(path.name), path)], list[Skipped]()
     else:

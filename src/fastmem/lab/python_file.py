@@ -5,7 +5,6 @@ The file is executed as a module. What goes wrong in it is an `InputError` that 
 
 import functools
 import hashlib
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from fastmem.errors import InputError
+from fastmem.home_path import expanded
 
 _MOST_BYTES = 2**20  # a program that somebody wrote is shorter
 
@@ -67,7 +67,7 @@ class PythonFile:
 
 def load_file(name: str | Path, what: str) -> PythonFile:
     """The file, executed once for the same content. Errors: `InputError`."""
-    path = Path(os.path.expanduser(name))
+    path = expanded(name)
     try:
         if path.is_file() and path.stat().st_size > _MOST_BYTES:
             raise InputError(f"{path} has {path.stat().st_size:,} bytes: give a Python file.", field=what)
