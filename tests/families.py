@@ -185,6 +185,8 @@ UNUSUAL: dict[str, tuple[str, dict]] = {
     "modernbert_decoder": ("ModernBertDecoder", SHAPE),
     "diffllama": ("DiffLlama", SHAPE),
     "jamba": ("Jamba", dict(SHAPE, attn_layer_period=3, attn_layer_offset=1, mamba_d_state=8, mamba_expand=1)),
+    "recurrent_gemma": ("RecurrentGemma", dict(SHAPE, lru_width=48, attention_window_size=64)),
+    "minimax": ("MiniMax", dict(SHAPE, num_local_experts=4)),
     "falcon_h1": ("FalconH1", dict(SHAPE, mamba_d_ssm=48, mamba_n_heads=4, mamba_d_head=12, mamba_d_state=8)),
 }
 
@@ -214,6 +216,14 @@ BART = {
     "eos_token_id": EOS,
     "decoder_start_token_id": EOS,
 }
+CAUSAL_BART = dict(BART, decoder_ffn_dim=80, is_decoder=True)
+# Decoders that count their positions themselves: from the padding on, or from another number than 0 (RoBERTa).
+OWN_POSITIONS: dict[str, tuple[str, dict]] = {
+    "bart_causal": ("Bart", CAUSAL_BART),
+    "pegasus_causal": ("Pegasus", CAUSAL_BART),
+    "roformer": ("RoFormer", dict(FULL_HEADS, is_decoder=True)),
+    "roberta": ("Roberta", dict(FULL_HEADS, is_decoder=True)),
+}
 GEMMA_ENCODER = dict(SHAPE, sliding_window=6, query_pre_attn_scalar=12, num_hidden_layers=2)
 
 # Decoders of three layers; encoders of two, but for T5.
@@ -228,7 +238,7 @@ ENCODER_DECODERS: dict[str, tuple[str, dict]] = {
 }
 
 # Families whose attention has no sdpa implementation in transformers 5.23.
-EAGER_ONLY = {"bloom", "codegen", "gemma2", "gpt_neo", "gpt_oss", "gptj", "mpt", "openai_gpt", "xglm"}
+EAGER_ONLY = {"bloom", "codegen", "gemma2", "gpt_neo", "gpt_oss", "gptj", "mpt", "openai_gpt", "roformer", "xglm"}
 
 
 @torch.no_grad()
@@ -247,9 +257,11 @@ def build(
     name: str, *, dtype: torch.dtype = torch.float32, attn: str = "sdpa", seed: int = 0, layers: int = 3
 ) -> PreTrainedModel:
     """A random model of family `name` in evaluation mode; the same numbers for every `attn` and, rounded, `dtype`."""
-    prefix, arguments = {**DENSE, **MIXTURES, **UNUSUAL}[name]
+    prefix, arguments = {**DENSE, **MIXTURES, **UNUSUAL, **OWN_POSITIONS}[name]
     config_class = getattr(transformers, f"{prefix}Config")
     depth = {config_class.attribute_map.get("num_hidden_layers", "num_hidden_layers"): layers}
+    if "decoder_ffn_dim" in arguments:
+        depth = {"decoder_layers": layers}
     if prefix == "GPTNeo":
         depth["attention_types"] = [[["global", "local", "global"], layers // 3]]
     attn = "eager" if name in EAGER_ONLY else attn

@@ -38,7 +38,7 @@ POSITIONAL = ("gpt2", "gpt_neox", "falcon", "bloom", "mpt", "gptj")
 )
 def test_memorizing_in_place_equals_the_plain_way(family, layers):
     llm = FastMem(build(family))
-    cache = llm.shareable_cache()
+    cache = llm.split_model.shareable_cache()
     recipe = Recipe(learning_rate=RATE, steps=STEPS, layers=layers)
     reading = llm.read(Tokens(IDS, SCORED), layers, cache=cache)
     (memory,) = drain(llm.memorizing(reading, recipe))

@@ -19,10 +19,9 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from fastmem import prompts
-from fastmem.answer.cache import Prefix, PrefixCache, joinable, new_cache
+from fastmem.answer.cache import Prefix, PrefixCache
 from fastmem.answer.contrast import method_named, uses_memory
 from fastmem.answer.prepare import Preparer
 from fastmem.answer.request import Decoding, Request, one_for_each
@@ -308,7 +307,7 @@ class FastMem:
         request = asked.request
         if made is not None and asked.document is not None:
             started = time.perf_counter()
-            cache = self.shareable_cache() if placement == "prompt" else None
+            cache = self.split_model.shareable_cache() if placement == "prompt" else None
             memory = self._memorized(asked.document, made, on_step, asked.context, cache)
             warn_of_effects([memory])
             request = request if cache is None else replace(request, prefix=Prefix(request.prompt, cache))
@@ -340,10 +339,6 @@ class FastMem:
         """A new running batch of this model."""
         self._follow_model()
         return RunningBatch(self.split_model, self.tokenizer, self.prefixes)
-
-    def shareable_cache(self) -> DynamicCache | None:
-        """A new cache for `read` that other requests can continue; None if the model's state cannot be shared."""
-        return cache if joinable(cache := new_cache(self.model.config)) else None
 
     def ids(self, prompt: Prompt) -> Tensor:
         """Token ids [S] of a prompt, up to where the answer begins."""

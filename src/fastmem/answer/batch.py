@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastmem.answer.cache import Prefix, cropped, joinable, new_cache, selected
+from fastmem.answer.cache import Prefix, cropped, selected
 from fastmem.answer.contrast import Combination, Contrast, Side, adaptive_alpha, candidate_layers, contrast, dola
 from fastmem.answer.request import Request
 from fastmem.answer.row import Logprob, Row
 from fastmem.answer.sampling import adjusted, choose
 from fastmem.answer.sequence_group import SequenceGroup, TokenSequence, keeping, merged, sequences_of
+from fastmem.split.cached_reading import new_cache
 from fastmem.split.ffn_by_row import ffn_by_row
 from fastmem.split.hooks import Activations, Recording
 from fastmem.split.split_model import SplitModel
@@ -44,7 +45,6 @@ class Batch:
         self.rows: list[Row] = []
         self._groups: list[SequenceGroup] = []
         self._paused: list[SequenceGroup] = []
-        self._joinable = joinable(new_cache(split_model.model.config))
 
     def join(self, requests: Sequence[Request]) -> list[Row]:
         """Add requests. The next `step` reads their prompts and gives their first tokens."""
@@ -92,7 +92,7 @@ class Batch:
         states = {id(row): _States() for row in self.rows}
         for group in self._groups:
             self._forward(group, states)
-        if self._joinable and len(self._groups) > 1:
+        if self.split_model.joins_sequences and len(self._groups) > 1:
             sides = [[g for g in self._groups if self._is_long(g.sequences[0]) is long] for long in (False, True)]
             self._groups = [merged(side) for side in sides if side]
         # 2. Scores, and a token for every row.
@@ -124,7 +124,7 @@ class Batch:
 
     def prefix(self, row: Row) -> Prefix | None:
         """What has been read of the row's main sequence; None if it cannot be shared."""
-        if not (self._joinable and row.request.shares_trunk):
+        if not (self.split_model.joins_sequences and row.request.shares_trunk):
             return None
         for group in self._groups:
             for i, sequence in enumerate(group.sequences):
@@ -146,7 +146,7 @@ class Batch:
             last = groups[-1].sequences if groups else []
             # Padding costs trunk time, so lengths in a group are within a factor of 1.5.
             near = last and len(sequence.unread) <= 1.5 * len(last[0].unread)
-            if near and self._joinable and self._is_long(sequence) is self._is_long(last[0]):
+            if near and self.split_model.joins_sequences and self._is_long(sequence) is self._is_long(last[0]):
                 last.append(sequence)
             else:
                 groups.append(SequenceGroup([sequence], new_cache(config), []))
@@ -164,7 +164,7 @@ class Batch:
     def _skip_prefix(self, sequence: TokenSequence) -> int:
         """Leave out what the row's prefix has already read; the number of tokens."""
         row = sequence.row
-        if row.prefix is None or not row.request.shares_trunk or not self._joinable:
+        if row.prefix is None or not row.request.shares_trunk or not self.split_model.joins_sequences:
             return 0
         if self._is_long(sequence) or self.split_model.is_long(len(row.prefix.ids)):
             return 0

@@ -1,19 +1,18 @@
 """Keys and values of several sequences: pad, join, select, and share a prefix.
 
-Only this file uses the internals of a transformers cache. A memory of the last FFN does not change keys and values, so
-a prefix that was read once serves the base and every such memory.
+This file and `split/cached_reading.py`, which makes caches, use the internals of a transformers cache. A memory of the
+last FFN does not change keys and values, so a prefix that was read once serves the base and every such memory.
 """
 
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,22 +90,6 @@ class PrefixCache:
 
 def _begins_with(ids: Tensor, start: Tensor) -> bool:
     return len(start) <= len(ids) and torch.equal(ids[: len(start)], start)
-
-
-def new_cache(config: Any) -> DynamicCache | EncoderDecoderCache:
-    """An empty cache; that of an encoder-decoder has another part for cross attention. Layers with a sliding window
-    keep every position too, since the attention mask limits them, so sequences of different lengths can be joined.
-    Other kinds of state (linear attention) come from `config`."""
-    if getattr(config, "is_encoder_decoder", False):
-        return EncoderDecoderCache(DynamicCache(), DynamicCache())
-    typed = DynamicCache(config=config)
-    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in typed.layers)
-    return DynamicCache() if plain else typed
-
-
-def joinable(cache: DynamicCache | EncoderDecoderCache) -> TypeGuard[DynamicCache]:
-    """Whether the sequences of this cache can be padded, joined and selected."""
-    return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def cropped(cache: DynamicCache, length: int) -> DynamicCache:

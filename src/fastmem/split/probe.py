@@ -2,7 +2,7 @@
 
 The model itself runs before any copy of it, so that a copy which differs from it or damages it is found. Its logits of
 ten tokens are compared with rebuilt ones, with the FFN's output unchanged and scaled. The logits of the first six
-tokens alone show whether later tokens change earlier logits.
+tokens alone show whether later tokens change earlier logits. Reading on from a cache is compared with them, too.
 """
 
 import functools
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fastmem.split.cached_reading import WAYS, CachedReading, cached_logits, joinable, new_cache
 from fastmem.split.dequantize import is_quantized_linear
 from fastmem.split.model_interface import PROBE_SOURCE, vocabulary_size
 from fastmem.split.structure import (
@@ -54,7 +55,8 @@ class Probe:
         floats = [p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize > 1]
         floats += [torch.float16] if any(map(is_quantized_linear, model.modules())) else []
         unit = max(map(rounding_unit, floats))
-        if not (ahead := largest_difference(self._logits[:PREFIX], prefix)) <= 64 * unit * self._largest:
+        self._allowed = 64 * unit * self._largest
+        if not (ahead := largest_difference(self._logits[:PREFIX], prefix)) <= self._allowed:
             raise unsupported(
                 self.family, f"it is not causal (later tokens change its logits by {ahead:.2g})", "give a causal model"
             )
@@ -89,6 +91,36 @@ class Probe:
                 raise unsupported(
                     self.family, f"a forward pass writes to {name}", "give a model that leaves its weights as they are"
                 )
+
+    def cached_reading(self, split_model: "SplitModel") -> CachedReading:
+        """The first of `WAYS` in which reading on from a cache gives the model's own logits.
+
+        Padding must not differ more than rounding does, or it is left out, which only costs speed. A model that takes
+        no position numbers counts them itself, where padding is an error of some hundredths that a short type hides
+        (1 to 4 units in bfloat16 on tiny BART-like decoders, 0 on BLOOM and MPT): half a unit is allowed there.
+        Errors: `UnsupportedModelError` if no way works, as where a state is kept in modules or in a cache of its own.
+        """
+        unit = rounding_unit(split_model.dtype) * self._largest
+        short = 8 * unit if split_model.takes_positions else unit / 2
+        allowed = {True: self._allowed if split_model.dtype.itemsize > 2 else short, False: self._allowed}
+        encoded = split_model.encode(PROBE_SOURCE % split_model.vocabulary_size) if split_model.has_encoder else None
+        failure: Exception | None = None
+        for way in WAYS:
+            if way.padded and not joinable(new_cache(split_model.model.config)):
+                continue
+            try:
+                logits, at = cached_logits(split_model, self._ids, encoded, way)
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                failure = error
+                continue
+            apart = largest_difference(logits.to(self._logits.dtype), self._logits[at.to(self._logits.device)])
+            if apart <= allowed[way.padded]:
+                return way
+            failure = ValueError(f"its logits are {apart:.2g} apart, {allowed[way.padded]:.2g} allowed")
+        reason = "it does not read on from a cache when another sequence was read in between"
+        raise unsupported(self.family, reason, "report this model family", failure) from failure
 
 
 def _scaled(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from fastmem.errors import InputError
 from fastmem.split.dequantize import dequantized, is_quantized
@@ -87,7 +88,7 @@ class SplitModel:
         self._closing = [model_copy.get_submodule(name) for name in self.structure.closing]
         # Models with ALiBi take no positions (BLOOM, MPT).
         accepted = inspect.signature(self._body.forward).parameters
-        self._takes_positions = "position_ids" in accepted
+        self.takes_positions = "position_ids" in accepted
         self._cache_argument = "cache" if "cache" in accepted else "past_key_values"  # renamed in transformers 5.24
         # The base's own FFN modules, without hooks: for rows of a batch in which other rows have weights of their own.
         self.own_ffn = {
@@ -105,12 +106,16 @@ class SplitModel:
         self.parameters((-1,))  # refuses offloaded weights
         try:
             probe.check(self)
+            way = probe.cached_reading(self)
         except (AttributeError, RuntimeError, TypeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise unsupported(
                 self.family, "its parts cannot be run separately", "report this model family", error
             ) from error
+        self.takes_positions = self.takes_positions and way.positions
+        # Whether sequences of different lengths can share a cache, padded on the left.
+        self.joins_sequences = way.padded
 
     @property
     def has_encoder(self) -> bool:
@@ -195,6 +200,10 @@ class SplitModel:
         """
         return self.longrope_switch is not None and length > self.longrope_switch
 
+    def shareable_cache(self) -> DynamicCache | None:
+        """A new cache for `read` that other sequences can continue; None if the model's state cannot be shared."""
+        return DynamicCache() if self.joins_sequences else None
+
     @torch.no_grad()
     def encode(
         self,
@@ -228,7 +237,7 @@ class SplitModel:
             length = past + ids.shape[1] if positions is None else int(positions.max()) + 1
             body = self._long_body if self.is_long(length) else self._body
         kwargs: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None, self._cache_argument: cache}
-        if positions is not None and self._takes_positions:
+        if positions is not None and self.takes_positions:
             kwargs["position_ids"] = positions.to(self.input_device)
         if self.has_encoder:
             if encoded is None:

@@ -183,7 +183,7 @@ class BatchEvaluator:
             raise InputError("there is no document to memorize.")
         if in_place:
             tokens = example.in_place(llm.tokenizer)
-            cache = llm.shareable_cache()
+            cache = llm.split_model.shareable_cache()
         else:
             tokens = llm.memory_tokens(example.context, recipe)
         run = llm.memorizing(tokens, recipe, cache=cache, watch=False)

@@ -108,7 +108,7 @@ class Grid:
     @torch.no_grad()
     def _prefix(self, prompt: Tokens) -> Prefix | None:
         """The prompt, read once for all points; None if the model's state cannot be shared."""
-        cache = self.llm.shareable_cache()
+        cache = self.llm.split_model.shareable_cache()
         if cache is None:
             return None
         self.llm.split_model.forward(prompt.ids[None], cache=cache)
