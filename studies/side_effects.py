@@ -12,6 +12,7 @@ under these conditions; rates are multiples of the model's own (`--rate`):
 
 - `base`: the untouched model.
 - `one, R x`: a memory of the document, R in 0.5, 1, 2 and 4.
+- `one, 3 steps, R x`: the same with three steps, as many as `--recipe auto` takes, R in 1, 2 and 4.
 - `20 in a row, R x`: the document and 19 others of the 40, drawn for the row, one after the other: every document is
   memorized from the weights that the one before left, and the KL refers to those. The row's document stands at each
   place in turn. R in 0.5, 1 and 2.
@@ -67,7 +68,8 @@ from studies.continuation_measures import copied_share, distinct, longest_copied
 from studies.several_memories import added, faster, memorized, one_after_the_other
 from studies.study_rows import NEW_TOKENS, NQ_LEARNING_RATE
 
-ONE_RATES, ROW_RATES = (0.5, 1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
+ONE_RATES, SHORT_RATES, ROW_RATES = (0.5, 1.0, 2.0, 4.0), (1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
+SHORT = 3  # steps
 AGREEING, CONTRADICTING, RECALLED = 4, 4, 4  # unrelated questions of a row
 OPENING, CONTINUATION, SAMPLES, COPIED = 8, 60, 4, 8  # tokens, tokens, continuations, tokens of an n-gram
 
@@ -151,12 +153,16 @@ def conditions(several: int) -> list[Condition]:
     def one(rate: float) -> Callable[[FastMem, Row], Memory]:
         return lambda llm, row: memorized(llm, row.own.context, faster(llm.recipe, rate))
 
+    def short(rate: float) -> Callable[[FastMem, Row], Memory]:
+        return lambda llm, row: memorized(llm, row.own.context, replace(faster(llm.recipe, rate), steps=SHORT))
+
     def in_a_row(rate: float) -> Callable[[FastMem, Row], Memory]:
         return lambda llm, row: one_after_the_other(llm, row.documents, faster(llm.recipe, rate))
 
     return [
         Condition(BASE, lambda llm, row: None),
         *(Condition(f"one, {rate:g} x", one(rate)) for rate in ONE_RATES),
+        *(Condition(f"one, {SHORT} steps, {rate:g} x", short(rate)) for rate in SHORT_RATES),
         *(Condition(f"{several} in a row, {rate:g} x", in_a_row(rate)) for rate in ROW_RATES),
         Condition(f"average of {several}", lambda llm, row: added(llm, row.documents, 1 / several)),
         Condition(f"sum of {several}", lambda llm, row: added(llm, row.documents, 1.0)),

@@ -110,7 +110,8 @@ class Results:
     @classmethod
     def of(cls, rows: Sequence[Cells]) -> "Results":
         """Of rows that all have the base."""
-        names = list(dict.fromkeys(name for row in rows for name in row if name != BASE))
+        found = dict.fromkeys(name for row in rows for name in row if name != BASE)
+        names = sorted(found, key=is_several)  # conditions that were measured later stand beside their like
         measures = [measure for measure in MEASURES if _counts(rows, measure)]
         compared = {
             (name, measure): (measure, *_compared(rows, name, measure)) for name in names for measure in measures

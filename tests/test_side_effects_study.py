@@ -217,7 +217,13 @@ def test_what_several_documents_copy_is_held_against_the_base_with_the_same_docu
 
 
 def test_an_interrupted_study_continues_and_prints_its_tables(tmp_path, monkeypatch, capsys):
-    for name, value in (("ONE_RATES", (1.0,)), ("ROW_RATES", (1.0,)), ("CONTINUATION", 4), ("RECALLED", 1)):
+    for name, value in (
+        ("ONE_RATES", (1.0,)),
+        ("SHORT_RATES", ()),
+        ("ROW_RATES", (1.0,)),
+        ("CONTINUATION", 4),
+        ("RECALLED", 1),
+    ):
         monkeypatch.setattr(side_effects, name, value)
     monkeypatch.setattr(side_effects, "AGREEING", 1)
     monkeypatch.setattr(side_effects, "CONTRADICTING", 1)
