@@ -1,6 +1,6 @@
 """Which rate suits a model that nobody has searched? A rule without labels, against a search with labels.
 
-    python -m studies.rate_without_labels MODEL --output DIR [--data nq_swap_dev.json]
+    python -m studies.rate_without_labels --model MODEL --output DIR [--data nq_swap_dev.json]
 
 Question. FastMem needs a learning rate, and the right one differs a hundredfold between models. Is there a quantity
 that can be measured without labelled questions, and whose value at the best rate is the same for all models?
@@ -168,7 +168,7 @@ def missing(file: Appender, wanted: Sequence[Row]) -> Iterator[tuple[int, Row]]:
 def main(arguments: list[str] | None = None) -> None:
     """Measure one model."""
     parser = argparse.ArgumentParser(prog="python -m studies.rate_without_labels", description=__doc__.split("\n")[0])
-    parser.add_argument("model", help="folder or hub id")
+    parser.add_argument("--model", help="folder or hub id; the embedded model if left out")
     parser.add_argument("--output", type=Path, required=True, help="folder of this model's results")
     parser.add_argument("--data", type=Path, help="NQ-SWAP rows with the paper's columns; default: the embedded world")
     parser.add_argument("--variants", default=",".join(WANTED), help="the ways to memorize on dev; default: all")

@@ -104,7 +104,7 @@ def test_an_interrupted_study_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rate_without_labels, "TEST_ROWS", 1)
     monkeypatch.setattr(study_rows, "DOCUMENTS", 2)
     monkeypatch.setattr(study_rows, "QUESTIONS", 2)
-    arguments = [str(MODEL_DIR), "--output", str(tmp_path)]
+    arguments = ["--output", str(tmp_path)]
     rate_without_labels.main(arguments)
     path = tmp_path / "dev.jsonl"
     whole = path.read_text()
