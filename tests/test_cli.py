@@ -386,9 +386,10 @@ class Parrot:
 
     def __init__(self) -> None:
         self.rows = {row.prompt: (number, row) for number, row in enumerate(swapped_rows())}
-        self.name, self.split_model = "parrot", SimpleNamespace(device=SimpleNamespace(type="cpu"))
+        self.name, self.recipe = "parrot", Recipe()
 
     def memorize(self, contexts: list[str]) -> list[str]:
+        assert (self.recipe.steps, self.recipe.learning_rate) == (3, 6e-3)
         return contexts
 
     def generate(self, prompts: list[str], memories: list[str] | None, method: str, **_: object):

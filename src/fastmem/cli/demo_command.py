@@ -4,6 +4,7 @@ Shows five conflicts, then the accuracy on a hundred examples. Everything is com
 """
 
 import time
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 BATCH_SIZE = 10
 MAX_SEARCHED = 60  # examples that are searched for conflicts
 NEW_TOKENS = 40
+# Memorizing is most of the demo's time. Three steps at three times the model's own rate take 0.43 of it and answer as
+# many development rows (100 each that contradict, agree, are irrelevant: 0.93, 0.98, 0.64; ten: 0.94, 0.98, 0.62).
+STEPS, LEARNING_RATE = 3, 6e-3
 
 
 @with_flags
@@ -37,8 +41,8 @@ def demo(
     """Show how a small model stops contradicting documents.
 
     The embedded model was trained on the facts of an invented world: people, towns, inns, ships. The documents here
-    contradict them: alone it often answers with the fact it was trained on, with FastMem from the document. Takes
-    less than a minute.
+    contradict them: alone it often answers with the fact it was trained on, with FastMem from the document. Memorizes
+    with three steps instead of ten, which is as good on this model, and takes less than half a minute.
 
     \b
     Examples:
@@ -52,6 +56,7 @@ def demo(
     page = console()
     with Status(quiet=output.quiet or output.json) as status:
         llm = ModelFlags().load(status)
+        llm.recipe = replace(llm.recipe, steps=STEPS, learning_rate=LEARNING_RATE)
         status("searching for documents that it contradicts ...")
         searched = list(embedded_world.examples("world_swap", "dev"))
         if pick is not None:
@@ -66,11 +71,11 @@ def demo(
     if output.json:
         result = {"model": llm.name, "conflicts": [vars(one) for one in found], "rows": len(measured)}
         accuracy = {"base": alone, "fastmem": with_memory}
-        return emit(result | {"accuracy": accuracy, "memorize_seconds": memorize_seconds, "seconds": seconds})
+        return emit(
+            result | {"accuracy": accuracy, "steps": STEPS, "memorize_seconds": memorize_seconds, "seconds": seconds}
+        )
     print_accuracies(page, len(measured), alone, with_memory)
-    page.print(
-        f"\n{memorize_seconds:.2f} s to memorize a document, {seconds:.0f} s in all ({llm.split_model.device.type})."
-    )
+    page.print(f"\n{memorize_seconds:.2f} s to memorize a document ({STEPS} steps), {seconds:.0f} s in all.")
     shortest = min(found, key=lambda one: len(one.document))
     page.print("\nTry one yourself:\n", style="bold")
     page.print(command_to_ask(shortest.question, shortest.document), soft_wrap=True)
