@@ -26,9 +26,15 @@ def auroc(values: np.ndarray, label: np.ndarray, weights: np.ndarray) -> np.ndar
         return (true * (below + false / 2)).sum(1) / (true.sum(1) * false.sum(1))
 
 
+def interval(resampled: np.ndarray) -> tuple[float, float, float] | None:
+    """The first value, and the ends of the interval from the others; None where there is none."""
+    if np.isnan(resampled[0]):
+        return None
+    low, high = np.nanpercentile(resampled[1:], [2.5, 97.5])
+    return float(resampled[0]), float(low), float(high)
+
+
 def shown(resampled: np.ndarray, sign: str = "") -> str:
     """The first value, with the interval from the others."""
-    if np.isnan(resampled[0]):
-        return "-"
-    low, high = np.nanpercentile(resampled[1:], [2.5, 97.5])
-    return interval_text(resampled[0], low, high, sign)
+    found = interval(resampled)
+    return "-" if found is None else interval_text(*found, sign=sign)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from fastmem.lab.run.run_files import complete_rows
-from studies.area_under_curve import auroc, resampled, shown
+from fastmem.lab.run.run_files import complete_rows, write_json
+from studies.area_under_curve import auroc, interval, resampled, shown
 
 ABSTAIN = (0.1, 0.2, 0.5)
+DECIDING = ("(a) right, all kinds", "(b) document, not memory", "(c) answerable")  # labels of the decision rule
 TURNING = ("contradicts", "turned")  # kinds whose documents contradict what the model knows
 
 Score = Callable[[np.ndarray], float]  # of tokens [T, 4]: log p memorized, original, without document; divergence
@@ -116,19 +117,41 @@ def dev_table(models: Mapping[str, Answers], labels: Sequence[str]) -> list[str]
     return lines
 
 
-def test_table(models: Mapping[str, Answers], names: Sequence[str], plain: str) -> list[str]:
-    """AUROC of the probability and of these scores for every label, and the differences to the probability."""
-    heads = "".join(f" | {name} | less the probability" for name in names)
-    lines = [f"| model | label | rows, true | {plain}{heads} |", "|---" * (4 + 2 * len(names)) + "|"]
+@dataclass(frozen=True)
+class Area:
+    """Of one model and label. rows, true: how many rows count, and of how many the label is true. by_score: AUROC
+    [1 + R], of the rows and of every resample."""
+
+    rows: int
+    true: int
+    by_score: Mapping[str, np.ndarray]
+
+    def gain(self, score: str, plain: str) -> np.ndarray:
+        """[1 + R]: the difference from the probability."""
+        difference: np.ndarray = self.by_score[score] - self.by_score[plain]
+        return difference
+
+
+def areas(models: Mapping[str, Answers], names: Sequence[str]) -> dict[str, dict[str, Area]]:
+    """By model and label."""
+    found: dict[str, dict[str, Area]] = {model: {} for model in models}
     for model, answers in models.items():
         weights = resampled(answers.groups)
         for label, (rows, truth) in answers.labels().items():
-            counted = weights[:, rows]
-            first = auroc(answers.scores[plain][rows], truth[rows], counted)
-            cells = [model, label, f"{rows.sum()}, {truth[rows].sum()}", shown(first)]
+            by_score = {name: auroc(answers.scores[name][rows], truth[rows], weights[:, rows]) for name in names}
+            found[model][label] = Area(int(rows.sum()), int(truth[rows].sum()), by_score)
+    return found
+
+
+def test_table(found: Mapping[str, Mapping[str, Area]], names: Sequence[str], plain: str) -> list[str]:
+    """AUROC of the probability and of these scores for every label, and the differences to the probability."""
+    heads = "".join(f" | {name} | less the probability" for name in names)
+    lines = [f"| model | label | rows, true | {plain}{heads} |", "|---" * (4 + 2 * len(names)) + "|"]
+    for model, labels in found.items():
+        for label, area in labels.items():
+            cells = [model, label, f"{area.rows}, {area.true}", shown(area.by_score[plain])]
             for name in names:
-                second = auroc(answers.scores[name][rows], truth[rows], counted)
-                cells += [shown(second), shown(second - first, "+")]
+                cells += [shown(area.by_score[name]), shown(area.gain(name, plain), "+")]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -159,39 +182,75 @@ def together(dev: Mapping[str, Answers], test: Mapping[str, Answers], names: Seq
     return said
 
 
-def abstention_table(models: Mapping[str, Answers], names: Sequence[str], plain: str) -> list[str]:
-    """The share of right answers (a), after abstaining on those with the lowest scores."""
-    columns = " | ".join(f"lowest {share:.0%} left out" for share in ABSTAIN)
-    lines = [f"| model | all | score | {columns} |", "|---" * (3 + len(ABSTAIN)) + "|"]
+def kept(models: Mapping[str, Answers], names: Sequence[str]) -> dict[str, dict[str, dict[float, np.ndarray]]]:
+    """By model, score and share that is left out: the share of right answers (a) among the others, [1 + R]."""
+    found: dict[str, dict[str, dict[float, np.ndarray]]] = {}
     for model, answers in models.items():
         weights = resampled(answers.groups)
-        everything = shown(kept_accuracy(answers.scores[plain], answers.right, weights, 1))
-        cells = {
-            name: [kept_accuracy(answers.scores[name], answers.right, weights, 1 - share) for share in ABSTAIN]
-            for name in (plain, *names)
+        found[model] = {
+            name: {
+                share: kept_accuracy(answers.scores[name], answers.right, weights, 1 - share)
+                for share in (0, *ABSTAIN)
+            }
+            for name in names
         }
-        for name, found in cells.items():
-            texts = [shown(one) for one in found]
+    return found
+
+
+def abstention_table(found: Mapping[str, Mapping[str, Mapping[float, np.ndarray]]], plain: str) -> list[str]:
+    """The share of right answers, after abstaining on those with the lowest scores."""
+    columns = " | ".join(f"lowest {share:.0%} left out" for share in ABSTAIN)
+    lines = [f"| model | all | score | {columns} |", "|---" * (3 + len(ABSTAIN)) + "|"]
+    for model, scores in found.items():
+        for name, shares in scores.items():
+            texts = [shown(shares[share]) for share in ABSTAIN]
             if name != plain:
-                texts = [f"{t}; {shown(a - b, '+')}" for t, a, b in zip(texts, found, cells[plain], strict=True)]
-            lines.append(f"| {model} | {everything} | {name} | {' | '.join(texts)} |")
+                gains = [shares[share] - scores[plain][share] for share in ABSTAIN]
+                texts = [f"{text}; {shown(gain, '+')}" for text, gain in zip(texts, gains, strict=True)]
+            lines.append(f"| {model} | {shown(shares[0])} | {name} | {' | '.join(texts)} |")
     return lines
 
 
-def decide(models: Mapping[str, Answers], score: str, plain: str) -> list[str]:
+def decide(found: Mapping[str, Mapping[str, Area]], score: str, plain: str) -> list[str]:
     """The rule's conditions on test rows, one line each."""
     said, passed = [], True
-    for model, answers in models.items():
-        weights = resampled(answers.groups)
-        for label, (rows, truth) in answers.labels().items():
-            if label.startswith("(a) right, ") and label != "(a) right, all kinds":
-                continue
-            first, second = (auroc(answers.scores[n][rows], truth[rows], weights[:, rows]) for n in (plain, score))
-            low, high = np.nanpercentile((second - first)[1:], [2.5, 97.5])
-            holds = bool(low > 0 if label.startswith("(a)") else high >= 0)
+    for model, labels in found.items():
+        for label in DECIDING:
+            gain = labels[label].gain(score, plain)
+            low, high = np.nanpercentile(gain[1:], [2.5, 97.5])
+            holds = bool(low > 0 if label == DECIDING[0] else high >= 0)
             passed &= holds
-            said.append(f"{model}, {label}: {shown(second - first, '+')}: {'holds' if holds else 'fails'}")
+            said.append(f"{model}, {label}: {shown(gain, '+')}: {'holds' if holds else 'fails'}")
     return [*said, f"`{score}` against `{plain}`: {'product' if passed else 'a page of results'}"]
+
+
+def document(
+    dev: Mapping[str, Answers],
+    found: Mapping[str, Mapping[str, Area]],
+    abstained: Mapping[str, Mapping[str, Mapping[float, np.ndarray]]],
+    plain: str,
+) -> dict[str, Any]:
+    """Every number of the tables; a list is a value with the two ends of its interval."""
+    tested = {
+        model: {
+            label: {"rows": area.rows, "true": area.true}
+            | {
+                name: {
+                    "auroc": interval(area.by_score[name]),
+                    "less the probability": interval(area.gain(name, plain)),
+                }
+                for name in area.by_score
+            }
+            for label, area in labels.items()
+        }
+        for model, labels in found.items()
+    }
+    left_out = {
+        model: {name: {str(share): interval(one) for share, one in shares.items()} for name, shares in scores.items()}
+        for model, scores in abstained.items()
+    }
+    chosen = {label: on_dev(dev, label) for label in DECIDING}
+    return {"models": list(dev), "probability": plain, "dev": chosen, "test": tested, "left out": left_out}
 
 
 def figure(models: Mapping[str, Answers], names: Mapping[str, str], path: Path) -> None:
@@ -221,23 +280,26 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--json", type=Path, help="every number of the tables as one JSON document")
     args = parser.parse_args()
-    names = [name for name in ("embedded", "nq-mini") if (args.folder / name / "dev.jsonl").exists()]
+    models = [name for name in ("embedded", "nq-mini") if (args.folder / name / "dev.jsonl").exists()]
     dev, test = (
-        {n: Answers.of(complete_rows(args.folder / n / f"{part}.jsonl")[1]) for n in names} for part in ("dev", "test")
+        {n: Answers.of(complete_rows(args.folder / n / f"{part}.jsonl")[1]) for n in models}
+        for part in ("dev", "test")
     )
-    labels = ["(a) right, all kinds", "(b) document, not memory", "(c) answerable"]
-    found = on_dev(dev, labels[0])
+    found = on_dev(dev, DECIDING[0])
     score, plain, context = (best(found, list(scores)) for scores in (CANDIDATES, PLAIN, CONTEXT))
-    counts = ", ".join(f"{n} {len(dev[n].kinds)} and {len(test[n].kinds)}" for n in names)
-    print(f"Development and test rows: {counts}\n\nAUROC on development rows\n", *dev_table(dev, labels), sep="\n")
+    counts = ", ".join(f"{n} {len(dev[n].kinds)} and {len(test[n].kinds)}" for n in models)
+    print(f"Development and test rows: {counts}\n\nAUROC on development rows\n", *dev_table(dev, DECIDING), sep="\n")
     print(f"\nChosen on development rows: {score}; {plain}; {context}")
-    print("\nTest rows\n", *test_table(test, [score, context], plain), sep="\n")
-    print("\nAbstention, test rows\n", *abstention_table(test, [score, context], plain), sep="\n")
+    names = [plain, score, context]
+    measured, abstained = areas(test, names), kept(test, names)
+    print("\nTest rows\n", *test_table(measured, names[1:], plain), sep="\n")
+    print("\nAbstention, test rows\n", *abstention_table(abstained, plain), sep="\n")
     for title, more in (("the two tails", list(POSITIVE)[::3]), ("with and without the document", [context])):
         lines = together(dev, test, [plain, *more], plain)
         print(f"\nThe probability and {title} in one regression\n", *(f"- {line}" for line in lines), sep="\n")
-    print("\nDecision\n", *(f"- {line}" for line in decide(test, score, plain)), sep="\n")
+    print("\nDecision\n", *(f"- {line}" for line in decide(measured, score, plain)), sep="\n")
     if args.figure:
         titles = {
             plain: "the answer's probability",
@@ -245,6 +307,8 @@ def main() -> None:
             context: "with and without document",
         }
         figure(test, titles, args.figure)
+    if args.json:
+        write_json(args.json, document(dev, measured, abstained, plain))
 
 
 if __name__ == "__main__":

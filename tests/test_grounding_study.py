@@ -77,10 +77,11 @@ def test_the_rule_wants_a_gain_on_right_and_no_loss_elsewhere():
         noise, told = random.normal(size=2)
         rows.append(made_up(kind, number, right, [noise, noise - (3 * right + told), -1.0, 0.1]))
     answers = {"one": grounding_table.Answers.of(rows)}
-    good = grounding_table.decide(answers, "log difference, mean", "probability, mean")
+    areas = grounding_table.areas(answers, list(grounding_table.SCORES))
+    good = grounding_table.decide(areas, "log difference, mean", "probability, mean")
     assert good[-1].endswith("product")
     for score in ("- log difference, mean", "divergence, mean"):
-        assert grounding_table.decide(answers, score, "probability, mean")[-1].endswith("a page of results")
+        assert grounding_table.decide(areas, score, "probability, mean")[-1].endswith("a page of results")
     found = grounding_table.on_dev(answers, "(a) right, all kinds")
     assert grounding_table.best(found, list(grounding_table.CANDIDATES)).startswith("log difference")
 
@@ -107,9 +108,13 @@ def test_a_second_call_goes_on_and_the_tables_follow(tmp_path, monkeypatch, caps
         grounding.main([*options, "--limit", "2"])
         assert file.read_text().startswith(first)
         assert len(file.read_text().splitlines()) == 8
-    monkeypatch.setattr(sys, "argv", ["grounding_table", str(tmp_path), "--figure", str(tmp_path / "a.svg")])
+    files = ["--figure", str(tmp_path / "a.svg"), "--json", str(tmp_path / "a.json")]
+    monkeypatch.setattr(sys, "argv", ["grounding_table", str(tmp_path), *files])
     grounding_table.main()
     printed = capsys.readouterr().out
     assert "Decision" in printed
     assert "(c) answerable" in printed
     assert (tmp_path / "a.svg").stat().st_size > 1000
+    numbers = json.loads((tmp_path / "a.json").read_text())
+    assert numbers["test"]["embedded"]["(c) answerable"]["rows"] == 8
+    assert len(numbers["dev"]["(c) answerable"]["probability, mean"]) == 1
