@@ -25,8 +25,8 @@ from fastmem.lab.scores.statistics import compare
 from memory_rows import Kept, Measured, Rows, interval, rows_of
 
 LORA_SCALE = 2.0  # lora_alpha / rank at every rank
-FULL_RATES = (3e-4, 5e-4, 1e-3, 3e-3)
-LORA_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+FULL_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+LORA_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 CHOSEN_AT = (1, 8, 64)  # ranks whose rate is searched; another rank takes that of the nearest of them, in octaves
 HEADER = (
     "| memory | rate | accuracy | + | - | p | document | {also} | bytes | memorize, CPU s |\n"
