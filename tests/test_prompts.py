@@ -2,7 +2,9 @@
 
 import logging
 
+import numpy as np
 import pytest
+import torch
 
 from fastmem import InputError, Tokens
 from fastmem.prompts import (
@@ -148,3 +150,13 @@ def test_a_refusing_template_is_an_input_error() -> None:
 def test_tokens_never_score_what_nothing_precedes() -> None:
     assert Tokens([5, 6, 7]).scored.tolist() == [False, True, True]
     assert Tokens([5, 6], [True, True]).scored.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array], ids=["torch", "numpy"])
+def test_tokens_keep_what_they_were_given(kind) -> None:
+    ids, scored, source = kind([5, 6, 7]), kind([True, True, False]), kind([8, 9])
+    tokens = Tokens(ids, scored, source)
+    ids[1], scored[1], source[0] = 0, False, 0
+    assert tokens.ids.tolist() == [5, 6, 7]
+    assert tokens.scored.tolist() == [False, True, False]
+    assert tokens.source.tolist() == [8, 9]

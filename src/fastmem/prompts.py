@@ -59,7 +59,6 @@ class Tokens:
         mask = torch.ones(len(ids), dtype=torch.bool) if scored is None else _vector(scored, _FLAGS, "scored").bool()
         if mask.shape != ids.shape:
             raise InputError(f"Tokens takes {_FLAGS}; given {list(mask.shape)} for {len(ids)} ids.", field="scored")
-        mask = mask.clone()
         mask[0] = False
         object.__setattr__(self, "ids", ids)
         object.__setattr__(self, "scored", mask)
@@ -70,9 +69,9 @@ class Tokens:
 
 
 def _vector(given: Any, accepted: str, name: str) -> torch.Tensor:
-    """[S] int64. Errors: `InputError` that says what `Tokens` takes."""
+    """[S] int64, a copy. Errors: `InputError` that says what `Tokens` takes."""
     try:
-        found = torch.as_tensor(given)
+        found = torch.as_tensor(given).clone()  # what the caller does with its own afterwards changes no document
         whole = not (found.is_floating_point() or found.is_complex() or (found.dtype == torch.bool and name == "ids"))
         if found.ndim == 1 and len(found) and whole and int((found := found.to(torch.int64)).min()) >= 0:
             return found
