@@ -67,6 +67,11 @@ def test_the_fitting_part_shares_words_with_the_question() -> None:
     assert fitting_part("xyz", parts) == 0
 
 
+def test_no_parts_fit_no_question() -> None:
+    with pytest.raises(InputError, match="there are no parts to choose from: give at least one"):
+        fitting_part("Who?", [])
+
+
 def test_a_part_has_a_token() -> None:
     with pytest.raises(InputError, match="at least 1 token; given 0"):
         document_parts("text", 0, words)

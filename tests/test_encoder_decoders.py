@@ -336,3 +336,11 @@ def test_the_command_line(fastmem, plain_tokenizer, tmp_path):
             json.loads(line) for path in (tmp_path / f"{family} run").rglob("rows.jsonl") for line in path.open()
         ]
         assert [row["error"] for row in written] == [None, None]
+
+
+@pytest.mark.parametrize("template", ["tokenizer", "plain_tokenizer"])
+def test_half_a_character_is_refused(template, request):
+    llm = FastMem(build_encoder_decoder("t5"), request.getfixturevalue(template))
+    for call in (lambda: llm.answer("who \ud800", TEXT, recipe=RECIPE), lambda: llm.generate("who \ud800")):
+        with pytest.raises(InputError, match="is not text: character 4 is half of a surrogate pair"):
+            call()

@@ -14,12 +14,14 @@ SOURCE = ROOT / "src" / "fastmem"
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 # room or file -> rooms and files it may import from. `errors` and the package's version are open to all.
-CORE = {"split", "learn", "memory", "answer", "prompts", "encoding", "ranges", "device_memory", "torch_modes"}
+CORE = {"split", "learn", "memory", "answer", "prompts", "chat_template", "encoding", "ranges", "device_memory"}
+CORE |= {"torch_modes"}
 LIBRARY = CORE | {"model", "timing", "system_turn", "home_path"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "extras": set(),
     "encoding": set(),
+    "chat_template": {"encoding"},
     "ranges": set(),
     "home_path": set(),
     "torch_modes": set(),
@@ -30,8 +32,8 @@ ARROWS: dict[str, set[str]] = {
     "split": {"split", "torch_modes"},
     "memory": {"memory", "split", "ranges", "torch_modes", "atomic_write"},
     "learn": {"learn", "memory", "split", "device_memory", "torch_modes"},
-    "prompts": {"memory", "ranges", "encoding"},
-    "system_turn": {"prompts"},
+    "prompts": {"memory", "ranges", "encoding", "chat_template"},
+    "system_turn": {"chat_template"},
     "answer": {"answer", "memory", "split", "prompts", "ranges", "device_memory", "torch_modes", "extras"},
     "loading": {"split", "home_path"},
     "documents": {"documents", "extras", "home_path"},

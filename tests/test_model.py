@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
 from families import build
 from fastmem import METHODS, FastMem, InputError, Memory, MemoryMismatchError, Recipe, ResourceError, Tokens
 from fastmem.answer.detokenize import Detokenizer
+from fastmem.errors import UnsupportedModelError
 from fastmem.prompts import question_alone, question_prompt
 from fastmem.surprisal_report import surprisal_report
 from tiny_tokenizer import build_tokenizer
@@ -333,6 +334,34 @@ def test_names_in_place_of_a_model_and_a_tokenizer_are_refused(llm: FastMem) -> 
         assert refused.value.field == field
 
 
+def test_a_module_that_is_no_language_model_is_refused(llm: FastMem) -> None:
+    images = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+    for module in (torch.nn.Linear(3, 3), torch.nn.Sequential(torch.nn.Embedding(5, 3)), images):
+        with pytest.raises(UnsupportedModelError, match=r"it is no language model of transformers .*; give a causal"):
+            FastMem(module, llm.tokenizer)
+
+
+def test_a_module_and_a_fastmem_are_not_taken_for_each_other(llm: FastMem, tmp_path: Path) -> None:
+    memory = llm.memorize(CONTEXT)
+    memory.save(tmp_path / "m")
+    for model in (llm.model, "folder"):
+        with pytest.raises(InputError, match=r"model is .*: give the FastMem that will use the memory") as refused:
+            Memory.load(tmp_path / "m", model=model)
+        assert refused.value.field == "model"
+    for model in (llm, None):
+        with (
+            pytest.raises(InputError, match=r"model is .*: give the transformers model itself"),
+            memory.applied(model),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("rank", [0, 1.5, "2", None])
+def test_a_memory_is_truncated_to_a_whole_rank(llm: FastMem, rank: object) -> None:
+    with pytest.raises(InputError, match=r"^rank is .*: give a whole number, 1 or more\.$"):
+        llm.memorize(CONTEXT).truncated(rank)  # type: ignore[arg-type]
+
+
 def test_what_a_prompt_of_python_shows_of_a_model_and_a_memory_is_short(llm: FastMem) -> None:
     memory = llm.memorize(CONTEXT)
     assert repr(memory).startswith(f"Memory(layers [-1] of '{llm.name}', {memory.size_bytes:,} bytes, ")
@@ -348,6 +377,22 @@ def test_empty_questions_and_prompts(llm: FastMem) -> None:
         llm.generate("  ")
     with pytest.raises(InputError, match="the context is empty"):
         llm.answer(QUESTION, "\n")
+
+
+HALF = r"the {} is not text: character 4 is half of a surrogate pair; decode it anew\."
+
+
+@pytest.mark.parametrize("placement", ["assistant", "prompt"])
+def test_half_a_character_is_refused(llm: FastMem, placement: str) -> None:
+    for call, what in (
+        (lambda: llm.answer("who \ud800", CONTEXT, recipe=Recipe(steps=1, placement=placement)), "question"),
+        (lambda: llm.answer(QUESTION, "the \udfff", recipe=Recipe(steps=1, placement=placement)), "context"),
+        (lambda: llm.generate("who \ud800"), "prompt"),
+        (lambda: llm.generate([{"role": "user", "content": "who \ud800"}]), "prompt"),
+        (lambda: llm.answer(QUESTION, CONTEXT, "cad", without_context="who \ud800"), "prompt"),
+    ):
+        with pytest.raises(InputError, match=HALF.format(what)):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What the check of a model finds when it is loaded, and what it lets pass."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -127,3 +129,12 @@ def test_a_model_that_is_configured_to_return_tuples(family):
     assert memories[0].trace == memories[1].trace
     assert answers[0].token_ids == answers[1].token_ids
     assert model.config.return_dict is False
+
+
+def test_a_module_that_cannot_be_copied_is_refused_by_name():
+    model = build("llama")
+    model.model.layers[1].lock = threading.Lock()
+    with pytest.raises(
+        UnsupportedModelError, match=r"its modules cannot be copied \(.*lock.*\); remove the attribute"
+    ):
+        SplitModel(model)

@@ -143,8 +143,19 @@ def test_bad_input_says_what_to_do(tokenizer, call, message: str) -> None:
 
 def test_a_refusing_template_is_an_input_error() -> None:
     tokenizer = build_tokenizer(chat_template=STRICT)
-    with pytest.raises(InputError, match="the model's chat template refuses these messages: roles must alternate"):
+    with pytest.raises(InputError, match=r"the model's chat template refuses these messages \(roles must alternate\)"):
         chat_ids(tokenizer, [{"role": "assistant", "content": "first"}])
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no turn') }}", "{% if %}"], ids=["refusing", "malformed"])
+def test_a_template_that_makes_no_turn_of_a_document_is_an_input_error(template: str) -> None:
+    tokenizer = build_tokenizer(chat_template=template)
+    prompt = question_prompt(DOCUMENT, "who")
+    for use in (lambda: memory_tokens(tokenizer, DOCUMENT), lambda: in_place(tokenizer, prompt, DOCUMENT)):
+        with pytest.raises(
+            InputError, match=r"chat template refuses these messages \(.*: give messages that it accepts"
+        ):
+            use()
 
 
 def test_tokens_never_score_what_nothing_precedes() -> None:

@@ -6,10 +6,11 @@ import pytest
 
 from command_line import Runner, save
 from fastmem import FastMem
+from fastmem.chat_template import rendered
 from fastmem.errors import InputError, RunError
 from fastmem.lab.report import load_results, tables
 from fastmem.lab.run.runner import run
-from fastmem.prompts import chat_ids, identity, memory_tokens, rendered
+from fastmem.prompts import chat_ids, identity, memory_tokens
 from fastmem.system_turn import is_removed, remove_system_turn
 from lab_runs import experiment, questions
 from test_prompts import BRACKETS, CHATML, STRICT

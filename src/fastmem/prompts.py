@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from fastmem.chat_template import PLAIN_TEMPLATE, explained_refusal, rendered, template
 from fastmem.encoding import ENCODING, encoded
 from fastmem.errors import InputError, one_of, shown
 from fastmem.memory.recipe import PLACEMENTS
@@ -23,12 +24,6 @@ from fastmem.ranges import Other
 
 log = logging.getLogger("fastmem")
 
-# Used where a tokenizer brings no chat template (base models): one turn a line, nothing to learn.
-PLAIN_TEMPLATE = (
-    "{{ bos_token or '' }}{% for m in messages %}{{ m['role'] | capitalize + ': ' + m['content'] | trim }}"
-    "{{ eos_token or '' if m['role'] == 'assistant' else '' }}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
 SURROGATE = re.compile("[\ud800-\udfff]")
 _IDS = "a non-empty list of token ids, 0 or more"
 _FLAGS = "one `scored` flag per id"
@@ -149,22 +144,25 @@ def _chat_encoding(
     tokenizer: Any, messages: Chat, options: Mapping[str, Any] | None, offsets: bool = False
 ) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     """(ids [S], where each token begins and ends in the rendered text; empty if not asked for)."""
-    for message in messages:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise InputError(f'a chat message is {{"role": ..., "content": ...}}; given {message!r}.')
+    _check(messages)
     kwargs, own = dict(options or {}), template(tokenizer)
     if _any_control(tokenizer, messages):
         kwargs["sanitize_control_tokens"] = True
     elif offsets:
         kwargs["tokenizer_kwargs"] = {"return_offsets_mapping": True}
-    try:
-        with ENCODING:
-            found = tokenizer.apply_chat_template(
-                list(messages), chat_template=own, add_generation_prompt=True, return_dict=True, **kwargs
-            )
-    except Exception as error:  # templates raise jinja2 errors of their own wording
-        raise InputError(f"the model's chat template refuses these messages: {error}") from error
+    with ENCODING, explained_refusal():
+        found = tokenizer.apply_chat_template(
+            list(messages), chat_template=own, add_generation_prompt=True, return_dict=True, **kwargs
+        )
     return torch.tensor(found["input_ids"], dtype=torch.int64), found.get("offset_mapping", [])
+
+
+def _check(messages: Chat) -> None:
+    """Errors: `InputError` for what is no chat message, and for halves of characters."""
+    for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise InputError(f'a chat message is {{"role": ..., "content": ...}}; given {message!r}.')
+        require_characters(str(message["content"]), "prompt")
 
 
 def _ending_before(offsets: Sequence[tuple[int, int]], position: int) -> int:
@@ -181,6 +179,7 @@ def encoder_ids(tokenizer: Any, messages: Chat) -> torch.Tensor:
     """[S]: a conversation as an encoder reads it: by the chat template, or without one the bare texts, one a line."""
     if tokenizer.chat_template is not None:
         return chat_ids(tokenizer, messages)
+    _check(messages)
     text = "\n".join(message["content"].strip() for message in messages)
     found = encoded(tokenizer, text, split_special_tokens=_any_control(tokenizer, messages))
     return torch.tensor(found["input_ids"])
@@ -241,11 +240,15 @@ def require_text(context: str) -> str:
         raise InputError(f"the context must be one text or Tokens; given {type(context).__name__}.", field="context")
     if not context.strip():
         raise InputError("the context is empty: give the document to be faithful to, as text.")
-    if (half := SURROGATE.search(context)) is not None:
-        raise InputError(
-            f"the context is not text: character {half.start()} is half of a surrogate pair; decode it anew."
-        )
+    require_characters(context, "context")
     return context.strip()
+
+
+def require_characters(text: str, what: str) -> None:
+    """Errors: `InputError` for half of a character, which no tokenizer reads. what: names the text."""
+    if (half := SURROGATE.search(text)) is not None:
+        reason = f"character {half.start()} is half of a surrogate pair"
+        raise InputError(f"the {what} is not text: {reason}; decode it anew.", field=what)
 
 
 def identity(tokenizer: Any) -> dict[str, str]:
@@ -274,29 +277,6 @@ def warn_of_another_text(details: Mapping[str, Any], texts: Iterable[str]) -> No
     made_from = details.get("text_sha256")
     if made_from is not None and made_from not in (_sha256(require_text(text)) for text in texts):
         log.warning("the memory was made from another text than this context, so it may contradict it.")
-
-
-def template(tokenizer: Any) -> str | None:
-    """None for the tokenizer's own chat template, `PLAIN_TEMPLATE` (with a notice, once) where it has none."""
-    if tokenizer.chat_template is not None:
-        return None
-    if not getattr(tokenizer, "_fastmem_noticed", False):
-        tokenizer._fastmem_noticed = True
-        log.warning("the tokenizer has no chat template: using plain 'User: ... / Assistant: ...' turns.")
-    return PLAIN_TEMPLATE
-
-
-def rendered(
-    tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = False, **options: Any
-) -> str:
-    """The text of a conversation. Errors: whatever the template raises, in its own words."""
-    return tokenizer.apply_chat_template(
-        messages,
-        chat_template=template(tokenizer),
-        add_generation_prompt=add_generation_prompt,
-        tokenize=False,
-        **options,
-    )
 
 
 def _turn(tokenizer: Any, role: str) -> tuple[str, str]:

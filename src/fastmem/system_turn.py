@@ -6,8 +6,8 @@ turn keeps it. What a template does is found out by rendering, so no family need
 
 from typing import Any
 
+from fastmem.chat_template import rendered
 from fastmem.errors import InputError
-from fastmem.prompts import rendered
 
 _CUT = "{% set fastmem_turns %}\n"  # begins the templates made here
 
@@ -43,7 +43,7 @@ def _header_after_system_turn(tokenizer: Any) -> str:
     before_user = rendered(tokenizer, [user]).partition(user["content"])[0]
     try:
         before_text = rendered(tokenizer, [system, user]).partition(system["content"])[0]
-    except Exception:  # templates without a system turn raise errors of their own
+    except InputError:  # the template has no system turn
         return ""
     # An explicit system turn begins as the unasked one does, if there is one.
     if before_text in ("", tokenizer.bos_token) or not before_user.startswith(before_text):

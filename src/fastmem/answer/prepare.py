@@ -182,6 +182,7 @@ class Preparer:
                 )
         if not question.strip():
             raise InputError("the question is empty: give what is to be answered from the context.", field="question")
+        prompts.require_characters(question, "question")
         tokenizer, limit, in_place = self.require_tokenizer(), self.split_model.max_positions, placement == "prompt"
         if in_place:
             self.split_model.require_decoder_only("placement 'prompt'")

@@ -33,7 +33,12 @@ def document_parts(text: str, most: int, count: Callable[[str], int]) -> list[st
 
 
 def fitting_part(question: str, parts: Sequence[str]) -> int:
-    """The number of the part that shares most with the question in words (BM25), from 0; the first of equals."""
+    """The number of the part that shares most with the question in words (BM25), from 0; the first of equals.
+
+    Errors: `InputError` if there are no parts.
+    """
+    if not parts:
+        raise InputError("there are no parts to choose from: give at least one.", field="parts")
     scores = word_scores(question, parts)
     return max(range(len(scores)), key=scores.__getitem__)
 

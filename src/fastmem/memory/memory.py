@@ -20,7 +20,18 @@ from fastmem.memory import compression, low_rank
 from fastmem.memory.effect import Notice, notice_of
 from fastmem.memory.memory_file import MemoryFile, one_line, opened_memory_file, refused, write_memory_file
 from fastmem.memory.recipe import Recipe
+from fastmem.ranges import Number, Other, checked, instance_of
 from fastmem.split.dequantize import is_quantized
+
+
+def _with_require(given: Any) -> Any:
+    if not callable(getattr(given, "require", None)):
+        raise TypeError
+    return given
+
+
+USER = Other("the FastMem that will use the memory, such as FastMem(model, tokenizer)", _with_require)
+MODULE = Other("the transformers model itself, such as the attribute model of a FastMem", instance_of(nn.Module))
 
 
 @dataclass(frozen=True)
@@ -125,8 +136,11 @@ class Memory:
         return replace(self, tensors=compression.rounded(self.tensors, dtype))
 
     def truncated(self, rank: int) -> tuple["Memory", float]:
-        """(the memory with low-rank factors, the share of |difference|^2 they keep); a low-rank memory is
-        unchanged."""
+        """(the memory with low-rank factors, the share of |difference|^2 they keep); a low-rank memory is unchanged.
+
+        Errors: `InputError` for a rank that is not a whole number from 1.
+        """
+        rank = checked(rank, Number(1, whole=True), "rank")
         if self.recipe.parametrization == "lora":
             return self, 1.0
         factors, energy = compression.truncated(self.tensors, rank)
@@ -170,7 +184,7 @@ class Memory:
         with opened_memory_file(path) as file:
             memory = cls._described(file)
             if model is not None:
-                model.require(memory)
+                checked(model, USER, "model").require(memory)
             return replace(memory, tensors=compression.unquantized(file.tensors()))
 
     @classmethod
@@ -206,8 +220,9 @@ class Memory:
         The parameters are replaced by other tensors and put back; the original storage is never written to. Several
         threads must not use it on one model, and within the block a `FastMem` of it refuses to work; outside,
         `FastMem.generate` takes a memory. Errors: `MemoryMismatchError` for another base, `InputError` for a quantized
-        one.
+        one, and for what is not a module.
         """
+        model = checked(model, MODULE, "model")
         parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
         own = {name: parameters[name] for name in self.differences() if name in parameters}
         for name in self.differences():

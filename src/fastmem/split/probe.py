@@ -41,7 +41,13 @@ class Probe:
     def __init__(self, model: Any):
         self.family = family_of(model)
         self._versions = [(name, tensor, _version(tensor)) for name, tensor in _shared_tensors(model)]
-        self._ids = (torch.arange(10) * 5 + 1) % vocabulary_size(model)
+        try:
+            _, count = model.config, vocabulary_size(model)
+        except (AttributeError, NotImplementedError) as error:
+            raise unsupported(
+                self.family, "it is no language model of transformers", "give a causal model", error
+            ) from error
+        self._ids = (torch.arange(10) * 5 + 1) % count
         with _left_as_it_was(model):
             self._logits = plain_logits(model, self._ids)
             prefix = plain_logits(model, self._ids[:PREFIX])

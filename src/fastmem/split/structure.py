@@ -158,7 +158,13 @@ def find_structure(model: nn.Module) -> Structure:
     Errors: `UnsupportedModelError`, with the family and the part that was not found.
     """
     family = family_of(model)
-    model_copy = weight_sharing_copy(model)
+    try:
+        model_copy = weight_sharing_copy(model)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        remedy = "remove the attribute of a module that cannot be, such as a lock or an open file"
+        raise unsupported(family, "its modules cannot be copied", remedy, error) from error
     calls = _watch(model_copy)
     bodies = [call for call in calls if call.name and getattr(call.out, "last_hidden_state", None) is not None]
     if is_encoder_decoder(model):
