@@ -112,6 +112,28 @@ class Pieces:
         return b"".join(self.tokens[i] for i in ids).decode("utf-8", errors="replace")
 
 
+# Twelve draws of two characters, one character to a token.
+TWELVE = {"max_new_tokens": 12, "ignore_eos": True, "logit_bias": {97: 100, 98: 100}, "temperature": 9, "seed": 2}
+
+
+def test_a_stop_string_counts_after_the_least_length(llm: FastMem) -> None:
+    free = llm.generate(QUESTION, **TWELVE)
+    stop, ends = free.text[2:4], set()
+    for least in range(10):
+        out = llm.generate(QUESTION, **TWELVE, min_new_tokens=least, stop=stop)
+        at = free.text.find(stop, least)
+        ends.add(at)
+        assert (out.text, out.reason) == ((free.text[:at], "stop") if at >= 0 else (free.text, "length"))
+    assert len(free.text) == 12
+    assert len(ends) > 2, "the stop string comes more than once"
+
+
+def test_a_stop_string_that_the_last_token_completes_is_the_reason(llm: FastMem) -> None:
+    text = llm.generate(QUESTION, **TWELVE).text
+    out = llm.generate(QUESTION, **TWELVE | {"max_new_tokens": 3}, stop=text[:3])
+    assert (out.text, out.reason, len(out.token_ids)) == ("", "stop", 3)
+
+
 def test_unfinished_characters_and_beginnings_of_stop_strings_are_held_back() -> None:
     euro = "€".encode()
     text = Detokenizer(Pieces(b"a", euro[:1], euro[1:2], euro[2:], b"ST", b"OX", b"STO", b"P!"), stop=["STOP"])

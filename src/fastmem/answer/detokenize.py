@@ -10,11 +10,12 @@ class Detokenizer:
     """The text of one answer, extended token by token.
 
     Text is held back while it can still change: an unfinished character (several tokens to one code point), or an
-    ending that may be the beginning of a stop string. text: everything so far. stopped: a stop string ended it.
+    ending that may be the beginning of a stop string. least: stop strings are looked for in the text that follows this
+    many tokens. text: everything so far. stopped: a stop string ended it.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
-        self._tokenizer, self._stop = tokenizer, StopStrings(stop)
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), least: int = 0):
+        self._tokenizer, self._stop, self._least = tokenizer, StopStrings(stop), least
         self._seen = self._stop.nothing  # in the text up to `_settled`
         self._held = 0  # trailing characters that may still change or belong to a stop string
         self._ids: list[int] = []
@@ -39,7 +40,10 @@ class Detokenizer:
         tail = self._decode(self._ids[self._start :])[len(overlap) :]
         self.text = self._decoded + tail
         whole = tail.rstrip("\ufffd")
-        seen, found = self._stop.read(self._seen, whole)
+        if len(self._ids) > self._least:
+            seen, found = self._stop.read(self._seen, whole)
+        else:
+            seen, found = self._stop.skip(self._seen, whole), None
         self._held = len(tail) - len(whole) + seen.held
         if not tail.endswith("\ufffd"):
             if tail:

@@ -36,7 +36,8 @@ class Decoding(Sampling):
     max_new_tokens: int = ranged(100, Number(1, whole=True))
     """The answer ends after this many tokens."""
     min_new_tokens: int = ranged(0, Number(0, whole=True))
-    """The answer does not end before it has this many tokens."""
+    """The answer does not end before it has this many tokens: until then no end token is chosen, and stop strings are
+    looked for in what follows. JSON that is complete ends it all the same."""
     stop: str | tuple[str, ...] | list[str] = ranged((), Other("a text or a list of texts", _texts))  # noqa: RUF009
     """Strings that end the answer; they are not part of it."""
     stop_token_ids: tuple[int, ...] | list[int] = ranged((), Other("a list of token ids", _ids))  # noqa: RUF009
@@ -93,7 +94,7 @@ def one_for_each(given: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
 class Request:
     """One answer to be decoded.
 
-    prompt: [S] ids. method: its name, for the answer. min_new_tokens: no stop id is chosen before. without: [S'] ids,
+    prompt: [S] ids. method: its name, for the answer. min_new_tokens: no stop ends it before. without: [S'] ids,
     the prompt without the document, for CAD. stop_ids, stop: tokens and strings that end the answer. top_logprobs: how
     many alternatives to report beside each token's log-probability; None reports neither. schema: that the answer
     follows. memory, ffn: a memory and its FFN modules (`SplitModel.ffn`), None for the base. shares_trunk: only the

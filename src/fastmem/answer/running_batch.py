@@ -98,7 +98,7 @@ class RunningBatch:
             if row.prefix is None and request.shares_trunk:
                 row.prefix = self.prefixes.longest(request.prompt, request.salt)
             if self.tokenizer is not None:
-                row.text = Detokenizer(self.tokenizer, request.stop)
+                row.text = Detokenizer(self.tokenizer, request.stop, request.min_new_tokens)
             rows.append(row)
         self._batch.add(rows)
         return rows
@@ -153,8 +153,8 @@ class RunningBatch:
         token, text = row.token_ids[-1], row.text
         ends = token in row.request.stop_ids
         piece = "" if ends or text is None else text.add(token)
-        if text is not None and text.stopped and row.reason is None:
-            row.reason = "stop"
+        if text is not None and text.stopped:
+            row.reason = "stop"  # also where it is the last token that may be
         logprob = row.logprobs[-1] if row.logprobs and not ends else None
         if row.reason is None:
             return Piece(piece, token, logprob)

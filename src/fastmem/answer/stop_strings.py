@@ -25,6 +25,10 @@ class StopStrings:
         self._fallbacks = [_fallback(stop) for stop in self.stops]
         self.nothing = Seen((0,) * len(self.stops))
 
+    def skip(self, seen: Seen, text: str) -> Seen:
+        """What is known after `text` follows what was seen, if no stop string may begin before its end."""
+        return Seen(self.nothing.matched, seen.length + len(text))
+
     def read(self, seen: Seen, text: str) -> tuple[Seen, int | None]:
         """(what is known after `text` follows what was seen, where the first stop string begins or None)."""
         matched, starts = [], []
