@@ -35,12 +35,43 @@ def write_below(model):
         model.model.layers[0].self_attn.q_proj.weight.mul_(1.5)
 
 
+def write_through_data_below(model):
+    model.model.layers[0].self_attn.q_proj.weight.data.mul_(1.5)
+
+
+def take_a_step(model, **options):
+    parameters = [p for name, p in model.named_parameters() if "layers.2.mlp" not in name]  # not the last FFN
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW(parameters, lr=1e-3, **options).step()
+    model.zero_grad()
+
+
+def take_a_fused_step(model):
+    take_a_step(model, fused=True)
+
+
+def take_a_step_for_each(model):
+    take_a_step(model, foreach=True)
+
+
 def load_other_weights(model):
     state = build("llama", seed=5).state_dict()
     model.load_state_dict(state)
 
 
-@pytest.mark.parametrize("change", [write_in_place, write_through_data, write_below, load_other_weights])
+@pytest.mark.parametrize(
+    "change",
+    [
+        write_in_place,
+        write_through_data,
+        write_below,
+        write_through_data_below,
+        take_a_fused_step,
+        take_a_step_for_each,
+        load_other_weights,
+    ],
+)
 def test_a_write_in_place_is_followed(llm, change):
     memory = llm.memorize(DOCUMENT, RECIPE)
     before = llm.base().digest
@@ -85,6 +116,58 @@ def test_replaced_weights_are_refused(llm, change):
         with pytest.raises(InputError, match=REFUSED):
             use()
     FastMem(llm.model).generate(PROMPT, max_new_tokens=2)
+
+
+def write_to_a_buffer(buffer):
+    buffer.mul_(1.5)
+
+
+def write_to_a_buffer_through_data(buffer):
+    buffer.data[-1:] += 1
+
+
+@pytest.mark.parametrize("change", [write_to_a_buffer, write_to_a_buffer_through_data])
+@pytest.mark.parametrize(
+    ("family", "name"), [("deepseek_v3", "mlp.gate.e_score_correction_bias"), ("gemma4_text", "layer_scalar")]
+)
+def test_a_buffer_with_other_values_is_refused(family, name, change):
+    """The split has copies of buffers, so it would go on with the old values."""
+    model = build(family)
+    buffer = model.get_buffer(f"model.layers.1.{name}")
+    buffer.add_(0.5)
+    llm = FastMem(model)
+    llm.generate(PROMPT, max_new_tokens=2)
+    change(buffer)
+    with pytest.raises(InputError, match=REFUSED):
+        llm.generate(PROMPT)
+    fresh = FastMem(model)
+    model.set_submodule("model", copy.deepcopy(model.model))
+    with pytest.raises(InputError, match=REFUSED):
+        fresh.generate(PROMPT)
+
+
+def test_a_buffer_that_was_replaced_is_refused():
+    llm = FastMem(build("gemma4_text"))
+    llm.model.model.layers[1].layer_scalar = llm.model.model.layers[1].layer_scalar * 2
+    with pytest.raises(InputError, match=REFUSED):
+        llm.generate(PROMPT)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("method", ["base", "fastmem"])
+def test_a_stream_does_not_go_on_with_other_weights(tokenizer, method, begun):
+    llm = FastMem(build("llama"), tokenizer, recipe=RECIPE)
+    options = {"max_new_tokens": 6, "logit_bias": {97: 100}}  # every token is text
+    stream = llm.ask("who?", "The mayor is Bo.", method, **options)
+    if begun:
+        next(iter(stream))
+    write_below(llm.model)
+    with pytest.raises(InputError, match=r"the model was changed while this answer was written: .* Ask again\."):
+        stream.run()
+    whole = llm.ask("who?", "The mayor is Bo.", method, **options)
+    assert len("".join(whole)) == 6
+    write_below(llm.model)
+    assert whole.run().text == whole.answer.text, "it is complete"
 
 
 def test_adapters_that_are_switched_are_refused():

@@ -6,8 +6,9 @@
     out = llm.answer(question, context)
 
 The model is never written to, and only caches are kept between calls, so several threads may use one `FastMem`. If you
-change the weights of the model in place, the next call uses the new ones. If you replace, cast or move them, or switch
-adapters, the next call raises an `InputError`: construct `FastMem` again.
+change the weights of the model in place, the next call uses the new ones, and a stream that has begun raises an
+`InputError`. If you replace, cast or move them, write to buffers, or switch adapters, the next call raises an
+`InputError`: construct `FastMem` again.
 """
 
 import functools
@@ -262,7 +263,10 @@ class FastMem:
     def stream(self, prompt: Prompt, memory: Memory | None = None, method: str = "base", **options: Any) -> Stream:
         """`generate` piece by piece: iterate to get text, then read `.answer`. Arguments: as for `generate`."""
         request = self.request(prompt, memory, method, **options)
-        return Stream(decode(self.batch(), [request], 1), memory)
+        return self._stream(request, memory)
+
+    def _stream(self, request: Request, memory: Memory | None, memorize_seconds: float = 0.0) -> Stream:
+        return Stream(decode(self.batch(), [request], 1), self.modules.unwritten(), memory, memorize_seconds)
 
     def answer(
         self,
@@ -316,7 +320,7 @@ class FastMem:
             prompts.warn_of_another_text(require_memory(memory).details, (context, asked.context))
         if memorized and memory is not None:
             request = self.with_memory(request, memory)
-        return Stream(decode(self.batch(), [request], 1), request.memory, seconds)
+        return self._stream(request, request.memory, seconds)
 
     def request(self, prompt: Prompt, memory: Memory | None = None, method: str = "base", **options: Any) -> Request:
         """The request for a prompt. Errors: `InputError` for prompts and options that cannot be used."""

@@ -7,7 +7,7 @@ what makes tokens an answer: text, stop strings, log-probabilities, and prefixes
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from fastmem.answer.detokenize import Detokenizer
 from fastmem.answer.request import Request
 from fastmem.answer.row import Logprob, Row
 from fastmem.device_memory import explained_out_of_memory
+from fastmem.errors import InputError
 from fastmem.memory.memory import Memory
 from fastmem.split.split_model import SplitModel
 from fastmem.torch_modes import in_own_modes
@@ -196,16 +197,32 @@ def answers(batch: RunningBatch, requests: Sequence[Request], batch_size: int) -
 
 
 class Stream:
-    """One answer, piece by piece: iterate for its text; `answer` is set when the iteration has ended."""
+    """One answer, piece by piece: iterate for its text; `answer` is set when the iteration has ended.
+
+    unwritten: whether the model's weights are still those that the answer was begun with. Errors: `InputError` if not.
+    """
 
     def __init__(
-        self, pieces: Iterator[tuple[Row, Piece]], memory: Memory | None = None, memorize_seconds: float = 0.0
+        self,
+        pieces: Iterator[tuple[Row, Piece]],
+        unwritten: Callable[[], bool],
+        memory: Memory | None = None,
+        memorize_seconds: float = 0.0,
     ):
-        self._pieces, self.memory, self.memorize_seconds = pieces, memory, memorize_seconds
+        self._pieces, self._unwritten = pieces, unwritten
+        self.memory, self.memorize_seconds = memory, memorize_seconds
         self.answer: Answer | None = None
 
     def __iter__(self) -> Iterator[str]:
-        for _, piece in self._pieces:
+        while self.answer is None:
+            if not self._unwritten():
+                raise InputError(
+                    "the model was changed while this answer was written: its weights were written to, and what was "
+                    "read before does not go with them. Ask again."
+                )
+            if (found := next(self._pieces, None)) is None:
+                return
+            _, piece = found
             if piece.answer is not None:  # before the last text, after which the caller may stop
                 self.answer = replace(piece.answer, memorize_seconds=self.memorize_seconds)
             if piece.text:

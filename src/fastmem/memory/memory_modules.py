@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from collections.abc import Callable
 
 from fastmem.memory.memory import Memory, digest
 from fastmem.memory.recipe import AutoRecipe, Recipe
@@ -18,7 +19,7 @@ class MemoryModules:
 
     def __init__(self, split_model: SplitModel):
         self.split_model = split_model
-        self._watch = ModelWatch(split_model.model, split_model.structure.layers[-1].ffn)
+        self._watch = ModelWatch(split_model.model)
         self._digests: dict[tuple[int, ...], str] = {}
         self._modules: weakref.WeakKeyDictionary[Memory, FFN] = weakref.WeakKeyDictionary()
         self.recipes: dict[AutoRecipe, Recipe] = {}
@@ -36,6 +37,11 @@ class MemoryModules:
         self._modules.clear()
         self.recipes.clear()
         return True
+
+    def unwritten(self) -> Callable[[], bool]:
+        """A cheap check, for every token: whether the weights are still as they are now, as far as torch counts."""
+        writes = self._watch.writes()
+        return lambda: self._watch.writes() == writes
 
     def digest(self, layers: tuple[int, ...]) -> str:
         """Of the original weights of the FFNs of these layers, counted from 0."""

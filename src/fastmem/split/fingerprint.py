@@ -1,13 +1,15 @@
 """Notice that a model was changed after it was split: a cheap look at its tensors, no digest of their bytes.
 
-`layout` covers what a `SplitModel` shares with the model: which tensors there are, their storage, type and device, and
-the state of PEFT adapters. If it differs, the split no longer runs the model. `content` covers the values: torch's
-counter of writes in place, and a few numbers of the last FFN, because writes through `.data` are not counted. If only
-it differs, everything that was computed from the old values has to go.
+The split shares the storage of the model's parameters and has copies of its buffers. So a write to a parameter is
+followed: what was computed from the old values has to go. A parameter that was replaced, cast or moved, a buffer with
+other values, and adapters that were switched are not, since the split no longer runs the model.
+
+Torch counts most writes in place. It does not count those through `.data`, nor the steps of a fused optimizer, so some
+numbers of every tensor are compared, too.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,52 +17,75 @@ from torch import Tensor, nn
 
 from fastmem.errors import InputError
 
-SAMPLED_NUMBERS = 64  # of every tensor of the last FFN
+SAMPLED_NUMBERS = 64  # of every tensor
 # How PEFT's layers record which adapters are active, switched off or merged.
 _ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters")
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """layout: of the tensors a model has. content: of their values."""
-
-    layout: tuple[Any, ...]
-    content: tuple[Any, ...]
+_PLAIN = (nn.Parameter, Tensor)  # not classes of their own, which may stand for other numbers than they hold
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes; NaN equals NaN in them
 
 
 class ModelWatch:
-    """The fingerprint of a model when it was last looked at. sampled: names of modules whose values are looked at."""
+    """What a model was when it was last looked at."""
 
-    def __init__(self, model: nn.Module, sampled: tuple[str, ...]):
-        self.model, self.sampled = model, sampled
-        self._last = fingerprint(model, sampled)
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self._parameters = list(model.parameters())
+        self._layout = _layout(model)
+        buffers = [buffer for module in model.modules() for _, buffer in _saved_buffers(module)]
+        self._buffers = _Sample(buffer for buffer in buffers if buffer is not None)
+        self._weights = _Sample(model.parameters())
+        self._buffer_values, self._values = self._buffers.values(), self._weights.values()
+        self._writes = self.writes()
+
+    def writes(self) -> list[int]:
+        """How often each parameter was written to, as far as torch counts it."""
+        return [parameter._version for parameter in self._parameters]
 
     def written_to(self) -> bool:
-        """Whether values have changed since the last look. Errors: `InputError` if whole weights were replaced."""
-        now, before = fingerprint(self.model, self.sampled), self._last
-        if now.layout != before.layout:
+        """Whether weights have changed since the last look. Errors: `InputError` for a change that is not followed."""
+        # The layout first: a sample of storage that is gone is never read.
+        if _layout(self.model) != self._layout or self._buffers.values() != self._buffer_values:
             raise InputError(
-                "the model was changed after FastMem was constructed: its weights were replaced, cast or moved, or "
-                "its adapters were switched. Construct FastMem again with the changed model."
+                "the model was changed after FastMem was constructed: its weights were replaced, cast or moved, its "
+                "buffers were written to, or its adapters were switched. Construct FastMem again with the changed "
+                "model."
             )
-        self._last = now
-        return now.content != before.content
+        before = self._writes, self._values
+        self._writes, self._values = self.writes(), self._weights.values()
+        return (self._writes, self._values) != before
 
 
-def fingerprint(model: nn.Module, sampled: tuple[str, ...]) -> Fingerprint:
-    """The fingerprint of a model. sampled: as in `ModelWatch`."""
+class _Sample:
+    """A few numbers of every tensor, spread evenly, to be read again and again in a few calls."""
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        alike: dict[tuple[torch.device, int], list[Tensor]] = {}
+        for tensor in tensors:
+            if len(numbers := _spread(tensor)) and tensor.itemsize in _INTEGERS:
+                integers = numbers.view(_INTEGERS[tensor.itemsize])
+                alike.setdefault((tensor.device, tensor.itemsize), []).append(integers)
+        self._alike = list(alike.values())
+
+    def values(self) -> list[bytes]:
+        """The numbers as they are now."""
+        return [torch.cat(numbers).cpu().numpy().tobytes() for numbers in self._alike]
+
+
+def _layout(model: nn.Module) -> list[Any]:
+    """Which tensors the model has, their storage, type and device, and the state of PEFT adapters."""
     layout: list[Any] = []
-    versions: list[int] = []
     for module in model.modules():
-        for name, tensor in module._parameters.items():
+        for name, tensor in (*module._parameters.items(), *_saved_buffers(module)):
             if tensor is not None and tensor.device.type != "meta":  # an offloaded weight is new in every call
                 layout.append((name, _storage(tensor), tensor.dtype, tensor.device))
-                versions.append(0 if tensor.is_inference() else tensor._version)
         state = vars(module)
         layout += [(name, str(state[name])) for name in _ADAPTER_STATE if name in state]
-    numbers = [_sample(p) for name in sampled for p in model.get_submodule(name).parameters()]
-    content = torch.cat(numbers).tolist() if numbers else []
-    return Fingerprint(tuple(layout), (*versions, *content))
+    return layout
+
+
+def _saved_buffers(module: nn.Module) -> list[tuple[str, Tensor | None]]:
+    """A module's own buffers that a checkpoint holds. A forward pass may write to others (rotary frequencies)."""
+    return [entry for entry in module._buffers.items() if entry[0] not in module._non_persistent_buffers_set]
 
 
 def sampled_digest(model: nn.Module) -> str:
@@ -72,7 +97,7 @@ def sampled_digest(model: nn.Module) -> str:
     sha = hashlib.sha256()
     for name, tensor in model.named_parameters():
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
-        sha.update(_sample(tensor).numpy().data)
+        sha.update(_spread(tensor).to("cpu", torch.float64).contiguous().numpy().data)
     for name, module in model.named_modules():
         state = vars(module)
         sha.update("".join(f"{name} {key} {state[key]};" for key in _ADAPTER_STATE if key in state).encode())
@@ -81,12 +106,12 @@ def sampled_digest(model: nn.Module) -> str:
 
 def _storage(tensor: Tensor) -> int:
     """The address of the values; of a tensor that wraps others (torchao), the identity of the object."""
-    return tensor.data_ptr() if type(tensor) is nn.Parameter else id(tensor)
+    return tensor.data_ptr() if type(tensor) in _PLAIN else id(tensor)
 
 
-def _sample(tensor: Tensor) -> Tensor:
-    """Up to `SAMPLED_NUMBERS` values, spread evenly; none of tensors that are wrapped or offloaded."""
-    if type(tensor) is not nn.Parameter or tensor.device.type == "meta" or not tensor.is_contiguous():
-        return torch.empty(0, dtype=torch.int64)
+def _spread(tensor: Tensor) -> Tensor:
+    """A view of up to `SAMPLED_NUMBERS` values, spread evenly; empty for tensors that are wrapped or offloaded."""
+    if type(tensor) not in _PLAIN or tensor.device.type == "meta" or not tensor.is_contiguous():
+        return torch.empty(0)
     values = tensor.detach().view(-1)
-    return values[:: max(1, len(values) // SAMPLED_NUMBERS)].to("cpu", torch.float64).view(torch.int64)  # NaN == NaN
+    return values[:: max(1, len(values) // SAMPLED_NUMBERS)]
