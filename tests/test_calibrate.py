@@ -171,6 +171,13 @@ def test_neutral_files_that_cannot_be_used(tmp_path, capsys, content, text):
     assert text in refusal(Runner(capsys)("calibrate", "--neutral", file))
 
 
+def test_neutral_files_with_a_mark_and_with_separators_in_a_text(tmp_path):
+    file = tmp_path / "neutral.jsonl"
+    lines = ['{"document": "One.\u2028Two.\x85Three."}', '{"question": "Who?"}']
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert read_neutral(file) == Neutral(("One.\u2028Two.\x85Three.",), ("Who?",))
+
+
 def test_the_command_writes_a_recipe_that_others_read(tmp_path, capsys):
     model, file, neutral = save(build("llama"), tmp_path / "model"), tmp_path / "recipe.json", tmp_path / "n.jsonl"
     lines = [{"document": text} for text in NEUTRAL.documents] + [{"question": text} for text in NEUTRAL.questions]

@@ -108,6 +108,23 @@ def test_a_guessed_name_of_the_option_for_a_file(fastmem: Runner) -> None:
     assert refusal(fastmem("version", "--file", "x")) == "No such option: --file. See 'fastmem version --help'."
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["ask", QUESTION, "--documents", ""], "--documents is an empty text: give a folder."),
+        (["ask", QUESTION, "--context="], "--context is an empty text: give a file."),
+        (["memorize", "a.txt", "", "-o", "x"], "FILE is an empty text: give a file."),
+        (["memorize", "a.txt", "-o", ""], "--output is an empty text: give a folder."),
+        (["memories", "list", ""], "DIR is an empty text: give a folder."),
+        (["report", ""], "DIR is an empty text: give a folder."),
+        (["compare", "", "b"], "RUN_A is an empty text: give a folder."),
+        (["export", "m.safetensors", "--output", ""], "--output is an empty text: give a folder."),
+    ],
+)
+def test_an_empty_text_is_no_path(fastmem: Runner, words: list[str], text: str) -> None:
+    assert refusal(fastmem(*words)) == text
+
+
 def test_a_missing_option_says_what_it_takes(fastmem: Runner) -> None:
     line = refusal(fastmem("check", "questions.csv"))
     wanted = "--questions FILE (questions with answers: csv, tsv, json, jsonl, parquet)"

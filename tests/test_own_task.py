@@ -93,9 +93,10 @@ def test_the_prompts_of_the_example(tokenizer):
     assert cut(first, 6, tokenizer).prompt.endswith(question), "a cut document is cut in the prompt as well"
 
 
-def test_search_maximizes_the_first_score(fastmem, model, tmp_path):
-    task = file(
-        tmp_path / "t.py", HEAD + two('("Ada", "Bo")', '"abcdefgh"') + "def score(text, example): return 3.5\n"
+def test_search_maximizes_the_first_score(fastmem, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = file(  # its name begins like those of the embedded world's tasks, which have splits
+        Path("world_mine.py"), HEAD + two('("Ada", "Bo")', '"abcdefgh"') + "def score(text, example): return 3.5\n"
     )
     grid = ["--rates", "1e-2", "--steps", "1", "--kls", "0.1", "--output", tmp_path / "search"]
     done = fastmem("search", "--task", task, *model[:4], *grid)

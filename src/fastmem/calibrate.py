@@ -115,7 +115,7 @@ def read_neutral(path: Path = NEUTRAL_FILE) -> Neutral:
     """The lines of a JSONL file, each with a `document` or a `question`. Errors: `InputError`."""
     found: dict[str, list[str]] = {"document": [], "question": []}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not at U+2028, which a text may contain
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the neutral texts {str(path)!r} cannot be read: {error}.", field="neutral") from error
     for number, line in enumerate(lines, 1):

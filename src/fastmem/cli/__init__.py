@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from fastmem.cli import output
-from fastmem.errors import FastMemError, one_of
+from fastmem.errors import FastMemError, InputError, one_of
 
 COMMANDS: dict[str, str] = {
     "demo": "fastmem.cli.demo_command:demo",
@@ -62,7 +62,9 @@ USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 ALSO_HELPFUL = {"truncate": ("part_tokens",)}
 # Names that people try for the options that take a file or a folder.
 FILE_WORDS = {"file", "files", "document", "documents", "doc", "docs", "input", "path", "dir", "folder"}
-EXIT_BUG, EXIT_INVALID, EXIT_INTERRUPTED = 1, 2, 130
+# What the help calls the value of an option or argument that is a path.
+PATHS = {"FILE": "a file", "DIR": "a folder", "MEMORY": "a memory file", "RUN_A": "a folder", "RUN_B": "a folder"}
+EXIT_BUG, EXIT_INVALID, EXIT_INTERRUPTED, EXIT_UNREAD = 1, 2, 130, 141
 
 
 class Commands(TyperGroup):
@@ -76,7 +78,18 @@ class Commands(TyperGroup):
 
 
 class Command(TyperCommand):
-    """A command whose help has a section for each class of shared flags."""
+    """A command whose help has a section for each class of shared flags, and that refuses an empty text as a path."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        left = super().parse_args(ctx, list(args))
+        given = self.make_parser(ctx).parse_args(args=list(args))[0]  # before "" became the current folder
+        for parameter in self.get_params(ctx):
+            values = given.get(parameter.name or "")
+            if (path := _path(parameter)) and "" in (values if isinstance(values, list | tuple) else (values,)):
+                is_option = parameter.param_type_name == "option"
+                name = parameter.opts[0] if is_option else str(parameter.metavar).removesuffix("...")
+                raise InputError(f"{name} is an empty text: give {path}.")
+        return left
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -178,9 +191,14 @@ def _usage_text(error: Any) -> str:
 def _ways_to_give_files(context: Any, with_arguments: bool) -> list[str]:
     """The options of a command that take a file or a folder, and its arguments that do, as its help writes them."""
     parameters = context.command.params if context else []
-    taking = [one for one in parameters if (one.metavar or "").removesuffix("...") in ("FILE", "DIR")]
+    taking = [one for one in parameters if _path(one)]
     arguments = [one.metavar for one in taking if one.param_type_name == "argument"] if with_arguments else []
     return [*arguments, *(f"{one.opts[0]} {one.metavar}" for one in taking if one.param_type_name == "option")]
+
+
+def _path(parameter: Any) -> str | None:
+    """`a file` or the like if the parameter takes a path."""
+    return PATHS.get((parameter.metavar or "").removesuffix("..."))
 
 
 def _flag(argument: str) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fastmem.cli import Command
 from fastmem.cli.flags import ModelFlags, OutputFlags, with_flags
 from fastmem.cli.memory_listing import memory_files, memory_line, memory_name, memory_record
 from fastmem.cli.output import Status, emit
@@ -15,7 +16,7 @@ from fastmem.errors import FastMemError, MemoryFileError
 memories = typer.Typer(add_completion=False, rich_markup_mode=None, help="List, show and verify memory files.")
 
 
-@memories.command("list")
+@memories.command("list", cls=Command)
 @with_flags
 def list_memories(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of memories, or one file.")],
@@ -36,7 +37,7 @@ def list_memories(
         emit({"memories": records})
 
 
-@memories.command("show")
+@memories.command("show", cls=Command)
 @with_flags
 def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A memory.")],
@@ -72,7 +73,7 @@ def show(
         print(f"notice: {record['notice']}")
 
 
-@memories.command("verify")
+@memories.command("verify", cls=Command)
 @with_flags
 def verify(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of memories, or one file.")],

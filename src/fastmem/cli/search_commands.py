@@ -75,7 +75,7 @@ def search(
     from fastmem.lab.report.search_landscape import search_table
     from fastmem.lab.search.grid import Space
     from fastmem.lab.search.search import check_examples, require_packages, search_grid, search_tpe, searchable
-    from fastmem.lab.tasks import task_named
+    from fastmem.lab.tasks import embedded_world, task_named
     from fastmem.memory.recipe import Recipe
 
     one_of(sampler, ("grid", "tpe"), "sampler", field="sampler")
@@ -94,7 +94,7 @@ def search(
             )
 
     space(Recipe())  # checks the values before anything is loaded
-    examples = searchable(data.load(task, "dev" if task.startswith("world") else None), on_test)
+    examples = searchable(data.load(task, "dev" if task in embedded_world.TASKS else None), on_test)
     check_examples(examples)
     with Status(quiet=output.quiet) as status:
         llm = workers.driver(model).load(status)
