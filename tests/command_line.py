@@ -1,6 +1,9 @@
 """Run the command line inside the test process, on tiny models saved to a folder."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,23 @@ class Runner:
         self._capsys.readouterr()
         code = run([str(argument) for argument in arguments])
         return CommandResult(code, *self._capsys.readouterr())
+
+
+def in_a_process(*arguments: object, closed: bool = False, **environment: str) -> CommandResult:
+    """Run a command line as users do. closed: nobody reads its standard output. environment: variables to set."""
+    command = [sys.executable, "-m", "fastmem.cli", *map(str, arguments)]
+    reading, writing = os.pipe()
+    if closed:
+        os.close(reading)
+    with subprocess.Popen(
+        command, stdout=writing, stderr=subprocess.PIPE, env=os.environ | environment, text=True
+    ) as process:
+        os.close(writing)
+        out = "" if closed else Path(f"/dev/fd/{reading}").read_text(encoding="utf-8")
+        err = process.communicate()[1]
+    if not closed:
+        os.close(reading)
+    return CommandResult(process.returncode, out, err)
 
 
 def save(model: PreTrainedModel, folder: Path, *, chat_template: str | None = LLAMA3_TEMPLATE) -> Path:

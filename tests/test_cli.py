@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import math
-import os
 import re
 import runpy
 import shlex
@@ -22,7 +21,7 @@ from rich.console import Console
 from tools import command_reference
 from tools.demo_picture import drawn
 
-from command_line import DOCUMENT, QUESTION, Runner, refusal, save
+from command_line import DOCUMENT, QUESTION, CommandResult, Runner, in_a_process, refusal, save
 from families import build
 from fastmem import METHODS, FastMem, Recipe, cli
 from fastmem.answer.batch import Batch
@@ -160,13 +159,12 @@ def test_a_bug_is_one_line_too_and_a_traceback_on_request(fastmem: Runner, monke
         fastmem("ask", QUESTION, "--text", DOCUMENT, "--debug")
 
 
-def test_a_closed_pipe_is_no_error(folder: Path) -> None:
-    command = [sys.executable, "-m", "fastmem.cli", "ask", QUESTION, "--text", DOCUMENT, "-m", str(folder), "-q"]
-    reading, writing = os.pipe()
-    os.close(reading)
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_closed_pipe_ends_a_command_quietly(folder: Path) -> None:
+    for words in (["--help"], ["version"], ["ask", QUESTION, "--text", DOCUMENT, "-m", folder, "-q"]):
+        assert in_a_process(*words, closed=True) == CommandResult(141, "", "")
+        assert in_a_process(*words, closed=True, PYTHONUNBUFFERED="") == CommandResult(141, "", "")
+    refused = in_a_process("ask", QUESTION, closed=True)
+    assert (refused.code, refused.err[:6]) == (2, "error:")
 
 
 # ask.

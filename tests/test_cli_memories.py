@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from command_line import DOCUMENT, QUESTION, Runner, refusal, save
+from command_line import DOCUMENT, QUESTION, Runner, in_a_process, refusal, save
 from families import build
 from fastmem import FastMem, Memory, Recipe
 from fastmem.memory import memory_file
@@ -100,6 +100,15 @@ def test_running_the_command_again_continues(fastmem: Runner, base: Path, docume
             again = memorize(fastmem, base, documents, "--json", "--steps", 3, "--store", "bfloat16", *flags)
             assert [row["kept"] for row in again.json["memories"]] == [kept, kept]
         assert ("text" in Memory.load(folder / "tarn.safetensors").details) is bool(flags)
+
+
+def test_a_closed_pipe_stops_the_command(base: Path, documents: Path) -> None:
+    memories = documents / "memories"
+    words = ("memorize", *sorted(documents.glob("*.txt")), "-o", memories, "-m", base, "--steps", 1, "-q")
+    stopped = in_a_process(*words, closed=True)
+    assert (stopped.code, len(list(memories.iterdir()))) == (141, 1)
+    assert stopped.err == "stopped, since standard output was closed: run the same command again to go on.\n"
+    assert [", kept" in line for line in in_a_process(*words).out.splitlines()] == [True, False]
 
 
 def test_an_unknown_stored_type_is_refused_before_anything_is_memorized(fastmem: Runner, documents: Path) -> None:

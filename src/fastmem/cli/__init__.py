@@ -11,7 +11,6 @@ To add a command:
 
 import functools
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, cast
@@ -132,7 +131,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line. Returns the exit code: 0 success, 1 a bug, 2 invalid input, 130 interrupted."""
+    """Run one command line.
+
+    Returns the exit code: 0 success, 1 a bug, 2 invalid input, 130 interrupted, 141 nobody reads the output.
+    """
+    code = _run(arguments)
+    return EXIT_UNREAD if output.reader_left() and code == 0 else code
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """`run`, with output that may not be written yet."""
     arguments = ["version"] if list(arguments) == ["--version"] else list(arguments) or ["--help"]
     debug = "--debug" in arguments
     with output.log_messages(quiet="--quiet" in arguments or "-q" in arguments, debug=debug):
@@ -145,9 +153,8 @@ def run(arguments: Sequence[str]) -> int:
         except (KeyboardInterrupt, typer.Abort):
             output.say("interrupted: the model is unchanged and no file is incomplete.")
             return EXIT_INTERRUPTED
-        except BrokenPipeError:  # the reader of a pipe has exited; keep Python from reporting it again at shutdown
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+        except BrokenPipeError:
+            return EXIT_UNREAD
         except Exception as error:
             if debug:
                 raise

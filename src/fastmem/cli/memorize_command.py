@@ -104,8 +104,12 @@ def memorize(
             say(f"error: {source.name}: {text}")
             failed.append({"source": source.name, "error": str(error)})
 
-        with workers.opened(model, llm) as working:
-            DocumentMemorizer(llm, sources, options, status, on_memory, on_error).run(working, output.quiet)
+        try:
+            with workers.opened(model, llm) as working:
+                DocumentMemorizer(llm, sources, options, status, on_memory, on_error).run(working, output.quiet)
+        except BrokenPipeError:
+            say("stopped, since standard output was closed: run the same command again to go on.")
+            raise
     skipped.sort()
     if documents is not None and not output.quiet:
         _report(made, skipped, output_folder)

@@ -1,5 +1,6 @@
 """Where output goes: data to standard output, everything else to standard error, colour only to a terminal."""
 
+import io
 import json
 import logging
 import os
@@ -40,6 +41,33 @@ def can_encode(console: "Console", text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def escape_what_cannot_be_encoded() -> None:
+    """From now on, characters that the encoding of standard output lacks are written as escapes, such as \\u2192.
+
+    Names of files that are not UTF-8 have such characters. Standard error does so from the start.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def reader_left() -> bool:
+    """Whether the reader of standard output or standard error has closed it, as `head` does.
+
+    What could not be written there is dropped; otherwise Python would try again at its end, and exit with 120.
+    """
+    left = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            left = True
+        except OSError:
+            pass  # a full disk, which Python reports at its end
+    return left
 
 
 class Status:
