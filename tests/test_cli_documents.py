@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import QUESTION, Runner, refusal, save
+from command_line import QUESTION, Runner, in_a_process, refusal, save
 from document_samples import Picture, docx, paragraph, pdf, table
 from families import build
 from fastmem import FastMem, Memory, Recipe
@@ -43,6 +43,25 @@ SKIPPED = {
 
 def memorize(fastmem: Runner, base: Path, policies: Path, output: Path, *more: object):
     return fastmem("memorize", "--documents", policies, "-o", output, "-m", base, *RECIPE, *more)
+
+
+# Names that a terminal cannot show
+
+
+def test_names_that_the_encoding_of_the_output_lacks(fastmem: Runner, base: Path, tmp_path: Path) -> None:
+    files = [tmp_path / os.fsdecode(b"\xff.txt"), tmp_path / "a→b.txt"]
+    for file in files:
+        file.write_text(LEAVE)
+    command, ascii_only = ("-o", tmp_path / "memories", "-m", base, "--steps", 1), {"PYTHONIOENCODING": "ascii"}
+    said = in_a_process("memorize", *files, *command, **ascii_only)
+    names = ["\\ufffd.safetensors", "a\\u2192b.safetensors"]
+    assert (said.code, [line.split("  ")[0] for line in said.out.splitlines()]) == (0, names), said.err
+    said = in_a_process("memorize", *files, *command, "--json", PYTHONIOENCODING="utf-8")
+    assert [record["source"] for record in said.json["memories"]] == list(map(str, files))
+    said = in_a_process("memories", "list", tmp_path / "memories", "--json", PYTHONIOENCODING="latin-1")
+    assert [record.get("error") for record in said.json["memories"]] == [None, None]
+    asked = ("--context", files[0], "--memory", tmp_path / "memories", "-m", base, "--max-new-tokens", 1)
+    assert "fastmem: memory from file; " in fastmem("ask", QUESTION, *asked).err
 
 
 # memorize --documents

@@ -1,6 +1,7 @@
 """Reports: grading again from the raw texts without torch, the paper's figures, and a self-contained page."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from command_line import in_a_process
 from fastmem import FastMem, Recipe
 from fastmem.errors import RunError
 from fastmem.lab.report import load_results, page, tables
@@ -105,6 +107,16 @@ def test_regrading_loads_no_model_and_no_torch(folder):
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy'"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("format", ["markdown", "json"])
+def test_a_folder_whose_name_the_encoding_of_the_output_lacks(answered, format):
+    target = answered.rename(
+        answered.with_name(os.fsdecode(b"\xff\xe2\x86\x92"))
+    )  # a byte that is no UTF-8, and an arrow
+    said = in_a_process("report", target, "--format", format, PYTHONIOENCODING="ascii")
+    assert (said.code, "\\udcff\\u2192" in said.out) == (0, True), said.err
+    assert "\\udcff→" in (target / "report.html").read_text()
 
 
 def test_the_page_is_self_contained(answered):

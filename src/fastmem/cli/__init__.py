@@ -127,6 +127,7 @@ def command(name: str) -> TyperCommand | TyperGroup:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of the console script. arguments: None takes those of the process."""
+    output.escape_what_cannot_be_encoded()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

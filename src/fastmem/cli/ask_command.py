@@ -12,7 +12,7 @@ from fastmem.cli.choose_part import Part, fitting_part_of
 from fastmem.cli.demo_view import print_example
 from fastmem.cli.flags import DecodingFlags, ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.memorization_progress import memorization_progress
-from fastmem.cli.memory_listing import memory_path
+from fastmem.cli.memory_listing import document_name, memory_path
 from fastmem.cli.output import Status, console, emit, notice_text, say
 from fastmem.cli.read_document import read_document
 from fastmem.errors import InputError
@@ -225,9 +225,7 @@ def _chosen(folder: Path, name: str | None, question: str, status: Status, quiet
 
 def _document_name(context: str | None, choice: Choice | None) -> str:
     """The name under which `fastmem memorize` keeps a document's memory."""
-    if choice is not None:
-        return choice.document.name
-    return "stdin" if context in (None, "-") else Path(str(context)).stem
+    return choice.document.name if choice is not None else document_name(context or "-")
 
 
 def _memory_file(memory: str | None, name: str | None, quiet: bool) -> str | None:

@@ -62,7 +62,7 @@ def print_conflicts(page: "Console", found: list[Conflict]) -> None:
     """Each question with its document, in which the answer is marked, and both answers."""
     from rich.text import Text
 
-    right, wrong = ("✓", "✗") if can_encode(page, "✓✗") else ("yes:", "no: ")
+    right, wrong = ("✓", "✗") if can_encode(page.encoding, "✓✗") else ("yes:", "no: ")
     documents = "1 document that contradicts" if len(found) == 1 else f"{len(found)} documents that contradict"
     page.print(f"{documents} what the embedded model was trained on\n", style="bold")
     page.print("The prompt has the document both times. Shown are cases where the model alone")
@@ -85,7 +85,7 @@ def _marked(page: "Console", one: Conflict) -> "Text":
     """The document around the answer, which is bold, or between asterisks where nothing can be bold."""
     from rich.text import Text
 
-    shown = excerpt(one.document, one.stated, "…" if can_encode(page, "…") else "...")
+    shown = excerpt(one.document, one.stated, "…" if can_encode(page.encoding, "…") else "...")
     answer = re.compile(rf"(?<!\w){re.escape(one.gold)}(?!\w)", re.IGNORECASE)
     if page.color_system is None:
         return Text(f"The document: {answer.sub(lambda found: f'**{found[0]}**', shown)}")
@@ -98,7 +98,7 @@ def print_accuracies(page: "Console", rows: int, alone: float, with_memory: floa
     """A bar for the share of right answers alone and with FastMem."""
     from rich.text import Text
 
-    full, empty = ("█", "░") if can_encode(page, "█░") else ("#", ".")
+    full, empty = ("█", "░") if can_encode(page.encoding, "█░") else ("#", ".")
     page.print(f"{rows} more examples, not selected: share of answers that agree with the document\n", style="bold")
     for title, share, style in (("alone", alone, "red"), ("with FastMem", with_memory, "green")):
         cells = int(share * BAR)  # only a share of 1 fills the bar

@@ -51,7 +51,7 @@ def _print_coloured(console: "Console", tokens: "list[TokenSurprisal]") -> None:
 
 
 def _print_bars(console: "Console", tokens: "list[TokenSurprisal]") -> None:
-    bars = BARS if can_encode(console, BARS) else ASCII_BARS
+    bars = BARS if can_encode(console.encoding, BARS) else ASCII_BARS
     text = "".join(token.text for token in tokens)
     before, after = (
         "".join(bars[_level(value, len(bars))] * len(token.text) for token, value in zip(tokens, values, strict=True))

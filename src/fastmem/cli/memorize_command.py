@@ -11,7 +11,7 @@ import typer
 from fastmem.cli import error_text
 from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
 from fastmem.cli.memorize_documents import DocumentMemorizer, MemoryOptions, Source, make_folder
-from fastmem.cli.memory_listing import SUFFIX, memory_line, memory_name, memory_path
+from fastmem.cli.memory_listing import SUFFIX, document_name, memory_line, memory_name, memory_path
 from fastmem.cli.output import Status, emit, say
 from fastmem.cli.read_document import no_documents, read_document, read_from_folder
 from fastmem.cli.worker_flags import WorkerFlags
@@ -127,7 +127,7 @@ def _given(files: Sequence[str], folder: Path) -> list[Source]:
     require_readers(Path(file) for file in files)
     sources: dict[Path, Source] = {}
     for file in files:
-        target = folder / (("stdin" if file == "-" else Path(file).stem) + SUFFIX)
+        target = memory_path(folder, document_name(file))
         if target in sources:
             raise InputError(f"two documents are named {target.stem!r}: memorize one of them into another --output.")
         sources[target] = Source(file, target, partial(read_document, file))

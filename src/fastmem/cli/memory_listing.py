@@ -4,12 +4,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmem.cli.output import notice_text
+from fastmem.documents.document_files import printable
 from fastmem.errors import InputError
 
 if TYPE_CHECKING:
     from fastmem.memory.memory import Memory
 
 SUFFIX = ".safetensors"
+
+
+def document_name(file: str) -> str:
+    """The name under which the memory of a document that was given as a file is kept: `docs/leave.pdf` -> `leave`.
+
+    All of its characters are printable, as in the names of a folder's documents.
+    """
+    return "stdin" if file == "-" else printable(Path(file).stem)
 
 
 def memory_path(memories: Path, name: str) -> Path:

@@ -23,7 +23,9 @@ def say(text: str) -> None:
 
 def emit(result: Mapping[str, Any]) -> None:
     """Print one JSON object on one line of standard output; the last line that a command writes there."""
-    print(json.dumps(result, ensure_ascii=False), flush=True)
+    text = json.dumps(result, ensure_ascii=False)
+    readable = can_encode(getattr(sys.stdout, "encoding", None) or "utf-8", text)
+    print(text if readable else json.dumps(result), flush=True)
 
 
 def console() -> "Console":
@@ -34,10 +36,10 @@ def console() -> "Console":
     return Console(highlight=False, markup=False, emoji=False, color_system=None if plain else "auto")
 
 
-def can_encode(console: "Console", text: str) -> bool:
-    """Whether the console's encoding has these characters."""
+def can_encode(encoding: str, text: str) -> bool:
+    """Whether an encoding has these characters."""
     try:
-        text.encode(console.encoding)
+        text.encode(encoding)
     except UnicodeEncodeError:
         return False
     return True

@@ -161,7 +161,7 @@ def read_document(path: Path | str, *, name: str | None = None, process: TextPro
     `DocumentError` with the reason, `MissingPackageError`.
     """
     path = expanded(path)
-    name = name if name is not None else _printable(path.name)
+    name = name if name is not None else printable(path.name)
     try:
         form = FORMATS.get(path.suffix.lower())
         if form is None:
@@ -199,7 +199,7 @@ def read_documents(
     """
     path = expanded(path)
     if path.is_file():
-        files, skipped = [DocumentFile(_printable(path.name), path)], list[Skipped]()
+        files, skipped = [DocumentFile(printable(path.name), path)], list[Skipped]()
     else:
         files, skipped = find_documents(path, exclude)
     require_readers(file.path for file in files)
@@ -251,7 +251,7 @@ def _check_file(path: Path, form: Format) -> None:
 
 
 def _unknown_ending(path: Path) -> str:
-    ending = _printable(path.suffix.lower())
+    ending = printable(path.suffix.lower())
     kind = f"{ending} files" if ending else "files without an ending"
     return f"{kind} are not read" + (f"; {ADVICE[ending]}" if ending in ADVICE else "")
 
@@ -261,9 +261,9 @@ def _is_hidden(name: str) -> bool:
 
 
 def _name(path: Path, root: Path) -> str:
-    return _printable(path.relative_to(root).as_posix())
+    return printable(path.relative_to(root).as_posix())
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A file's name for a terminal: it may contain line breaks, escape codes and bytes of another encoding."""
     return "".join(c if c.isprintable() else "\ufffd" for c in name)

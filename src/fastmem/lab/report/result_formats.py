@@ -74,7 +74,7 @@ def _csv(results: Sequence[Results]) -> str:
 
 def _json(results: Sequence[Results]) -> str:
     rows = [asdict(row) for r in results for row in score_rows(r)]
-    return json.dumps({"confidence": statistics.CONFIDENCE, "results": rows}, ensure_ascii=False) + "\n"
+    return json.dumps({"confidence": statistics.CONFIDENCE, "results": rows}) + "\n"
 
 
 def _latex(results: Sequence[Results]) -> str:

@@ -116,9 +116,13 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_json` for any text. Errors: `RunError` if the file cannot be written."""
+    """`write_json` for any text. Errors: `RunError` if the file cannot be written.
+
+    UTF-8 lacks only halves of surrogate pairs, which stand for the bytes of a file's name that is not UTF-8. They are
+    written as JSON writes them: \\udcff.
+    """
     with _explained(path), replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def complete_rows(path: Path) -> tuple[int, list[Record]]:
