@@ -270,6 +270,11 @@ def test_compare_times_prompt_tokens_and_memorizing_apart(
     assert caption.startswith("Times after a warm-up on a short text: memorizing,")
 
 
+def test_compare_takes_no_method(fastmem: Runner, folder: Path) -> None:
+    line = refusal(ask(fastmem, folder, "--compare", "--method", "fastmem"))
+    assert line == "--compare answers with all methods: leave out --method, or --compare."
+
+
 def test_compare_is_a_table_that_fits(fastmem: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     said = ask(fastmem, folder, "--compare", "--steps", 2)
@@ -289,6 +294,8 @@ def test_ask_with_a_memory_file(fastmem: Runner, folder: Path, llm: FastMem, tmp
     assert found["text"] == llm.answer(QUESTION, DOCUMENT, memory=memory, max_new_tokens=6).text
     assert (found["memorize_seconds"] < 0.01, len(found["trace"])) == (True, 4)
     assert ask(fastmem, folder, "--memory", path).err.startswith("fastmem: memory from file; ")
+    line = refusal(ask(fastmem, folder, "--memory", path, "--steps", 3, "--kl-weight", 1))
+    assert line == "a memory is used as it was made: leave out --steps, --kl-weight, or --memory."
     line = refusal(ask(fastmem, folder, "--memory", tmp_path))
     assert line.endswith("is refused: it is a folder; give the path of a saved memory.")
 
@@ -298,9 +305,13 @@ def test_ask_with_the_folder_of_its_memory(fastmem: Runner, folder: Path, tmp_pa
     document.write_text(DOCUMENT)
     assert fastmem("memorize", document, "--output", memories, "-m", folder, "--steps", 2).code == 0
     command = ("ask", QUESTION, "--context", document, "-m", folder, "--memory", memories, "--max-new-tokens", 2)
-    assert "fastmem: memory from file; " in fastmem(*command).err
+    said = fastmem(*command, "--steps", 3)
+    assert f"note: {memories / 'policy.safetensors'} is used as it was made, without --steps.\n" in said.err
+    assert "fastmem: memory from file; " in said.err
     (memories / "policy.safetensors").unlink()
-    assert "has no memory of policy: it is memorized now.\n" in fastmem(*command).err
+    said = fastmem(*command, "--steps", 3)
+    assert "has no memory of policy: it is memorized now.\n" in said.err
+    assert "fastmem: 3 steps in " in said.err
 
 
 # Classes of flags and the library's dataclasses.
@@ -498,8 +509,18 @@ def test_ask_alone_shows_a_document_and_the_command_that_asks(fastmem: Runner) -
     assert options == ["--compare", "--text"]
     assert document in " ".join(found.out.split())
     assert (question, document) in {(row.question, row.context) for row in swapped_rows()}
-    for given in (["--text", "Oak."], ["--model", "x"], ["--context", "-"]):
-        assert refusal(fastmem("ask", *given)).startswith("the question is missing: fastmem ask")
+    options = (
+        "--text Oak.",
+        "--model x",
+        "--context -",
+        "--steps 3",
+        "--alpha 0",
+        "--method cad",
+        "--compare",
+        "--json",
+    )
+    for given in options:
+        assert refusal(fastmem("ask", *given.split())).startswith("the question is missing: fastmem ask")
 
 
 def test_the_demo_of_the_embedded_model(fastmem: Runner) -> None:

@@ -10,7 +10,7 @@ from fastmem.cli import memorization_view
 from fastmem.cli.choose_document import Choice, fitting_document, named_document, say_choice
 from fastmem.cli.choose_part import Part, fitting_part_of
 from fastmem.cli.demo_view import print_example
-from fastmem.cli.flags import DecodingFlags, ModelFlags, OutputFlags, RecipeFlags, with_flags
+from fastmem.cli.flags import DecodingFlags, ModelFlags, OutputFlags, RecipeFlags, given_values, with_flags
 from fastmem.cli.memorization_progress import memorization_progress
 from fastmem.cli.memory_listing import document_name, memory_path
 from fastmem.cli.output import Status, console, emit, notice_text, say
@@ -45,7 +45,9 @@ def ask(
     document_name: Annotated[
         str | None, typer.Option("--document", metavar="NAME", help="The document of --documents with this name.")
     ] = None,
-    method: Annotated[str, typer.Option(metavar="NAME", help="How to answer: base, fastmem, cad, ...")] = "fastmem",
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How to answer: base, fastmem, cad, ...; default: fastmem.")
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Answer with all methods and print a table.")] = False,
     show_memorization: Annotated[
         bool,
@@ -93,15 +95,23 @@ def ask(
       fastmem ask "Who is the mayor?" -c report.txt --show-memorization --steps 20
     """
     if question is None:
-        return _example(model, given=[context, text, documents, memory])
+        flags = [value for flags in (model, recipe, decoding) for value in vars(flags).values()]
+        own = [context, text, documents, document_name, method, memory, part_tokens]
+        return _example([*flags, *own, compare, show_memorization, truncate, output.json])
     if documents is None and document_name is not None:
         raise InputError("--document names a document of --documents: give that folder too, or --context FILE.")
     if documents is not None and (context is not None or text is not None):
         raise InputError("documents are given twice: give one of --documents DIR, --context FILE, --text TEXT.")
+    if compare and method is not None:
+        raise InputError("--compare answers with all methods: leave out --method, or --compare.")
+    changed = [f"--{name.replace('_', '-')}" for name in given_values(recipe)]
+    if memory is not None and changed and not Path(memory).is_dir():
+        raise InputError(f"a memory is used as it was made: leave out {', '.join(changed)}, or --memory.")
     from fastmem.answer.contrast import METHODS, method_named
     from fastmem.memory.effect import warn_of_effects
     from fastmem.memory.memory import Memory
 
+    method = method or "fastmem"
     if not method_named(method).memorized and show_memorization and not compare:
         raise InputError(f"--show-memorization: method {method!r} does not memorize; use --method fastmem.")
     options = decoding.options()
@@ -121,6 +131,8 @@ def ask(
         file = _memory_file(memory, name and part.name(name), output.quiet)
         loaded = Memory.load(file, model=llm) if file else None
         if loaded is not None:
+            if changed and not output.quiet:
+                say(f"note: {file} is used as it was made, without {', '.join(changed)}.")
             warn_of_effects([loaded])
         needed = loaded is None and (compare or method_named(method).memorized)
         made = recipe.of(llm, status) if needed else recipe.known()
@@ -133,9 +145,9 @@ def ask(
         _answer(query, method, output.json, show_memorization)
 
 
-def _example(model: ModelFlags, given: list[Any]) -> None:
-    """What `fastmem ask` alone shows. Errors: `InputError` if there is something to ask about."""
-    if model.model is not None or any(one is not None for one in given):
+def _example(given: list[Any]) -> None:
+    """What `fastmem ask` alone shows. given: the options. Errors: `InputError` if there is one."""
+    if any(one is not None and one is not False for one in given):
         raise InputError('the question is missing: fastmem ask "QUESTION" --context FILE.')
     print_example(console())
 
