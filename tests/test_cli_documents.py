@@ -325,6 +325,24 @@ def test_the_memory_of_the_chosen_document(
     assert said.code == 0
 
 
+def test_the_memory_of_a_file_that_was_memorized_with_its_folder(
+    fastmem: Runner, base: Path, policies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memories, kept = tmp_path / "memories", "fastmem: memory from file; "
+    (policies / "dogs.md").write_text("Dogs may come on Fridays.\n")
+    memorize(fastmem, base, policies, memories)
+    (tmp_path / "dogs.md").write_text("Dogs may come on Mondays.")
+    document = ("--context", policies / "hr" / "leave.pdf", "--memory", memories)
+    assert kept in ask(fastmem, base, "How many days?", *document).err
+    assert kept in ask(fastmem, base, "How many days?", "--documents", policies / "hr", "--memory", memories).err
+    monkeypatch.chdir(policies)
+    assert kept in ask(fastmem, base, "When?", "--context", "dogs.md", "--memory", memories).err
+    said = ask(fastmem, base, "When?", "--context", "../dogs.md", "--memory", memories)
+    assert f"note: {memories} has no memory of dogs: it is memorized now.\n" in said.err  # another text
+    (memories / "leave.safetensors").write_text("damaged")
+    assert kept in ask(fastmem, base, "How many days?", *document).err
+
+
 def test_a_folder_of_memories_that_cannot_be_made_is_an_error(
     fastmem: Runner, base: Path, policies: Path, tmp_path
 ) -> None:

@@ -259,8 +259,8 @@ def identity(tokenizer: Any) -> dict[str, str]:
     else:  # padding and truncation are settings of the last call, not of the tokenizer
         tables = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
     return {
-        "tokenizer_sha256": _sha256(json.dumps(tables, sort_keys=True)),
-        "template_sha256": _sha256(str(tokenizer.chat_template or PLAIN_TEMPLATE)),
+        "tokenizer_sha256": sha256(json.dumps(tables, sort_keys=True)),
+        "template_sha256": sha256(str(tokenizer.chat_template or PLAIN_TEMPLATE)),
     }
 
 
@@ -268,14 +268,13 @@ def document_identity(tokens: Tokens, text: str | None = None) -> dict[str, Any]
     """What a memory records of its document: counts, SHA-256 of the tokens and of the text, and the text."""
     ids = ",".join(f"{i}{'*' * s}" for i, s in zip(tokens.ids.tolist(), tokens.scored.tolist(), strict=True))
     ids += "" if tokens.source is None else f"|{tokens.source.tolist()}"
-    found = {"tokens": len(tokens), "scored_tokens": int(tokens.scored.sum()), "tokens_sha256": _sha256(ids)}
-    return found if text is None else found | {"text_sha256": _sha256(require_text(text)), "text": require_text(text)}
+    found = {"tokens": len(tokens), "scored_tokens": int(tokens.scored.sum()), "tokens_sha256": sha256(ids)}
+    return found if text is None else found | {"text_sha256": sha256(require_text(text)), "text": require_text(text)}
 
 
 def warn_of_another_text(details: Mapping[str, Any], texts: Iterable[str]) -> None:
     """Log a warning if a memory was made from another text than any of these. details: those of the memory."""
-    made_from = details.get("text_sha256")
-    if made_from is not None and made_from not in (_sha256(require_text(text)) for text in texts):
+    if details.get("text_sha256") not in (None, *(sha256(require_text(text)) for text in texts)):
         log.warning("the memory was made from another text than this context, so it may contradict it.")
 
 
@@ -321,7 +320,8 @@ def _encode(tokenizer: Any, before: str, content: str, after: str, score_after: 
     return Tokens(ids, [first <= i < last for i in range(len(ids))])
 
 
-def _sha256(text: str) -> str:
+def sha256(text: str) -> str:
+    """The digest of a text, as in `document_identity`."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

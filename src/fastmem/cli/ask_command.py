@@ -1,5 +1,6 @@
 """`fastmem ask`: answers a question about a document, with one method or with all methods for comparison."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +13,11 @@ from fastmem.cli.choose_part import Part, fitting_part_of
 from fastmem.cli.demo_view import print_example
 from fastmem.cli.flags import DecodingFlags, ModelFlags, OutputFlags, RecipeFlags, given_values, with_flags
 from fastmem.cli.memorization_progress import memorization_progress
-from fastmem.cli.memory_listing import document_name, memory_path
+from fastmem.cli.memory_listing import document_name, memory_of, names_in_folders
 from fastmem.cli.output import Status, console, emit, notice_text, say
 from fastmem.cli.read_document import read_document
 from fastmem.errors import InputError
+from fastmem.home_path import expanded
 
 if TYPE_CHECKING:
     from fastmem.answer.running_batch import Answer, Stream
@@ -127,8 +129,8 @@ def ask(
         llm = model.load(status)
         status("")
         part = fitting_part_of(llm, document, part_tokens, question, output.quiet)
-        name = _document_name(context, choice) if choice or part_tokens or text is None else None
-        file = _memory_file(memory, name and part.name(name), output.quiet)
+        names = _names(context, choice) if choice or part_tokens or text is None else []
+        file = _memory_file(memory, [part.name(name) for name in names], part.text, output.quiet)
         loaded = Memory.load(file, model=llm) if file else None
         if loaded is not None:
             if changed and not output.quiet:
@@ -235,21 +237,21 @@ def _chosen(folder: Path, name: str | None, question: str, status: Status, quiet
     return choice
 
 
-def _document_name(context: str | None, choice: Choice | None) -> str:
-    """The name under which `fastmem memorize` keeps a document's memory."""
-    return choice.document.name if choice is not None else document_name(context or "-")
+def _names(context: str | None, choice: Choice | None) -> list[str]:
+    """The names under which `fastmem memorize` may have kept a document's memory, its own first."""
+    if choice is not None:
+        return [choice.document.name, *names_in_folders(choice.document.path)]
+    return ["stdin"] if context in (None, "-") else [document_name(context), *names_in_folders(expanded(context))]
 
 
-def _memory_file(memory: str | None, name: str | None, quiet: bool) -> str | None:
-    """The file of the memory. In a folder of memories it is that of this name; None if there is none."""
-    if memory is None or name is None or not Path(memory).is_dir():
+def _memory_file(memory: str | None, names: Sequence[str], text: str, quiet: bool) -> str | None:
+    """The file of the memory. In a folder of memories it is that of this text; None if there is none."""
+    if memory is None or not names or not Path(memory).is_dir():
         return memory
-    file = memory_path(Path(memory), name)
-    if file.exists():
-        return str(file)
-    if not quiet:
-        say(f"note: {memory} has no memory of {name}: it is memorized now.")
-    return None
+    file = memory_of(Path(memory), names, text)
+    if file is None and not quiet:
+        say(f"note: {memory} has no memory of {names[0]}: it is memorized now.")
+    return None if file is None else str(file)
 
 
 def _answer(query: _Query, method: str, as_json: bool, show_memorization: bool) -> None:

@@ -1,11 +1,14 @@
 """Memory files in a folder: where they lie, their records for `--json`, and their lines."""
 
+import os
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmem.cli.output import notice_text
 from fastmem.documents.document_files import printable
-from fastmem.errors import InputError
+from fastmem.errors import InputError, MemoryFileError
 
 if TYPE_CHECKING:
     from fastmem.memory.memory import Memory
@@ -24,6 +27,30 @@ def document_name(file: str) -> str:
 def memory_path(memories: Path, name: str) -> Path:
     """Where the memory of a document in a folder lies: `hr/leave.pdf` -> `MEMORIES/hr/leave.pdf.safetensors`."""
     return memories / f"{name}{SUFFIX}"
+
+
+def memory_of(memories: Path, names: Sequence[str], text: str) -> Path | None:
+    """The memory of a document in a folder; None if it has none. names: those under which it may be kept.
+
+    A memory of this text is preferred. One of another text counts only under the first name, and is warned about.
+    """
+    from fastmem.memory.memory import Memory
+    from fastmem.prompts import require_text, sha256
+
+    digest = sha256(require_text(text))
+    found = [file for name in names if (file := memory_path(memories, name)).exists()]
+    for file in found:
+        with suppress(MemoryFileError):  # of a damaged file
+            if Memory.peek(file).details.get("text_sha256") == digest:
+                return file
+    own = memory_path(memories, names[0])
+    return own if own in found else None
+
+
+def names_in_folders(file: Path) -> list[str]:
+    """The names that `memorize --documents DIR` gives a file's memory, for every DIR it is in, the nearest first."""
+    parts = Path(os.path.abspath(file)).parts[1:]
+    return [printable("/".join(parts[start:])) for start in reversed(range(len(parts)))]
 
 
 def memory_files(path: Path) -> list[Path]:
