@@ -135,3 +135,17 @@ def test_a_broken_example_counts_as_wrong_everywhere(llm, tmp_path, monkeypatch)
     monkeypatch.setattr(llm, "memory_tokens", fails)
     found = search_grid(llm, SPACE, data, Path(tmp_path / "run"), max_new_tokens=4)
     assert all((point["n"], point["errors"]) == (6, 2) for point in found["points"])
+    said = (
+        "on 6 examples of rows.json. 2 of them failed with an error and count as wrong; the first: RuntimeError: token"
+    )
+    assert said in search_table(tmp_path / "run")
+    assert "2 of them failed" in landscape(tmp_path / "run")
+
+
+def test_a_search_in_which_every_question_failed_has_no_best(llm, tmp_path, monkeypatch):
+    monkeypatch.setattr(llm, "memory_tokens", lambda *_: 1 / 0)
+    with pytest.raises(RunError, match="every question failed, the first with: ZeroDivisionError: division by zero"):
+        search_grid(llm, SPACE, questions(tmp_path), tmp_path / "run", max_new_tokens=4)
+    assert not (tmp_path / "run" / "recipe.json").exists()
+    with pytest.raises(RunError, match="every question that the search in "):
+        search_table(tmp_path / "run")

@@ -54,7 +54,7 @@ def landscape(folder: Path) -> str:
 def _extent(search: dict[str, Any]) -> str:
     """How many points were scored on what, and how much is left: `60 points on 12 of 50 examples of nq.json; ...`."""
     points, examples = f"{len(search['points'])} points", f"{len(search['data']['examples'])} examples"
-    left = ""
+    left = failed = ""
     done, total = search.get("done", 0), search.get("total", 0)  # version 0.1.0 wrote points at the end only
     if done < total:
         left = "; not finished: run the same `fastmem search` again"
@@ -62,7 +62,12 @@ def _extent(search: dict[str, Any]) -> str:
             examples = f"{done} of {examples}"
         else:
             points += f" of {done} of {total} trials"
-    return f"{points} on {examples} of {search['data']['source']}{left}."
+    worst = max(search["points"], key=lambda point: point.get("errors", 0))
+    if count := worst.get("errors", 0):
+        most = count if search["sampler"] == "grid" else f"Up to {count}"
+        error = " ".join(worst.get("error", "unknown").split()).rstrip(".")
+        failed = f" {most} of them failed with an error and count as wrong; the first: {error}."
+    return f"{points} on {examples} of {search['data']['source']}{left}.{failed}"
 
 
 def _cells(point: Point) -> list[str]:
@@ -107,4 +112,6 @@ def _load(folder: Path) -> dict[str, Any]:
     search = run_files.read_json(folder / run_files.SEARCH)
     if not search.get("points"):
         raise RunError(f"the search in {folder} has not finished: run the same `fastmem search` again.")
+    if not search["best"]:
+        raise RunError(f"every question that the search in {folder} tried has failed: search again, in a new folder.")
     return search

@@ -139,7 +139,7 @@ def search_grid(
             rows = appender.rows
             seconds = sum(row["seconds"] for row in rows)
             result = _write(folder, header, _point_scores(space, rows), seconds, len(rows), len(data.examples))
-    return result
+    return _answered(result)
 
 
 def _scored_by(
@@ -237,7 +237,7 @@ def search_tpe(
             points = [point for trial in complete for point in trial.user_attrs["points"]]
             seconds = sum(trial.user_attrs["seconds"] for trial in complete)
             result = _write(folder, header, points, seconds, len(complete), trials)
-    return result
+    return _answered(result)
 
 
 def _between(trial: Any, name: str, values: Sequence[float], log: bool) -> float:
@@ -246,8 +246,11 @@ def _between(trial: Any, name: str, values: Sequence[float], log: bool) -> float
 
 
 def _point_scores(space: Space, rows: Sequence[Record]) -> list[Record]:
-    """Every point of the space with its mean score. rows: one per example, with the scores of all points."""
-    groups, errors = [row["group"] for row in rows], sum(bool(row["error"]) for row in rows)
+    """Every point of the space with its mean score, how many examples failed, and the first error.
+
+    rows: one per example, with the scores of all points.
+    """
+    groups, errors = [row["group"] for row in rows], [row["error"] for row in rows if row["error"]]
     means = [statistics.mean([row["scores"][i] for row in rows], groups) for i in range(len(space.points))]
     return [
         {
@@ -257,8 +260,9 @@ def _point_scores(space: Space, rows: Sequence[Record]) -> list[Record]:
             "low": mean.low,
             "high": mean.high,
             "n": mean.n,
-            "errors": errors,
+            "errors": len(errors),
         }
+        | ({"error": errors[0]} if errors else {})
         for point, mean in zip(space.points, means, strict=True)
     ]
 
@@ -302,9 +306,20 @@ def _open_search_folder(
 def _write(folder: Path, header: Record, points: list[Record], seconds: float, done: int, total: int) -> Record:
     """Write `search.json` and, when all is done, `recipe.json`. done, total: examples (grid) or trials (tpe)."""
     scored = points if done else []
-    result = header | {"points": scored, "best": best(scored) if scored else None, "seconds": round(seconds, 3)}
+    some_answered = any(point["errors"] < point["n"] for point in scored)
+    result = header | {"points": scored, "best": best(scored) if some_answered else None, "seconds": round(seconds, 3)}
     result |= {"done": done, "total": total}
     run_files.write_json(folder / run_files.SEARCH, result)
-    if done >= total:
+    if done >= total and some_answered:
         run_files.write_json(folder / RECIPE, result["best"]["recipe"])
+    return result
+
+
+def _answered(result: Record) -> Record:
+    """The result of a search. Errors: `RunError` if every question failed, which leaves nothing to choose by."""
+    if result["best"] is None:
+        first = result["points"][0]["error"]
+        raise RunError(
+            f"every question failed, the first with: {first}. Mend this and give a new folder.", field="output"
+        )
     return result
