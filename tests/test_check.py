@@ -6,11 +6,15 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from scipy import stats
 
 from command_line import Runner, refusal
+from conftest import ROOT
+from fastmem.cli.check_command import next_command
+from fastmem.cli.flags import ModelFlags
 from fastmem.lab.report import load_results
 from fastmem.lab.report.check_page import changes
 from fastmem.lab.report.verdict import interval, judged, needed_questions, word_for
@@ -18,6 +22,8 @@ from fastmem.lab.run.run_files import read_examples, read_rows
 from fastmem.lab.scores.statistics import compare
 from fastmem.lab.search.search import is_searched
 from fastmem.tiny.world import examples
+
+MY_METHOD = ROOT / "examples" / "my_method.py"
 
 
 def compared(won: int, lost: int, both: int, neither: int = 0):
@@ -165,20 +171,31 @@ def test_without_answers_the_changes_are_listed(check):
     assert "there is no verdict" in listed.err
 
 
-@pytest.mark.parametrize(("questions", "command"), [("answered.csv", "check"), ("bare.csv", "ask")])
-def test_the_command_to_go_on_with_runs(check, world, capsys, questions, command):
+@pytest.mark.parametrize(
+    ("questions", "methods", "command"),
+    [("answered.csv", "fastmem", "check"), ("bare.csv", "fastmem", "ask"), ("bare.csv", MY_METHOD, "check")],
+)
+def test_the_command_to_go_on_with_runs(check, world, capsys, questions, methods, command):
     question = examples("world_swap", "dev", 1)[0].question
     (line,) = [
         line
-        for line in check("--methods", "fastmem", "--limit", "4", questions=questions).out.splitlines()
+        for line in check("--methods", methods, "--limit", "4", questions=questions).out.splitlines()
         if line.startswith("next: ")
     ]
     filled = {"QUESTION": question, "FILE": str(world / questions)}
     words = [filled.get(word, word) for word in shlex.split(line.removeprefix("next: "))]
     assert words[:2] == ["fastmem", command]
     assert words[words.index("--documents") + 1] == str(world / "pages")
+    assert command == "ask" or words[words.index("--methods") + 1] == str(methods)
     found = Runner(capsys)(*words[1:])
     assert found.code == 0, found.err
+
+
+@pytest.mark.parametrize(("unanswered", "data"), [(0, "mine.csv"), (3, "FILE")])
+def test_a_search_is_proposed_for_questions_with_answers(unanswered, data):
+    given = (ModelFlags(), Path("mine.csv"), None, None, Path("out"))
+    words = shlex.split(next_command(*given, "harms", "fastmem", "fastmem", unanswered))
+    assert words == ["fastmem", "search", "--task", "qa", "--data", data, "--output", "out-search"]
 
 
 def test_a_rate_that_does_nothing_is_said(check):

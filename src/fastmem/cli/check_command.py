@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastmem.cli.eval_commands import ProgressReporter, names, resumable
-from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
+from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, fields_named, with_flags
 from fastmem.cli.output import Status, emit, say
 from fastmem.cli.worker_flags import WorkerFlags
 from fastmem.errors import InputError
@@ -38,7 +38,9 @@ def check(
     columns: Annotated[
         str | None, typer.Option(metavar="P=NAME,..", help="Columns of FILE, as in question=Q,answer=A,document=D.")
     ] = None,
-    methods: Annotated[str, typer.Option(metavar="M,M", help="Methods to choose from.")] = DEFAULT_METHODS,
+    methods: Annotated[
+        str, typer.Option(metavar="M,M", help="Methods to choose from; also Python files.")
+    ] = DEFAULT_METHODS,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N questions.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Longest answer, in tokens; default: 100.")
@@ -58,23 +60,33 @@ def check(
       fastmem check --model Qwen/Qwen3-0.6B --documents policies --questions questions.csv
       fastmem check --questions questions.jsonl --columns question=Frage,answer=Antwort --learning-rate 1e-4
     """
+    from fastmem.lab.python_file import is_python_file
     from fastmem.lab.report import load_results
     from fastmem.lab.report.check_page import changes, check_page
     from fastmem.lab.report.content import mean_text
     from fastmem.lab.report.verdict import judged, seconds_of
     from fastmem.lab.run import run_files
     from fastmem.lab.run.experiment import Experiment, recipe_values
+    from fastmem.lab.run.own_method import own_method
     from fastmem.lab.run.runner import run
     from fastmem.lab.tasks import Data
     from fastmem.lab.tasks.own_questions import TASK, named_columns, read_questions
 
-    chosen_from = names(methods)
+    with fields_named({"method": "methods"}):
+        own_methods = {name: own_method(name) for name in names(methods) if is_python_file(name)}
+    chosen_from = tuple(own_methods[name].file.label if name in own_methods else name for name in names(methods))
     if "base" in chosen_from or not chosen_from:
         raise InputError(f"--methods is {methods!r}: give one or more to compare with base, which is always run.")
     # The embedded model brings its own recipe.
     own = recipe.recipe is not None or recipe.learning_rate is not None or model.model is None
     chosen = recipe if own else replace(recipe, recipe="auto")
-    experiment = Experiment(TASK, ("base", *chosen_from), chosen.known(), max_new_tokens=max_new_tokens)
+    experiment = Experiment(
+        TASK,
+        ("base", *chosen_from),
+        chosen.known(),
+        max_new_tokens=max_new_tokens,
+        own_methods=tuple(own_methods.values()),
+    )
     target, here = folder or Path(f"check-{questions.stem}"), workers.driver(model)
     with Status(quiet=output.quiet) as status:
         status("reading the questions ...")
@@ -100,7 +112,8 @@ def check(
     verdict = judged(results, chosen_from)
     method = verdict.method if verdict is not None else chosen_from[0]
     notes, word = _notes(results, method, verdict), verdict.word if verdict is not None else ""
-    command = _command(model, questions, columns, documents, target, word, method)
+    unanswered = sum(not example.answers for example in results.examples)
+    command = next_command(model, questions, columns, documents, target, word, method, methods, unanswered)
     page, changed = target / "check.html", changes(results, method)
     run_files.write_text(page, check_page(results, verdict, method, changed, notes, command))
     if output.json:
@@ -140,12 +153,14 @@ def _notes(results: "Results", method: str, verdict: "Verdict | None") -> list[s
     unanswered = sum(not example.answers for example in results.examples)
     if verdict is not None and unanswered:
         notes.append(f"{unanswered} questions have no answer in the file and are not judged.")
+        if verdict.word in ("harms", "no difference"):
+            notes.append("search takes none of these: give it a FILE without them.")
     if verdict is not None and verdict.exact.difference.value is not None:
         notes.append(f"by exact match: {mean_text(verdict.exact.difference, '+')}.")
     return notes
 
 
-def _command(
+def next_command(
     model: ModelFlags,
     questions: Path,
     columns: str | None,
@@ -153,15 +168,22 @@ def _command(
     folder: Path,
     verdict: str,
     method: str,
+    methods: str,
+    unanswered: int,
 ) -> str:
-    """The next command to run; words in capitals are to be filled in."""
+    """The next command to run; words in capitals are to be filled in. methods: the value of --methods. unanswered: how
+    many questions have no answer, which `search` would refuse."""
+    from fastmem.answer.contrast import METHODS
+
     loaded = model.given()
     named = [*(["--columns", columns] if columns else []), *(["--documents", str(documents)] if documents else [])]
     recipe = ["--recipe", str(folder / "recipe.json")]
     if verdict in ("harms", "no difference"):
-        words = ["search", "--task", "qa", "--data", str(questions), *named, *loaded, "--output", f"{folder}-search"]
-    elif verdict == "too few questions":
-        words = ["check", "--questions", "FILE", *named, *loaded, *recipe, "--output", f"{folder}-more"]
+        data = "FILE" if unanswered else str(questions)
+        words = ["search", "--task", "qa", "--data", data, *named, *loaded, "--output", f"{folder}-search"]
+    elif verdict == "too few questions" or method not in METHODS:  # other methods are unknown to `ask`
+        those = ["--methods", methods] if methods != DEFAULT_METHODS else []
+        words = ["check", "--questions", "FILE", *named, *loaded, *those, *recipe, "--output", f"{folder}-more"]
     else:
         folder_given = documents is not None and documents.is_dir()
         place = ["--documents", str(documents)] if folder_given else ["--context", str(documents or "FILE")]
