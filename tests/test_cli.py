@@ -201,7 +201,7 @@ def test_ask_streams(fastmem: Runner, folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stdout", stdout)
     cli.run(["ask", QUESTION, "--text", DOCUMENT, "-m", str(folder), "--max-new-tokens", "60", "-q"])
     assert written.count("<flush>") > 3
-    assert written[-2:] == ["\n", "<flush>"]
+    assert written[-3:] == ["\n", "<flush>", "<flush>"]  # with the answer, and when the command ends
 
 
 def test_ask_reads_a_file_and_standard_input(
