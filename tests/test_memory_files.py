@@ -208,6 +208,24 @@ def test_another_tokenizer_is_refused_and_another_template_noticed(
         Memory.load(tmp_path / "m", FastMem(build("llama"), changed))
 
 
+def test_a_model_with_other_weights_elsewhere_is_noticed(memories, tmp_path, tokenizer, caplog):
+    """As after a LoRA was merged into attention: the tuned network is the same, what it receives is not."""
+    memories["full"].save(tmp_path / "m")
+    Memory.load(tmp_path / "m", FastMem(build("llama"), tokenizer))
+    assert caplog.text == ""
+    model = build("llama")
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight.add_(0.01)
+    llm = FastMem(model, tokenizer)
+    Memory.load(tmp_path / "m", llm)
+    assert "made with other weights outside of the tuned network" in caplog.text
+    caplog.clear()
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight.copy_(build("llama").model.layers[0].self_attn.q_proj.weight)
+    llm.generate("Who?", Memory.load(tmp_path / "m"), "fastmem", max_new_tokens=2)
+    assert caplog.text == "", "the weights are the memory's again"
+
+
 def test_padding_and_truncation_do_not_make_another_tokenizer(tokenizer):
     from fastmem.prompts import identity
 

@@ -93,7 +93,7 @@ def _identity(llm: FastMem, neutral: Neutral, recipe: Recipe) -> dict[str, Any]:
     return {
         "rule": RULE,
         "weights": _sha256([llm.base().digest, sampled_digest(llm.split_model.model)]),
-        **llm.reader,
+        **llm.preparer.identity,
         "texts": _sha256([neutral.documents, neutral.questions]),
         "limits": asdict(LIMITS),
         "recipe": fields,

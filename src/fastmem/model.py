@@ -11,7 +11,6 @@ change the weights of the model in place, the next call uses the new ones, and a
 `InputError`: construct `FastMem` again.
 """
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -196,10 +195,10 @@ class FastMem:
         indices = self.split_model.indices(layers)
         return Base(self.name, self.split_model.family, self.modules.digest(indices), self.revision)
 
-    @functools.cached_property
+    @property
     def reader(self) -> dict[str, str]:
-        """Digests of the tokenizer and its template, as a memory records them; empty without a tokenizer."""
-        return {} if self.tokenizer is None else prompts.identity(self.tokenizer)
+        """Digests of the tokenizer, its template, and a sample of all weights, as a memory records them."""
+        return self.preparer.identity | {"sampled_weights_sha256": self.modules.sampled_digest}
 
     def require(self, memory: Memory) -> None:
         """Check that a memory is of this base and tokenizer. Errors: `MemoryMismatchError`, which names both sides."""

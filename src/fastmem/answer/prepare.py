@@ -52,6 +52,11 @@ class Preparer:
         return frozenset(i for ids in lists for i in ids)
 
     @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """Digests of the tokenizer and its template; empty without a tokenizer."""
+        return {} if self.tokenizer is None else prompts.identity(self.tokenizer)
+
+    @functools.cached_property
     def opening(self) -> DecoderOpening | None:
         """How the decoder of an encoder-decoder begins; None for other models. Errors: `InputError`."""
         return DecoderOpening.of(self.split_model.model) if self.split_model.has_encoder else None

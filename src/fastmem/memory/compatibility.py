@@ -10,6 +10,11 @@ from fastmem.memory.memory import Base, Memory
 from fastmem.ranges import Other, checked, instance_of
 
 log = logging.getLogger("fastmem")
+# Digests in a memory's details that another model may have: what differs then, and what follows.
+LESS_FITTING = {
+    "template_sha256": ("another template", "the document may be laid out differently in the prompt"),
+    "sampled_weights_sha256": ("other weights outside of the tuned network", "its changes may fit this model less"),
+}
 MEMORY = Other("a Memory, as memorize returns it and Memory.load reads it from a file", instance_of(Memory))
 
 
@@ -24,11 +29,12 @@ def require_same(
     parameters: Callable[[Sequence[int]], Mapping[str, Tensor]],
     reader: Mapping[str, str],
 ) -> None:
-    """Check a memory against the model that will use it. Another chat template only causes a warning.
+    """Check a memory against the model that will use it. A warning is enough for another chat template, and for other
+    weights elsewhere.
 
     base, parameters: layers to the model as a memory records it, and to its weights by name. reader: digests of the
-    tokenizer and its template, as in a memory's details. Errors: `MemoryMismatchError` with the memory's base and the
-    model.
+    tokenizer, its template, and a sample of all weights, as in a memory's details. Errors: `MemoryMismatchError` with
+    the memory's base and the model.
     """
     made_on = f"this memory was made on {memory.base.name} ({memory.base.family}, FFN {memory.base.digest[:12]})"
     try:
@@ -43,12 +49,10 @@ def require_same(
         raise MemoryMismatchError(f"{made_on}, this model is {this}: {remedy}.")
     memory.require(originals)
     for name, digest in reader.items():
-        if (recorded := memory.details.get(name, digest)) != digest:
-            part = name.removesuffix("_sha256").replace("_", " ")
-            message = (
-                f"this memory was made with another {part} ({str(recorded)[:12]}) than that of {own.name} "
-                f"({digest[:12]})"
-            )
-            if name == "tokenizer_sha256":
-                raise MemoryMismatchError(f"{message}: load the tokenizer it was made with.")
-            log.warning("%s: the document may be laid out differently in the prompt.", message)
+        if (recorded := memory.details.get(name, digest)) == digest:
+            continue
+        what, consequence = LESS_FITTING.get(name, ("another tokenizer", ""))
+        message = f"this memory was made with {what} ({str(recorded)[:12]}) than that of {own.name} ({digest[:12]})"
+        if not consequence:
+            raise MemoryMismatchError(f"{message}: load the tokenizer it was made with.")
+        log.warning("%s: %s.", message, consequence)

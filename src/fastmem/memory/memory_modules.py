@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fastmem.memory.memory import Memory, digest
 from fastmem.memory.recipe import AutoRecipe, Recipe
-from fastmem.split.fingerprint import ModelWatch
+from fastmem.split.fingerprint import ModelWatch, sampled_digest
 from fastmem.split.hooks import FFN
 from fastmem.split.split_model import SplitModel
 
@@ -21,6 +21,7 @@ class MemoryModules:
         self.split_model = split_model
         self._watch = ModelWatch(split_model.model)
         self._digests: dict[tuple[int, ...], str] = {}
+        self._sampled_digest: str | None = None
         self._modules: weakref.WeakKeyDictionary[Memory, FFN] = weakref.WeakKeyDictionary()
         self.recipes: dict[AutoRecipe, Recipe] = {}
         self.resolving = threading.Lock()
@@ -34,6 +35,7 @@ class MemoryModules:
             return False
         self.split_model.forget_weights()
         self._digests.clear()
+        self._sampled_digest = None
         self._modules.clear()
         self.recipes.clear()
         return True
@@ -49,6 +51,13 @@ class MemoryModules:
         if found is None:
             found = self._digests[layers] = digest(self.split_model.parameters(layers))
         return found
+
+    @property
+    def sampled_digest(self) -> str:
+        """Of a few numbers of all weights."""
+        if self._sampled_digest is None:
+            self._sampled_digest = sampled_digest(self.split_model.model)
+        return self._sampled_digest
 
     def ffn(self, memory: Memory) -> FFN:
         """The FFN modules of a memory that fits the model, in the model's type."""
