@@ -111,6 +111,16 @@ def test_a_closed_pipe_stops_the_command(base: Path, documents: Path) -> None:
     assert [", kept" in line for line in in_a_process(*words).out.splitlines()] == [True, False]
 
 
+def test_a_file_is_no_folder_of_memories(fastmem: Runner, documents: Path, tmp_path: Path) -> None:
+    for given, folder in (("m.safetensors", "m"), (f"{tmp_path}/kept/m.safetensors", f"{tmp_path}/kept")):
+        said = refusal(fastmem("memorize", documents / "a.txt", "--output", given))
+        assert said == (
+            "--output is the folder of the memories, which are named after their documents; given the file "
+            f"{given!r}. Give a folder, such as {folder!r}."
+        )
+    assert not (tmp_path / "kept").exists()
+
+
 def test_an_unknown_stored_type_is_refused_before_anything_is_memorized(fastmem: Runner, documents: Path) -> None:
     line = refusal(
         fastmem("memorize", documents / "tarn.txt", "-o", documents / "m", "--model", "absent", "--store", "int4")

@@ -78,6 +78,12 @@ def memorize(
         from fastmem.memory.compression import STORED_AS
 
         one_of(store, STORED_AS, "stored type", field="store")
+    if output_folder.suffix == SUFFIX and not output_folder.is_dir():
+        folder = output_folder.parent if output_folder.parent != Path() else output_folder.stem
+        raise InputError(
+            f"--output is the folder of the memories, which are named after their documents; given the file "
+            f"{str(output_folder)!r}. Give a folder, such as {str(folder)!r}."
+        )
     with TextProcess() as process, Status(quiet=output.quiet) as status:
         if documents is not None:
             sources, skipped = _in_folder(documents, output_folder, process)
