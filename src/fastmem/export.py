@@ -27,6 +27,7 @@ from fastmem.memory.memory import Memory
 from fastmem.memory.memory_file import write_safetensors
 from fastmem.model import FastMem
 from fastmem.prompts import Tokens, document_identity
+from fastmem.split.compiled import uncompiled, uncompiled_name
 
 FORMATS = ("peft", "merged")
 DEFAULT_RANK = 64
@@ -106,7 +107,7 @@ def export_peft(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:
     names = [name for name in originals if f"{name}.lora_A" in memory.tensors]
     for name in names:
         path = name.rpartition(".")[0]
-        module = llm.model.get_submodule(path)
+        module = uncompiled(llm.model.get_submodule(path))
         a, b = (memory.tensors[f"{name}.lora_{factor}"].detach().cpu() for factor in "AB")  # [.., r, in], [.., out, r]
         inputs_first = _stores_inputs_first(module, a)
         if inputs_first:  # PEFT's A has the inputs in either layout
@@ -157,8 +158,9 @@ def export_merged(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:
     shards = _shards(base)
     stored = {name: shape for shapes in shards.values() for name, shape in shapes.items()}
     unchanged = all(stored.get(name) == list(w.shape) for name, w in tuned.items())
+    own = {uncompiled_name(name): weight for name, weight in llm.model.state_dict().items()}
     with _new_folder(Path(folder)) as new:
-        if unchanged and _holds(base, shards, llm.model.state_dict()):
+        if unchanged and _holds(base, shards, own):
             _write_linked(base, shards, tuned, new)
         else:
             # Some models change names on loading, such as experts that are fused, and some are changed afterwards.

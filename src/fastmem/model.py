@@ -39,6 +39,7 @@ from fastmem.memory.memory_modules import MemoryModules
 from fastmem.memory.recipe import Recipe, RecipeChoice, changed_recipe, chosen_recipe
 from fastmem.prompts import Chat, Prompt, Tokens
 from fastmem.ranges import Number, checked
+from fastmem.split.compiled import uncompiled
 from fastmem.split.hooks import FFN
 from fastmem.split.split_model import SplitModel
 from fastmem.torch_modes import in_own_modes
@@ -65,7 +66,7 @@ class FastMem:
         self.split_model = SplitModel(model)
         self.preparer = Preparer(self.split_model, tokenizer)
         self._recipe = chosen_recipe("paper" if recipe is None else recipe)
-        self.name: str = getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self.name: str = getattr(model.config, "_name_or_path", "") or type(uncompiled(model)).__name__
         self.revision: str | None = getattr(model.config, "_commit_hash", None)
         self.modules = MemoryModules(self.split_model)
 

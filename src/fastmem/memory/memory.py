@@ -21,6 +21,7 @@ from fastmem.memory.effect import Notice, notice_of
 from fastmem.memory.memory_file import MemoryFile, one_line, opened_memory_file, refused, write_memory_file
 from fastmem.memory.recipe import Recipe
 from fastmem.ranges import Number, Other, checked, instance_of
+from fastmem.split.compiled import uncompiled_name
 from fastmem.split.dequantize import is_quantized
 
 
@@ -223,7 +224,9 @@ class Memory:
         one, and for what is not a module.
         """
         model = checked(model, MODULE, "model")
-        parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
+        own_names = {uncompiled_name(name): name for name, _ in model.named_parameters()}
+        parameters = {uncompiled_name(name): parameter for name, parameter in model.named_parameters()}
+        modules = {uncompiled_name(name): module for name, module in model.named_modules()}
         own = {name: parameters[name] for name in self.differences() if name in parameters}
         for name in self.differences():
             holder = modules.get(name.rpartition(".")[0])
@@ -243,11 +246,11 @@ class Memory:
         tuned = self.weights(originals)
         try:
             for name, parameter in own.items():
-                _put(model, name, nn.Parameter(tuned[name].to(parameter.dtype), requires_grad=False))
+                _put(model, own_names[name], nn.Parameter(tuned[name].to(parameter.dtype), requires_grad=False))
             yield model
         finally:
             for name, parameter in own.items():
-                _put(model, name, parameter)
+                _put(model, own_names[name], parameter)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmem.errors import InputError
+from fastmem.split.compiled import uncompiled_name
 
 SAMPLED_NUMBERS = 64  # of every tensor
 # How PEFT's layers record which adapters are active, switched off or merged.
@@ -96,7 +97,7 @@ def sampled_digest(model: nn.Module) -> str:
     """
     sha = hashlib.sha256()
     for name, tensor in model.named_parameters():
-        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        sha.update(f"{uncompiled_name(name)} {tensor.dtype} {list(tensor.shape)};".encode())
         sha.update(_spread(tensor).to("cpu", torch.float64).contiguous().numpy().data)
     for name, module in model.named_modules():
         state = vars(module)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastmem.errors import UnsupportedModelError
+from fastmem.split.compiled import uncompiled_copy
 from fastmem.split.model_interface import input_device, is_encoder_decoder, probe_inputs, vocabulary_size
 
 log = logging.getLogger("fastmem")
@@ -105,7 +106,7 @@ def weight_sharing_copy(module: nn.Module, replace: dict[int, Any] | None = None
             if own is not parameter and type(parameter) is not nn.Parameter:
                 vars(own).update(copy.deepcopy(vars(parameter), memo))
     with _DeepCopyOfTensors(shared=is_codes):
-        twin = copy.deepcopy(module, memo)
+        twin = uncompiled_copy(module, memo)
     for part in twin.modules():
         part.training = False  # without `eval`, which a module may override to merge weights in place (loralib)
     return twin
