@@ -1,5 +1,6 @@
 """Reports: grading again from the raw texts without torch, the paper's figures, and a self-contained page."""
 
+import functools
 import json
 import os
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import in_a_process
+from command_line import in_a_process, refusal
 from fastmem import FastMem, Recipe
 from fastmem.errors import RunError
 from fastmem.lab.report import load_results, page, tables
@@ -165,6 +166,74 @@ def test_published_figures_are_shares():
     assert {task for figures in FIGURES.values() for task, _, _ in figures} == {
         "nq", "nq_swap", "memotrap", "hotpotqa", "cnndm", "xsum", "wikihow",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "change", "text"),
+    [
+        ("run.json", 0, {"identity": None}, "run.json: identity must be an object; it is missing or null"),
+        ("run.json", 0, {"identity.format": 2}, "run.json: identity.format must be 1; found 2"),
+        (
+            "run.json",
+            0,
+            {"identity.recipe.steps": "4"},
+            "run.json: identity.recipe.steps must be a whole number; found '4'",
+        ),
+        ("run.json", 0, {"kind": "quiz"}, "kind must be 'choice' or 'question' or 'summary'; found 'quiz'"),
+        ("summary.json", 0, {"environment": []}, "summary.json: environment must be an object; found []"),
+        (
+            "rows.jsonl",
+            2,
+            {"seconds": {"trunk": 1}},
+            "rows.jsonl, line 3: seconds.steps must be a number; it is missing",
+        ),
+        (
+            "rows.jsonl",
+            2,
+            {"scores.f1": "high"},
+            "line 3: scores.f1 must be a number, true, false or null; found 'high'",
+        ),
+        ("rows.jsonl", 2, {"moved": [["a", 1]]}, "line 3: moved[0] must be a list of 3; found ['a', 1]"),
+        ("rows.jsonl", 2, None, "rows.jsonl, line 3: it must be an object; it is missing or null"),
+        ("examples.jsonl", 1, {"answers": "Bo"}, "examples.jsonl, line 2: answers must be a list; found 'Bo'"),
+        (
+            "examples.jsonl",
+            1,
+            {"kind": "summary", "answers": []},
+            "line 2: answers is empty; it must hold the reference",
+        ),
+    ],
+)
+def test_a_value_that_was_edited_is_named_with_its_place(answered, fastmem, name, line, change, text):
+    lines = (answered / name).read_text().splitlines() if name.endswith("l") else [(answered / name).read_text()]
+    value = json.loads(lines[line])
+    for path, new in (change or {}).items():
+        *parents, last = path.split(".")
+        functools.reduce(dict.__getitem__, parents, value)[last] = new
+    lines[line] = json.dumps(None if change is None else value)
+    (answered / name).write_text("\n".join(lines) + "\n")
+    for command in (("report", answered), ("compare", answered, "--method-a", "base", "--method-b", "cad")):
+        said = refusal(fastmem(*command, "-q"))
+        assert text in said
+        assert said.endswith(
+            ("Undo what was changed there, or run it again in a new folder.", "the reference summary.")
+        )
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "examples.jsonl"])
+def test_lines_that_are_there_twice_or_cut(answered, fastmem, name):
+    whole = (answered / name).read_text()
+    first, second, *others = whole.splitlines(keepends=True)
+    (answered / name).write_text(first + second + first + "".join(others))
+    said = refusal(fastmem("report", answered))
+    assert f"{name}, line 3: " in said
+    assert "line 1: delete one." in said
+    (answered / name).write_text(first[:-9] + "\n" + second + "".join(others))
+    assert f"{name}, line 1 is damaged (" in refusal(fastmem("report", answered))
+    (answered / name).write_text("[" * 100_000 + "\n" + whole)
+    assert f"{name}, line 1 is damaged (" in refusal(fastmem("report", answered))
+    (answered / name).write_text("")
+    assert "no" in refusal(fastmem("report", answered))
 
 
 def test_folders_that_hold_no_run(answered, tmp_path):

@@ -142,6 +142,16 @@ def test_a_broken_example_counts_as_wrong_everywhere(llm, tmp_path, monkeypatch)
     assert "2 of them failed" in landscape(tmp_path / "run")
 
 
+def test_a_search_that_was_edited_is_refused(llm, tmp_path):
+    search_grid(llm, SPACE, questions(tmp_path), tmp_path / "run", max_new_tokens=4)
+    file = tmp_path / "run" / "search.json"
+    found = json.loads(file.read_text())
+    found["points"][3]["recipe"]["steps"] = "ten"
+    file.write_text(json.dumps(found))
+    with pytest.raises(RunError, match=r"points\[3\].recipe.steps must be a whole number; found 'ten'"):
+        search_table(tmp_path / "run")
+
+
 def test_a_search_in_which_every_question_failed_has_no_best(llm, tmp_path, monkeypatch):
     monkeypatch.setattr(llm, "memory_tokens", lambda *_: 1 / 0)
     with pytest.raises(RunError, match="every question failed, the first with: ZeroDivisionError: division by zero"):

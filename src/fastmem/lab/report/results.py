@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fastmem.errors import RunError
 from fastmem.lab.run import run_files
+from fastmem.lab.run.run_shapes import SUMMARY, require_shape
 from fastmem.lab.scores import grading, statistics
 from fastmem.lab.scores.grading import Record
 from fastmem.lab.scores.own_metric import OwnMetric, try_out, with_scores
@@ -121,7 +122,7 @@ def load_results(folder: Path, metrics: Sequence[OwnMetric] = ()) -> Results:
     metrics: further scores of one's own, or new versions of those of the run. Errors: `RunError`, `InputError` if a
     metric fails on the first example.
     """
-    about = run_files.read_json(folder / run_files.RUN)
+    about = run_files.read_run(folder)
     examples = run_files.read_examples(folder)
     by_id = {example.id: example for example in examples}
     task = about["identity"]["task"]
@@ -145,6 +146,7 @@ def load_results(folder: Path, metrics: Sequence[OwnMetric] = ()) -> Results:
         of_method.sort(key=lambda row: position[row["id"]])
     summary_path = folder / run_files.SUMMARY
     summary = run_files.read_json(summary_path) if summary_path.exists() else {}
+    require_shape(summary, SUMMARY, str(summary_path))
     model = about["model"]["name"]
     return Results(folder.name, task, about["kind"], model, examples, rows, about, summary, computed, of_task)
 

@@ -181,7 +181,7 @@ def _name(folder: Path) -> str:
 
 
 def _task(folder: Path) -> str:
-    return str(run_files.read_json(folder / run_files.RUN)["identity"]["task"])
+    return str(run_files.read_run(folder)["identity"]["task"])
 
 
 def _data(r: Results) -> str:

@@ -9,6 +9,7 @@ from fastmem.lab.report.content import interval_text
 from fastmem.lab.report.table import markdown_table
 from fastmem.lab.report.templates import render
 from fastmem.lab.run import run_files
+from fastmem.lab.run.run_shapes import SEARCH, require_shape
 
 _MOST_LINES = 12
 
@@ -112,6 +113,7 @@ def _load(folder: Path) -> dict[str, Any]:
     search = run_files.read_json(folder / run_files.SEARCH)
     if not search.get("points"):
         raise RunError(f"the search in {folder} has not finished: run the same `fastmem search` again.")
-    if not search["best"]:
+    require_shape(search, SEARCH, str(folder / run_files.SEARCH))
+    if not search.get("best"):
         raise RunError(f"every question that the search in {folder} tried has failed: search again, in a new folder.")
     return search

@@ -12,6 +12,7 @@ from fastmem.errors import InputError, RunError, one_of
 from fastmem.lab.run import run_files
 from fastmem.lab.run.own_method import OwnMethod
 from fastmem.lab.run.run_files import Record
+from fastmem.lab.run.run_shapes import FORMAT
 from fastmem.lab.scores.own_metric import OwnMetric, try_out
 from fastmem.lab.scores.summary import Scorers, require_packages
 from fastmem.lab.tasks import TASKS, Data, Task
@@ -20,7 +21,6 @@ from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
 from fastmem.system_turn import is_removed
 
-FORMAT = 1
 ONE_SHOT = "one-shot"  # the paper's Table 2: the untouched model, with one worked example in the prompt
 
 

@@ -19,6 +19,8 @@ from typing import Any, TextIO
 
 from fastmem.atomic_write import replacing
 from fastmem.errors import RunError
+from fastmem.lab.run.run_shapes import EXAMPLE, ROW, require_shape
+from fastmem.lab.run.run_shapes import RUN as RUN_SHAPE
 from fastmem.lab.tasks.example import Example
 
 RUN, EXAMPLES, ROWS, SUMMARY = "run.json", "examples.jsonl", "rows.jsonl", "summary.json"
@@ -83,13 +85,44 @@ def has_rows(folder: Path) -> bool:
 
 
 def read_rows(folder: Path) -> list[Record]:
-    """The complete rows of a run. Errors: `RunError` if there is no run or a line is damaged."""
-    return _read_lines(folder, ROWS)
+    """The complete rows of a run. Errors: `RunError` if there is no run, or a line is damaged or wrong."""
+    rows = _read_lines(folder, ROWS)
+    require_rows(folder / ROWS, rows)
+    return rows
+
+
+def require_rows(path: Path, rows: Iterable[Record]) -> None:
+    """Errors: `RunError` that names a line that is not a row, or is the second one of its example and method."""
+    lines: dict[tuple[str, str], int] = {}
+    for number, row in enumerate(rows, 1):
+        require_shape(row, ROW, f"{path}, line {number}")
+        first = lines.setdefault((row["id"], row["method"]), number)
+        if first != number:
+            raise RunError(
+                f"{path}, line {number}: a row of {row['method']} for {row['id']!r}, as in line {first}: delete one."
+            )
 
 
 def read_examples(folder: Path) -> tuple[Example, ...]:
     """The examples of a run, in order. Errors: those of `read_rows`."""
-    return tuple(map(_example, _read_lines(folder, EXAMPLES)))
+    path, rows = folder / EXAMPLES, _read_lines(folder, EXAMPLES)
+    lines: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        require_shape(row, EXAMPLE, f"{path}, line {number}")
+        if row["kind"] == "summary" and not row["answers"]:
+            raise RunError(f"{path}, line {number}: answers is empty; it must hold the reference summary.")
+        if (first := lines.setdefault(row["id"], number)) != number:
+            raise RunError(f"{path}, line {number}: the id {row['id']!r} is that of line {first}: delete one.")
+    if not rows:
+        raise RunError(f"{path} holds no example: give a folder that `fastmem eval` wrote.")
+    return tuple(map(_example, rows))
+
+
+def read_run(folder: Path) -> Record:
+    """The content of `run.json`. Errors: `RunError` if there is none, or it is wrong or of another format."""
+    about = read_json(folder / RUN)
+    require_shape(about, RUN_SHAPE, str(folder / RUN))
+    return about
 
 
 def read_json(path: Path) -> Record:
@@ -98,7 +131,7 @@ def read_json(path: Path) -> Record:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist: give a folder that `fastmem eval` wrote.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}): it was not written by `fastmem eval`.") from error
     if not isinstance(value, dict):
         raise RunError(f"{path} holds no JSON object: it was not written by `fastmem eval`.")
@@ -133,7 +166,7 @@ def complete_rows(path: Path) -> tuple[int, list[Record]]:
     for number, line in enumerate(content[:end].splitlines(), 1):
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(f"{path}, line {number} is damaged ({error}): delete that line to go on.") from error
     return end, rows
 
@@ -158,7 +191,8 @@ def _read_lines(folder: Path, name: str) -> list[Record]:
 
 def _example(row: Record) -> Example:
     names = {field.name for field in fields(Example)}
-    values: Record = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in names}
+    given = {name: value for name, value in row.items() if name in names and value is not None}
+    values: Record = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return Example(**values)
 
 

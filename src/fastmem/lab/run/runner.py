@@ -68,6 +68,7 @@ def run(
     opened()
     with Appender(folder / run_files.ROWS) as appender:
         opened()  # again: another process may have begun a run here before this one had the folder for itself
+        run_files.require_rows(appender.path, appender.rows)
         record_methods(folder, experiment.own_methods, appender.rows)
         loop = _Loop(llm, experiment, examples, appender, on_progress)
         try:
