@@ -195,6 +195,7 @@ def test_published_figures_are_shares():
         ),
         ("rows.jsonl", 2, {"moved": [["a", 1]]}, "line 3: moved[0] must be a list of 3; found ['a', 1]"),
         ("rows.jsonl", 2, None, "rows.jsonl, line 3: it must be an object; it is missing or null"),
+        ("rows.jsonl", 2, {"error": "absent"}, "rows.jsonl, line 3: error is missing"),
         ("examples.jsonl", 1, {"answers": "Bo"}, "examples.jsonl, line 2: answers must be a list; found 'Bo'"),
         (
             "examples.jsonl",
@@ -210,6 +211,8 @@ def test_a_value_that_was_edited_is_named_with_its_place(answered, fastmem, name
     for path, new in (change or {}).items():
         *parents, last = path.split(".")
         functools.reduce(dict.__getitem__, parents, value)[last] = new
+        if new == "absent":
+            del value[last]
     lines[line] = json.dumps(None if change is None else value)
     (answered / name).write_text("\n".join(lines) + "\n")
     for command in (("report", answered), ("compare", answered, "--method-a", "base", "--method-b", "cad")):
@@ -218,6 +221,22 @@ def test_a_value_that_was_edited_is_named_with_its_place(answered, fastmem, name
         assert said.endswith(
             ("Undo what was changed there, or run it again in a new folder.", "the reference summary.")
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("summary.json", {"environment": None}),
+        ("summary.json", {"environment": {"packages": None, "git": {"commit": None}}}),
+        ("rows.jsonl", {"scores": {}}),
+    ],
+)
+def test_values_that_a_report_can_do_without(answered, fastmem, name, change):
+    whole = (answered / name).read_text()
+    first, *others = whole.splitlines() if name.endswith("l") else [whole]
+    (answered / name).write_text("\n".join([json.dumps(json.loads(first) | change), *others]) + "\n")
+    said = fastmem("report", answered, "-q")
+    assert said.code == 0, said.err
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "examples.jsonl"])

@@ -8,10 +8,10 @@ from fastmem.lab.scores.statistics import Mean
 
 def facts(r: Results) -> dict[str, str]:
     """What was run, and where: name -> value."""
-    identity, environment = r.about["identity"], r.summary.get("environment", {})
+    identity, environment = r.about["identity"], r.summary.get("environment") or {}
     recipe, data = identity["recipe"], identity["data"]
     git = environment.get("git") or {}
-    commit = git.get("commit", "")[:10] + (", changed" if git.get("changed") else "")
+    commit = (git.get("commit") or "")[:10] + (", changed" if git.get("changed") else "")
     return {
         "examples": str(len(r.examples)),
         "data": ", ".join([data["source"], data["revision"], *filter(None, [data.get("selection")])]),
@@ -24,7 +24,7 @@ def facts(r: Results) -> dict[str, str]:
         "type": identity["model"]["dtype"].removeprefix("torch."),
         "system turn": identity["model"].get("system_turn", "the template's"),
         "device": environment.get("device", "unknown"),
-        "torch": environment.get("packages", {}).get("torch", "unknown"),
+        "torch": (environment.get("packages") or {}).get("torch", "unknown"),
         "fastmem": environment.get("fastmem", "unknown"),
         "commit": commit or "unknown",
     }

@@ -47,7 +47,7 @@ def disagreements(r: Results) -> list[Disagreements]:
     base = by_method[BASE]
 
     def right(row: Record) -> bool:
-        return bool(row["scores"][score])
+        return bool(row["scores"].get(score))
 
     def card(row: Record) -> Card:
         answers = [rows[row["id"]] for rows in by_method.values() if row["id"] in rows]

@@ -82,11 +82,11 @@ def _outcome(row: grading.Record) -> str:
     scores = row["scores"]
     if row["error"]:
         return error
-    if scores["paper_correct"]:
+    if scores.get("paper_correct"):
         return right
-    if scores["failure"]:
+    if scores.get("failure"):
         return no_format
-    return remembered if scores["remembered"] else another
+    return remembered if scores.get("remembered") else another
 
 
 def _time_bars(r: Results) -> list[Bar]:

@@ -17,9 +17,10 @@ FORMAT = 1  # of run.json
 
 @dataclass(frozen=True)
 class Maybe:
-    """A value that may be null or absent."""
+    """A value that may be null, and unless it is `required` also absent."""
 
     shape: Any
+    required: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ ROW = {
     "method": str,
     "group": str,
     "text": str,
-    "error": Maybe(str),
+    "error": Maybe(str, required=True),
     "scores": Each(ScoreValue, {"answer": Maybe(str)}),
     "seconds": {"trunk": NUMBER, "steps": NUMBER, "decode": NUMBER},
     "missing": Maybe(Each(str)),
@@ -131,6 +132,9 @@ def _wrong(value: Any, shape: Any, name: str) -> str | None:
         if fits:
             names = dict.fromkeys(value, shape.shape) | dict(shape.named) if isinstance(shape, Each) else shape
             parts = [(value.get(key), of, f"{name}.{key}" if name else key) for key, of in names.items()]
+            for key, of in names.items():
+                if isinstance(of, Maybe) and of.required and key not in value:
+                    return f"{key} is missing"
     if not fits:
         missing = "it is missing or null" if value is None else f"found {shown(value)}"
         return f"{name or 'it'} must be {accepted}; {missing}"
