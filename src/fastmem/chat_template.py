@@ -1,10 +1,11 @@
-"""What a tokenizer's chat template makes of a conversation, as text."""
+"""What a tokenizer's chat template makes of a conversation, as text, and which tokens only the template may write."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fastmem.encoding import ENCODING
 from fastmem.errors import InputError
 
 log = logging.getLogger("fastmem")
@@ -39,6 +40,29 @@ def rendered(
             tokenize=False,
             **options,
         )
+
+
+def any_control(tokenizer: Any, texts: Iterable[str]) -> bool:
+    """Whether any of the texts contains an added token, which may be a control token."""
+    return any(token in text for text in texts for token in tokenizer.added_tokens_encoder)
+
+
+def ids_as_text(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of a text in which control tokens are written: they are read as text.
+
+    Control tokens are all special tokens, and other added tokens that the chat template writes: some tokenizers have
+    <|im_start|> as one of these. Errors: `InputError` if the tokenizer cannot read one as text.
+    """
+    own = PLAIN_TEMPLATE if tokenizer.chat_template is None else tokenizer.get_chat_template()
+    # It gives the content alone, and still names the control tokens of the tokenizer's own template.
+    content = f"{{% if false %}}{own}{{% endif %}}{{{{ messages[0]['content'] }}}}"
+    messages = [{"role": "user", "content": text}]
+    with ENCODING, explained_refusal():
+        found = tokenizer.apply_chat_template(
+            messages, chat_template=content, return_dict=True, sanitize_control_tokens=True
+        )
+    ids: list[int] = found["input_ids"]
+    return ids
 
 
 @contextmanager

@@ -16,7 +16,14 @@ from typing import Any
 
 import torch
 
-from fastmem.chat_template import PLAIN_TEMPLATE, explained_refusal, rendered, template
+from fastmem.chat_template import (
+    PLAIN_TEMPLATE,
+    any_control,
+    explained_refusal,
+    ids_as_text,
+    rendered,
+    template,
+)
 from fastmem.encoding import ENCODING, encoded
 from fastmem.errors import InputError, one_of, shown
 from fastmem.memory.recipe import PLACEMENTS
@@ -146,7 +153,7 @@ def _chat_encoding(
     """(ids [S], where each token begins and ends in the rendered text; empty if not asked for)."""
     _check(messages)
     kwargs, own = dict(options or {}), template(tokenizer)
-    if _any_control(tokenizer, messages):
+    if any_control(tokenizer, (str(message["content"]) for message in messages)):
         kwargs["sanitize_control_tokens"] = True
     elif offsets:
         kwargs["tokenizer_kwargs"] = {"return_offsets_mapping": True}
@@ -181,7 +188,7 @@ def encoder_ids(tokenizer: Any, messages: Chat) -> torch.Tensor:
         return chat_ids(tokenizer, messages)
     _check(messages)
     text = "\n".join(message["content"].strip() for message in messages)
-    found = encoded(tokenizer, text, split_special_tokens=_any_control(tokenizer, messages))
+    found = encoded(tokenizer, text, split_special_tokens=any_control(tokenizer, [text]))
     return torch.tensor(found["input_ids"])
 
 
@@ -193,7 +200,7 @@ def written_tokens(tokenizer: Any, context: str, placement: str, opening: Sequen
     one_of(placement, ("assistant", "text"), "placement of an encoder-decoder", field="placement")
     turn = placement == "assistant" and tokenizer.chat_template is not None
     after = _turn(tokenizer, placement)[1] if turn else tokenizer.eos_token or ""
-    ids = _encode(tokenizer, "", require_text(context), after, score_after=True).ids
+    ids = _encode(tokenizer, ("", after), ("", require_text(context), ""), score_after=True).ids
     return Tokens([*opening, *ids.tolist()], [False] * len(opening) + [True] * len(ids))
 
 
@@ -215,7 +222,7 @@ def memory_tokens(tokenizer: Any, context: str, placement: str = "assistant") ->
         before, after = tokenizer.bos_token or "", tokenizer.eos_token or ""
     else:
         before, after = _turn(tokenizer, placement)
-    return _encode(tokenizer, before, context, after, score_after=True)
+    return _encode(tokenizer, (before, after), ("", context, ""), score_after=True)
 
 
 def in_place(tokenizer: Any, prompt: str, context: str, start: int = 0) -> Tokens:
@@ -230,8 +237,9 @@ def in_place(tokenizer: Any, prompt: str, context: str, start: int = 0) -> Token
     in_prompt, of_turn = prompt.find(context, start), whole.rfind(turn)
     if in_prompt < 0 or of_turn < 0:
         raise InputError("placement 'prompt' needs a prompt that contains the document word for word; it does not.")
-    start = of_turn + in_prompt - prompt.index(turn)
-    return _encode(tokenizer, whole[:start], context, whole[start + len(context) :], score_after=False)
+    start = in_prompt - prompt.index(turn)
+    parts = turn[:start], context, turn[start + len(context) :]
+    return _encode(tokenizer, (whole[:of_turn], whole[of_turn + len(turn) :]), parts, score_after=False)
 
 
 def require_text(context: str) -> str:
@@ -300,15 +308,21 @@ def _end_of_turn(after: str) -> str:
     return after.rstrip() or after
 
 
-def _encode(tokenizer: Any, before: str, content: str, after: str, score_after: bool) -> Tokens:
-    """`before + content + after` as Tokens; the tokens that touch the content (and `after`, if asked) are scored."""
-    if _any_control(tokenizer, [{"content": content}]):
-        pieces = [
-            encoded(tokenizer, text, add_special_tokens=False, split_special_tokens=split)["input_ids"]
-            for text, split in ((before, False), (content, True), (after, False))
-        ]
-        flags = [False] * len(pieces[0]) + [True] * len(pieces[1]) + [score_after] * len(pieces[2])
-        return Tokens([i for piece in pieces for i in piece], flags)
+def _encode(tokenizer: Any, around: tuple[str, str], turn: tuple[str, str, str], score_after: bool) -> Tokens:
+    """A turn and the template's text around it; tokens that touch its middle (and what follows, if asked) are scored.
+
+    Control tokens in the turn are read as text, those of the template as what they are.
+    """
+    (opening, ending), (before, content, after) = around, turn
+    if any_control(tokenizer, turn):
+        # What has no control token stays with its neighbour, since a tokenizer may read text otherwise at an edge.
+        opening, before = (opening, before) if any_control(tokenizer, [before]) else (opening + before, "")
+        ending, after = (ending, after) if any_control(tokenizer, [after]) else (after + ending, "")
+        written = [encoded(tokenizer, t, add_special_tokens=False)["input_ids"] for t in (opening, ending)]
+        asked = [ids_as_text(tokenizer, text) if text else [] for text in (before, content, after)]
+        pieces = [(written[0], False), *zip(asked, (False, True, False), strict=True), (written[1], score_after)]
+        return Tokens([i for ids, _ in pieces for i in ids], [scored for ids, scored in pieces for _ in ids])
+    before, after = opening + before, after + ending
     text, start = before + content + after, len(before)
     end = len(text) if score_after else start + len(content)
     if tokenizer.is_fast:
@@ -323,7 +337,3 @@ def _encode(tokenizer: Any, before: str, content: str, after: str, score_after: 
 def sha256(text: str) -> str:
     """The digest of a text, as in `document_identity`."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _any_control(tokenizer: Any, messages: Sequence[dict[str, str]]) -> bool:
-    return any(token in str(m["content"]) for m in messages for token in tokenizer.added_tokens_encoder)
