@@ -146,6 +146,10 @@ def test_a_search_that_was_edited_is_refused(llm, tmp_path):
     search_grid(llm, SPACE, questions(tmp_path), tmp_path / "run", max_new_tokens=4)
     file = tmp_path / "run" / "search.json"
     found = json.loads(file.read_text())
+    del found["points"][2]["low"], found["done"]
+    found["points"][1]["errors"] = None
+    file.write_text(json.dumps(found))
+    assert "8 points" in search_table(tmp_path / "run")
     found["points"][3]["recipe"]["steps"] = "ten"
     file.write_text(json.dumps(found))
     with pytest.raises(RunError, match=r"points\[3\].recipe.steps must be a whole number; found 'ten'"):

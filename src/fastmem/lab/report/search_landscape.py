@@ -56,17 +56,17 @@ def _extent(search: dict[str, Any]) -> str:
     """How many points were scored on what, and how much is left: `60 points on 12 of 50 examples of nq.json; ...`."""
     points, examples = f"{len(search['points'])} points", f"{len(search['data']['examples'])} examples"
     left = failed = ""
-    done, total = search.get("done", 0), search.get("total", 0)  # version 0.1.0 wrote points at the end only
+    done, total = search.get("done") or 0, search.get("total") or 0  # version 0.1.0 wrote points at the end only
     if done < total:
         left = "; not finished: run the same `fastmem search` again"
         if search["sampler"] == "grid":
             examples = f"{done} of {examples}"
         else:
             points += f" of {done} of {total} trials"
-    worst = max(search["points"], key=lambda point: point.get("errors", 0))
-    if count := worst.get("errors", 0):
+    worst = max(search["points"], key=lambda point: point.get("errors") or 0)
+    if count := worst.get("errors"):
         most = count if search["sampler"] == "grid" else f"Up to {count}"
-        error = " ".join(worst.get("error", "unknown").split()).rstrip(".")
+        error = " ".join((worst.get("error") or "unknown").split()).rstrip(".")
         failed = f" {most} of them failed with an error and count as wrong; the first: {error}."
     return f"{points} on {examples} of {search['data']['source']}{left}.{failed}"
 
@@ -84,7 +84,7 @@ def _description(point: Point) -> str:
 
 
 def _score(point: Point) -> str:
-    return interval_text(point["score"], point["low"], point["high"])
+    return interval_text(point["score"], point.get("low"), point.get("high"))
 
 
 def _slice(point: Point) -> Slice:
