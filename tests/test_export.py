@@ -168,7 +168,7 @@ def test_tokenizer_and_template_come_along(tmp_path, tokenizer):
     memory = llm.memorize(TEXT, FULL)
     export(llm, memory, tmp_path / "merged", "merged")
     merged = FastMem.from_pretrained(tmp_path / "merged")
-    assert merged.reader == llm.reader
+    assert merged.preparer.identity == llm.preparer.identity
     assert (
         merged.generate("Who?", max_new_tokens=5).token_ids == llm.generate("Who?", memory, max_new_tokens=5).token_ids
     )

@@ -141,6 +141,7 @@ def test_launches_are_those_of_the_model(llm):
     """The passes' constants within a tenth: transformers changes a mask or a cast now and then."""
     deeper = model(layers=5)
     tokens, ids = document(llm.split_model, 9), document(llm.split_model, 9, 0).ids
+    assert llm.reader.keys() == deeper.reader.keys()  # its digests are computed once, not in every pass
     read, deep_read = (launches(one, lambda: one.read(tokens)) for one in (llm, deeper))  # noqa: B023
     layer = (deep_read - read) / 2
     assert layer == pytest.approx(predicted_cost.LAYER_LAUNCHES, rel=0.1)
