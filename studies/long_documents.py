@@ -304,7 +304,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=300, help="length of a document")
     parser.add_argument("--parts", type=int, nargs="*", default=[100, 200, 400], help="most tokens of a part")
     parser.add_argument("--shares", type=float, nargs="*", default=[0.25, 0.5], help="shares of the tokens")
-    parser.add_argument("--recipes", default="10x5e-4,3x1.5e-3", help="steps x learning rate")
+    parser.add_argument("--recipes", default="10x2e-3,3x6e-3", help="steps x learning rate")
     parser.add_argument("--limit", type=int, default=200, help="questions")
     parser.add_argument("--output", type=Path, required=True, help="file of JSON lines, a question each")
     parser.add_argument("--table", action="store_true", help="only print the tables of all rows in the file")
