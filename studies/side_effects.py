@@ -150,11 +150,12 @@ def unrelated(found: Sequence[Example], documents: Sequence[str], random: Random
 def conditions(several: int) -> list[Condition]:
     """All that are compared."""
 
-    def one(rate: float) -> Callable[[FastMem, Row], Memory]:
-        return lambda llm, row: memorized(llm, row.own.context, faster(llm.recipe, rate))
+    def one(rate: float, steps: int | None = None) -> Callable[[FastMem, Row], Memory]:
+        def make(llm: FastMem, row: Row) -> Memory:
+            recipe = faster(llm.recipe, rate)
+            return memorized(llm, row.own.context, replace(recipe, steps=steps or recipe.steps))
 
-    def short(rate: float) -> Callable[[FastMem, Row], Memory]:
-        return lambda llm, row: memorized(llm, row.own.context, replace(faster(llm.recipe, rate), steps=SHORT))
+        return make
 
     def in_a_row(rate: float) -> Callable[[FastMem, Row], Memory]:
         return lambda llm, row: one_after_the_other(llm, row.documents, faster(llm.recipe, rate))
@@ -162,7 +163,7 @@ def conditions(several: int) -> list[Condition]:
     return [
         Condition(BASE, lambda llm, row: None),
         *(Condition(f"one, {rate:g} x", one(rate)) for rate in ONE_RATES),
-        *(Condition(f"one, {SHORT} steps, {rate:g} x", short(rate)) for rate in SHORT_RATES),
+        *(Condition(f"one, {SHORT} steps, {rate:g} x", one(rate, SHORT)) for rate in SHORT_RATES),
         *(Condition(f"{several} in a row, {rate:g} x", in_a_row(rate)) for rate in ROW_RATES),
         Condition(f"average of {several}", lambda llm, row: added(llm, row.documents, 1 / several)),
         Condition(f"sum of {several}", lambda llm, row: added(llm, row.documents, 1.0)),

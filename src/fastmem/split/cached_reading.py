@@ -26,8 +26,11 @@ class CachedReading(NamedTuple):
     positions: bool
 
 
-PADDED = CachedReading(padded=True, positions=True)
-WAYS = (PADDED, CachedReading(padded=False, positions=True), CachedReading(padded=False, positions=False))
+WAYS = (
+    CachedReading(padded=True, positions=True),
+    CachedReading(padded=False, positions=True),
+    CachedReading(padded=False, positions=False),
+)
 # Two sequences that share a cache where the way is padded, and one that is read between their two steps.
 TOGETHER, BETWEEN = (9, 4), 6  # tokens
 

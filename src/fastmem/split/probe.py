@@ -70,7 +70,7 @@ class Probe:
     def check(self, split_model: "SplitModel") -> None:
         """Errors: `UnsupportedModelError` if rebuilt logits differ, or if running the model wrote to its weights."""
         module = split_model.structure.layers[-1].ffn[-1]
-        encoded = split_model.encode(PROBE_SOURCE % split_model.vocabulary_size) if split_model.has_encoder else None
+        encoded = _encoded(split_model)
         activations = split_model.read(self._ids, torch.arange(len(self._ids)), encoded=encoded)
         whole = weight_sharing_copy(split_model.model)
         part = whole.get_submodule(module)
@@ -109,7 +109,7 @@ class Probe:
         unit = rounding_unit(split_model.dtype) * self._largest
         short = 8 * unit if split_model.takes_positions else unit / 2
         allowed = {True: self._allowed if split_model.dtype.itemsize > 2 else short, False: self._allowed}
-        encoded = split_model.encode(PROBE_SOURCE % split_model.vocabulary_size) if split_model.has_encoder else None
+        encoded = _encoded(split_model)
         failure: Exception | None = None
         for way in WAYS:
             if way.padded and not joinable(new_cache(split_model.model.config)):
@@ -127,6 +127,11 @@ class Probe:
             failure = ValueError(f"its logits are {apart:.2g} apart, {allowed[way.padded]:.2g} allowed")
         reason = "it does not read on from a cache when another sequence was read in between"
         raise unsupported(self.family, reason, "report this model family", failure) from failure
+
+
+def _encoded(split_model: "SplitModel") -> Tensor | None:
+    """[1, S, D]: what the encoder of an encoder-decoder makes of the probe's source; None without one."""
+    return split_model.encode(PROBE_SOURCE % split_model.vocabulary_size) if split_model.has_encoder else None
 
 
 def _scaled(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
