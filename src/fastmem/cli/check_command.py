@@ -111,8 +111,8 @@ def check(
             raise InputError(f"every question failed with {name}, the first with: {errors[0]}")
     verdict = judged(results, chosen_from)
     method = verdict.method if verdict is not None else chosen_from[0]
-    notes, word = _notes(results, method, verdict), verdict.word if verdict is not None else ""
     unanswered = sum(not example.answers for example in results.examples)
+    notes, word = _notes(results, method, verdict, unanswered), verdict.word if verdict is not None else ""
     command = next_command(model, questions, columns, documents, target, word, method, methods, unanswered)
     page, changed = target / "check.html", changes(results, method)
     run_files.write_text(page, check_page(results, verdict, method, changed, notes, command))
@@ -135,8 +135,8 @@ def check(
         say("FILE has no answers, so there is no verdict: judge the changes on the page.")
 
 
-def _notes(results: "Results", method: str, verdict: "Verdict | None") -> list[str]:
-    """Further remarks for the reader."""
+def _notes(results: "Results", method: str, verdict: "Verdict | None", unanswered: int) -> list[str]:
+    """Further remarks for the reader. unanswered: how many questions have no answer."""
     from fastmem.lab.report.content import mean_text
     from fastmem.lab.report.verdict import hardly_memorized
 
@@ -150,7 +150,6 @@ def _notes(results: "Results", method: str, verdict: "Verdict | None") -> list[s
     for name in results.methods:
         if errors := results.errors(name):
             notes.append(f"{name}: {len(errors)} questions failed with an error; the first: {errors[0]}")
-    unanswered = sum(not example.answers for example in results.examples)
     if verdict is not None and unanswered:
         notes.append(f"{unanswered} questions have no answer in the file and are not judged.")
         if verdict.word in ("harms", "no difference"):
