@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from fastmem.errors import InputError, ResourceError, one_of
 from fastmem.home_path import expanded
-from fastmem.split.structure import unsupported
+from fastmem.split.unsupported import unsupported
 
 log = logging.getLogger("fastmem")
 

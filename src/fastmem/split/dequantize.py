@@ -9,7 +9,8 @@ its own.
 import torch
 from torch import Tensor, nn
 
-from fastmem.split.structure import is_codes, unsupported, weight_sharing_copy
+from fastmem.split.structure import is_codes, weight_sharing_copy
+from fastmem.split.unsupported import unsupported, unsupported_if
 
 UNQUANTIZED = "load the model with its last layer unquantized"
 
@@ -33,13 +34,13 @@ def dequantized(module: nn.Module, dtype: torch.dtype, family: str) -> nn.Module
         return module
     linears = {}
     for part in filter(is_quantized_linear, module.modules()):
-        try:
+        with unsupported_if(
+            (RuntimeError, TypeError, ValueError, AssertionError),
+            family=family,
+            reason=f"no float copy of a quantized {type(part).__name__} could be made",
+            remedy=UNQUANTIZED,
+        ):
             linears[id(part)] = _linear(part, dtype)
-        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            reason = f"no float copy of a quantized {type(part).__name__} could be made"
-            raise unsupported(family, reason, UNQUANTIZED, error) from error
     floats = weight_sharing_copy(module, linears)
     found = dict(floats.named_parameters())
     if not found or any(map(_is_quantized_matrix, found.values())):

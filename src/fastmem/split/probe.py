@@ -21,10 +21,10 @@ from fastmem.split.structure import (
     is_codes,
     plain_logits,
     rounding_unit,
-    unsupported,
     weight_sharing_copy,
     with_named_outputs,
 )
+from fastmem.split.unsupported import unsupported, unsupported_if
 
 if TYPE_CHECKING:
     from fastmem.split.split_model import SplitModel
@@ -41,12 +41,14 @@ class Probe:
     def __init__(self, model: Any):
         self.family = family_of(model)
         self._versions = [(name, tensor, _version(tensor)) for name, tensor in _shared_tensors(model)]
-        try:
+        no_language_model = unsupported_if(
+            (AttributeError, NotImplementedError),
+            self.family,
+            reason="it is no language model of transformers",
+            remedy="give a causal model",
+        )
+        with no_language_model:
             _, count = model.config, vocabulary_size(model)
-        except (AttributeError, NotImplementedError) as error:
-            raise unsupported(
-                self.family, "it is no language model of transformers", "give a causal model", error
-            ) from error
         self._ids = (torch.arange(10) * 5 + 1) % count
         with _left_as_it_was(model):
             self._logits = plain_logits(model, self._ids)

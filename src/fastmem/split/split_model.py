@@ -39,9 +39,9 @@ from fastmem.split.structure import (
     family_of,
     find_structure,
     hidden_states,
-    unsupported,
     weight_sharing_copy,
 )
+from fastmem.split.unsupported import unsupported, unsupported_if
 from fastmem.torch_modes import in_own_modes
 
 
@@ -104,15 +104,14 @@ class SplitModel:
         self.device = next(itertools.chain(last.parameters(), last.buffers())).device
         self._dequantized: dict[str, nn.Module] = {}
         self.parameters((-1,))  # refuses offloaded weights
-        try:
+        with unsupported_if(
+            (AttributeError, RuntimeError, TypeError),
+            family=self.family,
+            reason="its parts cannot be run separately",
+            remedy="report this model family",
+        ):
             probe.check(self)
             way = probe.cached_reading(self)
-        except (AttributeError, RuntimeError, TypeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise unsupported(
-                self.family, "its parts cannot be run separately", "report this model family", error
-            ) from error
         self.takes_positions = self.takes_positions and way.positions
         # Whether sequences of different lengths can share a cache, padded on the left.
         self.joins_sequences = way.padded

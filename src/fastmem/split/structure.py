@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fastmem.errors import UnsupportedModelError
 from fastmem.split.compiled import uncompiled_copy
 from fastmem.split.model_interface import input_device, is_encoder_decoder, probe_inputs, vocabulary_size
+from fastmem.split.unsupported import unsupported, unsupported_if
 
 log = logging.getLogger("fastmem")
 
@@ -159,13 +159,13 @@ def find_structure(model: nn.Module) -> Structure:
     Errors: `UnsupportedModelError`, with the family and the part that was not found.
     """
     family = family_of(model)
-    try:
+    with unsupported_if(
+        (TypeError, ValueError, AttributeError, RuntimeError),
+        family=family,
+        reason="its modules cannot be copied",
+        remedy="remove the attribute of a module that cannot be, such as a lock or an open file",
+    ):
         model_copy = weight_sharing_copy(model)
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        remedy = "remove the attribute of a module that cannot be, such as a lock or an open file"
-        raise unsupported(family, "its modules cannot be copied", remedy, error) from error
     calls = _watch(model_copy)
     bodies = [call for call in calls if call.name and getattr(call.out, "last_hidden_state", None) is not None]
     if is_encoder_decoder(model):
@@ -195,30 +195,19 @@ def family_of(model: Any) -> str:
     return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
 
 
-def unsupported(family: str, reason: str, remedy: str, error: Exception | None = None) -> UnsupportedModelError:
-    """The error for a model that cannot be used: family, reason, what can be done. error: what was raised, if so; the
-    first line of its message is part of the reason."""
-    because = "" if error is None else f" ({(str(error).splitlines() or [type(error).__name__])[0]})"
-    return UnsupportedModelError(
-        f"{family!r} cannot be split at its last feed-forward network: {reason}{because}; {remedy}."
-    )
-
-
 def plain_logits(model: Any, ids: Tensor) -> Tensor:
     """[S, V]: the logits of a forward pass over ids [S], in float32 or wider.
 
     Errors: `UnsupportedModelError` if the pass fails.
     """
-    family = family_of(model)
-    try:
-        with torch.no_grad():
-            logits = model(**probe_inputs(model, ids.to(input_device(model))), use_cache=False).logits[0]
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # no causal language model of transformers
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise unsupported(
-            family, "a plain forward pass failed", "give a transformers causal model that runs by itself", error
-        ) from error
+    failed = unsupported_if(
+        (TypeError, ValueError, AttributeError, RuntimeError),  # no causal language model of transformers
+        family=family_of(model),
+        reason="a plain forward pass failed",
+        remedy="give a transformers causal model that runs by itself",
+    )
+    with failed, torch.no_grad():
+        logits = model(**probe_inputs(model, ids.to(input_device(model))), use_cache=False).logits[0]
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
