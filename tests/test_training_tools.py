@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tools import training_stages
+from tools import train_embedded_model, training_stages
+from tools.adapted_encoder_decoder import adapted, block_sizes
 from tools.batched_muon import BatchedMuon, orthogonal
 from tools.encoder_decoder_batches import for_encoder_decoder
 from tools.model_shapes import FAMILIES, Shape, new_model, train_tokenizer
@@ -45,8 +46,62 @@ def test_every_shape_gives_a_model_of_its_family(family):
     model = new_model(tokenizer, 0, shape)
     assert model.config.model_type == family
     ids = tokenizer(TEXTS[0], return_tensors="pt").input_ids
-    assert model(ids).logits.shape == (1, ids.shape[1], 300)
-    assert torch.equal(model(ids).logits, new_model(tokenizer, 0, shape)(ids).logits)
+    given = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
+    assert model(**given).logits.shape == (1, ids.shape[1], 300)
+    assert torch.equal(model(**given).logits, new_model(tokenizer, 0, shape)(**given).logits)
+
+
+class Scaled(torch.nn.Module):
+    """In place of a norm: its input times a number."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.factor * hidden
+
+
+def test_an_adapted_encoder_decoder_is_the_llama_but_for_the_norms_behind_its_blocks():
+    """Without these norms, and with nothing from across, the decoder gives the Llama's logits."""
+    shape = Shape("llama", 300, 32, 48, 2, 4)
+    tokenizer = train_tokenizer(TEXTS, shape)
+    llama = new_model(tokenizer, 0, shape)
+    for name, weight in llama.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    llama.model.embed_tokens.weight.data.mul_(50)  # so that the epsilon of a norm, which is not scaled, is nothing
+    model = adapted(llama, tokenizer, TEXTS[:2])
+    for layer, (attention, ffn) in zip(
+        model.model.decoder.layers, block_sizes(llama, tokenizer, TEXTS[:2]), strict=True
+    ):
+        for name, size in (("self_attn", attention), ("feedforward", ffn), ("cross_attn", attention)):
+            weight = getattr(layer, f"post_{name}_layernorm").weight
+            torch.testing.assert_close(weight, torch.full_like(weight, size * 32**0.5 - 1))
+            setattr(layer, f"post_{name}_layernorm", Scaled(0.0 if name == "cross_attn" else 32**0.5))
+    ids = tokenizer(TEXTS[1], return_tensors="pt").input_ids
+    expected = llama(ids).logits
+    torch.testing.assert_close(model(input_ids=ids, decoder_input_ids=ids).logits, expected)
+    for layer in model.model.encoder.layers:
+        for name in ("self_attn", "feedforward"):
+            setattr(layer, f"post_{name}_layernorm", Scaled(32**0.5))
+    one = ids[:, :1]  # read in both directions is read as the Llama reads
+    read = model.model.encoder(input_ids=one).last_hidden_state
+    torch.testing.assert_close(read, llama.model(one).last_hidden_state)
+
+
+def test_a_llamas_folder_starts_an_encoder_decoder(tmp_path):
+    shape = Shape("llama", 300, 32, 48, 2, 4)
+    tokenizer = train_tokenizer(TEXTS, shape)
+    new_model(tokenizer, 0, shape).save_pretrained(tmp_path)
+    args = train_embedded_model.options(
+        ["--output", "unused", "--family", "t5gemma", "--start", str(tmp_path), "--stages", "5"]
+    )
+    model = train_embedded_model.first_model(tokenizer, args, shape._replace(family="t5gemma"))
+    assert model.config.model_type == "t5gemma"
+    llama = new_model(tokenizer, 0, shape)
+    for half in (model.model.encoder, model.model.decoder):
+        assert torch.equal(half.layers[1].mlp.up_proj.weight, llama.model.layers[1].mlp.up_proj.weight)
 
 
 def test_an_encoder_reads_up_to_the_first_answer_and_the_decoder_writes_the_rest():

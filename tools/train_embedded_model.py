@@ -17,14 +17,16 @@ import argparse
 import json
 import time
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from fastmem.tiny import world
+from tools.adapted_encoder_decoder import adapted
 from tools.batched_muon import BatchedMuon
 from tools.encoder_decoder_batches import EncoderDecoderBatch, for_encoder_decoder
 from tools.model_shapes import EMBEDDED, FAMILIES, Shape, new_model, train_tokenizer
@@ -34,6 +36,7 @@ from tools.training_stages import STAGES, Stage, documents_of, tokenizer_documen
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_STEPS = 200
 LONGEST_REPLY = 96  # tokens
+ADAPTING_DOCUMENTS = 60  # that a Llama's blocks are measured on before it becomes an encoder-decoder
 
 
 class Checkpoint(NamedTuple):
@@ -135,8 +138,7 @@ def train(
             print(f"stage {stage.seed}  {done:6.1%}  {seen:,} tokens  loss {mean:.3f}  {seconds:.0f} s", flush=True)
         if step % CHECKPOINT_STEPS == CHECKPOINT_STEPS - 1:
             states = [optimizer.state_dict() for optimizer in optimizers]
-            number = STAGES.index(stage)
-            Checkpoint(number, step + 1, tokens, running, model.state_dict(), states).write(args.output)
+            Checkpoint(STAGES.index(stage), step + 1, tokens, running, model.state_dict(), states).write(args.output)
     return seen
 
 
@@ -170,7 +172,12 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for the model")
     parser.add_argument("--scale", type=float, default=1.0, help="train on this share of each stage's tokens")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, help="folder of an earlier run: its weights and tokenizer")
+    parser.add_argument(
+        "--start", type=Path, help="folder to begin with: of the same family, or a Llama for --family t5gemma"
+    )
+    parser.add_argument(
+        "--stages", type=int, nargs="+", default=list(range(len(STAGES))), help="numbers of the stages, in order"
+    )
     parser.add_argument("--family", choices=sorted(FAMILIES), default=EMBEDDED.family)
     for name, size in EMBEDDED._asdict().items():
         if name != "family":
@@ -186,6 +193,19 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def first_model(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace, shape: Shape) -> PreTrainedModel:
+    """The model that training begins with, in float32: random, or with the weights of `args.start`."""
+    if args.start is None:
+        return new_model(tokenizer, args.seed, shape)
+    if shape.family == "t5gemma" and AutoConfig.from_pretrained(args.start).model_type == "llama":
+        llama = AutoModelForCausalLM.from_pretrained(args.start, dtype=torch.float32)
+        documents = documents_of(STAGES[args.stages[0]], args.seed)
+        return adapted(llama, tokenizer, [render(document) for document in islice(documents, ADAPTING_DOCUMENTS)])
+    model = new_model(tokenizer, args.seed, shape)
+    model.load_state_dict(type(model).from_pretrained(args.start, dtype=torch.float32).state_dict())
+    return model
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Train, measure and write the model folder."""
     args = options(arguments)
@@ -195,17 +215,16 @@ def main(arguments: list[str] | None = None) -> None:
         tokenizer = train_tokenizer(map(render, tokenizer_documents(args.seed)), shape)
     else:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
-    model = new_model(tokenizer, args.seed, shape).to(args.device)
-    if args.start is not None:
-        model.load_state_dict(type(model).from_pretrained(args.start, dtype=torch.float32).state_dict())
+    model = first_model(tokenizer, args, shape).to(args.device)
     if args.device != "cpu":  # compiled, two cores read 6,800 tokens per second with eager attention, 5,500 with this
         model.set_attn_implementation("sdpa")
     if args.compile:
         model.base_model.compile(dynamic=True)
     checkpoint = Checkpoint.read(args.output)
-    seen, first = (checkpoint.tokens, checkpoint.stage) if checkpoint else (0, 0)
-    for number, stage in enumerate(STAGES[first:], first):
-        seen += train(model, tokenizer, stage, args, seen, checkpoint if number == first else None)
+    seen, first = (checkpoint.tokens, args.stages.index(checkpoint.stage)) if checkpoint else (0, 0)
+    for number in args.stages[first:]:
+        reached = checkpoint if checkpoint and number == checkpoint.stage else None
+        seen += train(model, tokenizer, STAGES[number], args, seen, reached)
     model.eval().to(torch.float16)
     model.generation_config = GenerationConfig(
         decoder_start_token_id=tokenizer.bos_token_id if model.config.is_encoder_decoder else None,
@@ -223,8 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
     report = {
         "tokens": seen,
         "seconds": round(time.monotonic() - started),
-        "options": {name: value for name, value in vars(args).items() if name not in ("output", "start")},
-        "stages": [stage._asdict() for stage in STAGES],
+        "options": {name: value for name, value in vars(args).items() if name not in ("output", "start", "stages")},
+        "stages": [STAGES[number]._asdict() for number in args.stages],
         "accuracy_dev": {
             split: accuracy(model, tokenizer, world.examples(split, "dev", args.rows)) for split in world.SPLITS
         },
