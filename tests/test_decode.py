@@ -266,7 +266,7 @@ def test_a_prefix_read_before_changes_nothing(case: Case) -> None:
     batch = Batch(case.llm.split_model)
     (row,) = batch.join([case.request(0, "base")])
     batch.step()
-    prefix = batch.prefix(row)
+    prefix = batch.prefix(row, len(case.prompts[0]))
     assert prefix is not None
     longer = torch.cat([case.prompts[0], case.prompts[1]])
     for memory in (None, case.memories[0]):

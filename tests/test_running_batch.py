@@ -7,6 +7,7 @@ import torch
 
 import fastmem.answer.batch
 import fastmem.answer.running_batch
+import fastmem.answer.sequence_group
 from families import build
 from fastmem import FastMem, Recipe, Tokens
 from fastmem.answer.cache import PrefixCache
@@ -126,6 +127,37 @@ def test_a_prefix_is_kept_only_as_far_as_it_may_be_shared(llm):
         request = replace(llm.request(PROMPTS[1], max_new_tokens=2), shared_tokens=shared, salt=salt)
         (answer,) = answers(RunningBatch(llm.split_model, llm.tokenizer, prefixes), [request], 1)
         assert answer.cached_tokens == found
+
+
+def test_a_prefix_holds_no_more_memory_than_is_counted(llm):
+    """What is kept of a long prompt does not keep the keys and values of the rest."""
+    prefixes = PrefixCache(2**20)
+    request = replace(llm.request(Tokens(torch.arange(200) % 50), max_new_tokens=2), shared_tokens=3)
+    answers(RunningBatch(llm.split_model, llm.tokenizer, prefixes), [request], 1)
+    prefix = prefixes.longest(request.prompt)
+    assert prefix is not None
+    assert len(prefix.ids) == 3
+    storages = [t.untyped_storage() for layer in prefix.cache.layers for t in (layer.keys, layer.values)]
+    assert sum(storage.nbytes() for storage in storages) == prefix.size_bytes
+
+
+def test_one_long_prompt_does_not_pad_many_short_ones(llm, monkeypatch):
+    """The caches hold at most two positions for a token; the answers are those that each prompt gets alone."""
+    monkeypatch.setattr(fastmem.answer.sequence_group, "FREE_PADDING", 0)
+    lengths = [200, 190, 20, 19, 18, 17, 16, 15, 14]
+    requests = [llm.request(Tokens(torch.arange(n) % 50), max_new_tokens=6, ignore_eos=True) for n in lengths]
+    expected = [answers(llm.batch(), [replace(request)], 1)[0].token_ids for request in requests]
+    batches, whole = [], llm.split_model.forward
+    monkeypatch.setattr(
+        llm.split_model,
+        "forward",
+        lambda ids, **more: batches.append((len(ids), more["cache"].get_seq_length())) or whole(ids, **more),
+    )
+    found = answers(llm.batch(), requests, len(requests))
+    assert [answer.token_ids for answer in found] == expected
+    last = batches[-2:]
+    assert sorted(rows for rows, _ in last) == [2, 7]
+    assert sum(rows * positions for rows, positions in last) < 2 * (sum(lengths) + 6 * len(lengths))
 
 
 def test_memorizing_yields_after_reading_and_before_every_update(llm):

@@ -20,7 +20,7 @@ from fastmem.answer.contrast import Combination, Contrast, Side, adaptive_alpha,
 from fastmem.answer.request import Request
 from fastmem.answer.row import Logprob, Row
 from fastmem.answer.sampling import adjusted, choose
-from fastmem.answer.sequence_group import SequenceGroup, TokenSequence, keeping, merged, sequences_of
+from fastmem.answer.sequence_group import SequenceGroup, TokenSequence, joined_groups, keeping, sequences_of
 from fastmem.split.cached_reading import new_cache
 from fastmem.split.ffn_by_row import ffn_by_row
 from fastmem.split.hooks import Activations, Recording
@@ -94,7 +94,7 @@ class Batch:
             self._forward(group, states)
         if self.split_model.joins_sequences and len(self._groups) > 1:
             sides = [[g for g in self._groups if self._is_long(g.sequences[0]) is long] for long in (False, True)]
-            self._groups = [merged(side) for side in sides if side]
+            self._groups = [group for side in sides for group in joined_groups(side)]
         # 2. Scores, and a token for every row.
         scores = self._scores([states[id(row)] for row in self.rows])  # [B, V]
         chosen = torch.stack([_choose(row, scores[i]) for i, row in enumerate(self.rows)]).tolist()
@@ -122,15 +122,17 @@ class Batch:
             self.leave(done)
         return done
 
-    def prefix(self, row: Row) -> Prefix | None:
-        """What has been read of the row's main sequence; None if it cannot be shared."""
+    def prefix(self, row: Row, most: int) -> Prefix | None:
+        """A copy of what has been read of the row's main sequence, at most so many tokens; None if it cannot be
+        shared."""
         if not (self.split_model.joins_sequences and row.request.shares_trunk):
             return None
         for group in self._groups:
             for i, sequence in enumerate(group.sequences):
                 if sequence.row is row and sequence.main and sequence.length and not self._is_long(sequence):
-                    ids = row.read_ids(row.request.prompt)
-                    return Prefix(ids[: sequence.length], selected(group.cache, [i], group.pads[i]))
+                    length, start = min(sequence.length, most), group.pads[i]
+                    ids = row.read_ids(row.request.prompt)[:length]
+                    return Prefix(ids, selected(group.cache, [i], start, start + length))
         return None
 
     def _new_groups(self, sequences: list[TokenSequence]) -> list[SequenceGroup]:

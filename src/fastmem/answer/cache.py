@@ -97,10 +97,10 @@ def cropped(cache: DynamicCache, length: int) -> DynamicCache:
     return _cache_of([(layer.keys[..., :length, :], layer.values[..., :length, :]) for layer in cache.layers])
 
 
-def selected(cache: DynamicCache, rows: Sequence[int], start: int = 0) -> DynamicCache:
-    """The sequences `rows` of the cache, from position `start` on."""
-    index = list(rows)
-    return _cache_of([(layer.keys[index, :, start:], layer.values[index, :, start:]) for layer in cache.layers])
+def selected(cache: DynamicCache, rows: Sequence[int], start: int = 0, end: int | None = None) -> DynamicCache:
+    """A copy of the sequences `rows` of the cache, from position `start` to `end`."""
+    index, kept = list(rows), slice(start, end)
+    return _cache_of([(layer.keys[index, :, kept], layer.values[index, :, kept]) for layer in cache.layers])
 
 
 def joined(caches: Sequence[DynamicCache]) -> DynamicCache:

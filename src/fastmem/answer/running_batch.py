@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastmem.answer.batch import Batch
-from fastmem.answer.cache import Prefix, PrefixCache, cropped
+from fastmem.answer.cache import PrefixCache
 from fastmem.answer.detokenize import Detokenizer
 from fastmem.answer.request import Request
 from fastmem.answer.row import Logprob, Row
@@ -168,12 +168,10 @@ class RunningBatch:
         if not self.prefixes.limit_bytes or shared <= row.cached_tokens:
             return
         try:
-            prefix = self._batch.prefix(row)  # copies keys and values
+            prefix = self._batch.prefix(row, shared)  # copies keys and values
         except (RuntimeError, MemoryError) as error:
             log.warning("a prompt of %d tokens was not cached: %s", len(row.request.prompt), error)
             return
-        if prefix is not None and shared < len(prefix.ids):
-            prefix = Prefix(prefix.ids[:shared], cropped(prefix.cache, shared))
         self.prefixes.add(prefix, row.request.salt)
 
 

@@ -17,6 +17,9 @@ from fastmem.answer.row import Row
 from fastmem.errors import InputError
 from fastmem.split.hooks import FFN
 
+FREE_PADDING = 1024
+"""Positions. Fewer are joined whatever their share, as one more forward pass costs more than they do."""
+
 
 @dataclass(eq=False)
 class TokenSequence:
@@ -54,6 +57,11 @@ class SequenceGroup:
     cache: Any
     pads: list[int]
 
+    @property
+    def length(self) -> int:
+        """Positions of the cache, with those that are masked."""
+        return int(self.cache.get_seq_length())
+
 
 def sequences_of(row: Row) -> list[TokenSequence]:
     request = row.request
@@ -89,7 +97,28 @@ def _kept(group: SequenceGroup, indices: list[int]) -> SequenceGroup:
     return SequenceGroup(sequences, cache, [pad - min(pads) for pad in pads])
 
 
-def merged(groups: list[SequenceGroup]) -> SequenceGroup:
-    longest = max(group.cache.get_seq_length() for group in groups)
-    pads = [pad + longest - group.cache.get_seq_length() for group in groups for pad in group.pads]
+def joined_groups(groups: Sequence[SequenceGroup]) -> list[SequenceGroup]:
+    """The groups in as few as can be, from the longest on, with no more padding in one than tokens or `FREE_PADDING`.
+
+    A forward pass over several rows costs little more than one over a single row, but one long row must not multiply
+    the memory of many short ones.
+    """
+    chosen: list[list[SequenceGroup]] = []
+    for group in sorted(groups, key=lambda group: group.length, reverse=True):
+        if chosen and _may_share_a_cache([*chosen[-1], group]):
+            chosen[-1].append(group)
+        else:
+            chosen.append([group])
+    return [some[0] if len(some) == 1 else _joined(some) for some in chosen]
+
+
+def _may_share_a_cache(groups: Sequence[SequenceGroup]) -> bool:
+    rows = sum(len(group.sequences) for group in groups)
+    tokens = sum(sequence.length for group in groups for sequence in group.sequences)
+    return max(group.length for group in groups) * rows - tokens <= max(tokens, FREE_PADDING)
+
+
+def _joined(groups: Sequence[SequenceGroup]) -> SequenceGroup:
+    longest = max(group.length for group in groups)
+    pads = [pad + longest - group.length for group in groups for pad in group.pads]
     return SequenceGroup([s for group in groups for s in group.sequences], joined([g.cache for g in groups]), pads)
