@@ -28,7 +28,7 @@ def measured(llm: FastMem, count: int, tokens: int, new_tokens: int = 16, repeat
     (row,) = first.join([Request(question[:tokens], 2)])
     first.step()
     held = PrefixCache(limit_bytes=2**30)
-    held.add(first.prefix(row))
+    held.add(first.prefix(row, len(row.request.prompt)))
     ways: dict[str, Callable[[], object]] = {
         "answer_one_by_one": lambda: [run(llm, [one]) for one in requests],
         "answer_together": lambda: run(llm, requests),

@@ -1,6 +1,6 @@
-"""What a grid costs against running every point on its own, decoding included. Needs ../shared/models/nq-mini.
+"""What a grid costs against running every point on its own, decoding included.
 
-    python bench/search.py --examples 3 --shortlist 512
+    python bench/search.py --model nq-mini --data nq_swap_dev_333.json --examples 3 --shortlist 512
 
 What bounds it: the optimizations. The paper's grid has 20 runs of 50 steps, which are 1,000 steps of one document;
 60 separate runs make 1,600. The trunk passes over document and prompt are shared by all points, and the answers of
@@ -25,19 +25,20 @@ from fastmem.lab.search.search import part_of
 from fastmem.lab.tasks import Example, load
 from fastmem.learn.memorize import drain
 
-MODEL = Path(__file__).resolve().parents[2] / "shared/models/nq-mini"
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # a small model wants more than the paper's
 NEW_TOKENS = 32
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="folder or hub id")
+    parser.add_argument("--data", type=Path, required=True, help="rows of NQ-SWAP, with the paper's columns")
     parser.add_argument("--examples", type=int, default=2)
     parser.add_argument("--shortlist", type=int, default=512)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    llm = FastMem.from_pretrained(MODEL, dtype="float32")
-    data = part_of(load("nq_swap", MODEL / "nq_swap_dev_333.json"), "searched").examples[: given.examples]
+    llm = FastMem.from_pretrained(given.model, dtype="float32")
+    data = part_of(load("nq_swap", given.data), "searched").examples[: given.examples]
     space = Space(llm.recipe, RATES, PAPER_STEPS, PAPER_KLS)
     short = replace(space, recipe=replace(space.recipe, shortlist=given.shortlist))
     llm.answer(data[0].question, data[0].context, recipe=space.points[0].recipe)  # warm

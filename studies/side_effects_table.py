@@ -49,8 +49,8 @@ def _copied(key: str) -> Callable[[Mapping[str, Any], bool], Values]:
 
 MEASURES = (
     Measure("own", "own question", _of("own"), worse=0),
-    Measure("other", "nats, other documents", _of("loss", "other"), worse=1),
-    Measure("neutral", "nats, neutral texts", _of("loss", "neutral"), worse=1),
+    Measure("other", "nats on other documents", _of("loss", "other"), worse=1),
+    Measure("neutral", "nats on neutral texts", _of("loss", "neutral"), worse=1),
     Measure("agreeing", "agreeing document", _of("agreeing")),
     Measure("contradicting", "contradicting document", _of("contradicting")),
     Measure("recalled", "recall", _of("recalled")),
@@ -132,7 +132,7 @@ class Results:
         side = [effect for effect in self.effects[condition].values() if effect.measure.worse]
         outside = [effect for effect in side if not effect.within_margin]
         if dulled := [effect.measure.title for effect in outside if effect.worse]:
-            return f"dulls: {', '.join(dulled)}"
+            return f"dulls: {'; '.join(dulled)}"
         return f"open: {', '.join(effect.measure.title for effect in outside)}" if outside else "does not"
 
 

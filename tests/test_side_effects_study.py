@@ -191,14 +191,14 @@ def test_the_decision_needs_enough_questions_and_no_harm():
     random = torch.Generator().manual_seed(1)
     noise = torch.randn(40, generator=random).tolist()
     harmed = results_of(40, questions=4, other=lambda i: 1.2 + 0.02 * noise[i])
-    assert harmed.verdict("one, 1 x") == "dulls: nats, other documents"
+    assert harmed.verdict("one, 1 x") == "dulls: nats on other documents"
     # Worse by less than the margin, and better by any amount.
     assert results_of(40, questions=4, other=lambda i: 1.02 + 0.02 * noise[i]).verdict("one, 1 x") == "does not"
     assert results_of(40, questions=4, other=lambda i: 0.5 + 0.02 * noise[i]).verdict("one, 1 x") == "does not"
     unsure = results_of(40, questions=4, copied=lambda i: 0.03 + 0.2 * noise[i])
     assert unsure.verdict("one, 1 x") == "open: copied 8-grams"
     wrong = results_of(40, questions=4, right=lambda i: [i % 2 == 0] * 4)
-    assert wrong.verdict("one, 1 x") == "dulls: agreeing document, contradicting document"
+    assert wrong.verdict("one, 1 x") == "dulls: agreeing document; contradicting document"
 
 
 def test_measures_without_values_and_texts_that_no_one_can_predict_do_not_count():

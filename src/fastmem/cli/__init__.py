@@ -49,7 +49,7 @@ FastMem memorizes the document in the model's last feed-forward network, then an
 \b
 Examples:
   fastmem demo
-  fastmem ask "Who is the mayor?" --context report.txt --model Qwen/Qwen3-0.6B
+  fastmem ask "Who is the mayor?" --context report.txt --model Qwen/Qwen3-0.6B --recipe auto
   cat report.txt | fastmem ask "Who is the mayor?" --context - --compare
   fastmem eval --task nq_swap --methods base,fastmem --limit 100 --output runs/first
 """

@@ -91,9 +91,9 @@ def ask(
     \b
     Examples:
       fastmem ask
-      fastmem ask "Who is the mayor?" --context report.txt --model Qwen/Qwen3-0.6B
+      fastmem ask "Who is the mayor?" --context report.txt --model Qwen/Qwen3-0.6B --recipe auto
       cat report.txt | fastmem ask "Who is the mayor?" --context - --compare
-      fastmem ask "How many days of leave do I have?" --documents policies --model Qwen/Qwen3-0.6B
+      fastmem ask "How many days of leave do I have?" --documents policies --model Qwen/Qwen3-0.6B --recipe auto
       fastmem ask "Who is the mayor?" -c report.txt --show-memorization --steps 20
     """
     if question is None:

@@ -42,7 +42,8 @@ def demo(
 
     The embedded model was trained on the facts of an invented world: people, towns, inns, ships. The documents here
     contradict them: alone it often answers with the fact it was trained on, with FastMem from the document. Memorizes
-    with three steps instead of ten, which is as good on this model, and takes less than half a minute.
+    with three steps at three times the rate instead of ten, which is as good on this model, and takes less than half
+    a minute.
 
     \b
     Examples:

@@ -66,9 +66,9 @@ def memorize(
 
     \b
     Examples:
-      fastmem memorize policy.txt --output memories --model Qwen/Qwen3-0.6B
-      fastmem memorize --documents policies --output memories --model Qwen/Qwen3-0.6B
-      fastmem memorize --documents policies --output memories --model Qwen/Qwen3-0.6B --workers 2
+      fastmem memorize policy.txt --output memories --model Qwen/Qwen3-0.6B --recipe auto
+      fastmem memorize --documents policies --output memories --model Qwen/Qwen3-0.6B --recipe auto
+      fastmem memorize --documents policies --output memories --model Qwen/Qwen3-0.6B --recipe auto --workers 2
       fastmem memorize docs/*.txt -o memories --parametrization lora --rank 8 --learning-rate 3e-3
     """
     if bool(files) == (documents is not None):
