@@ -52,7 +52,7 @@ def main() -> None:
     """Answer until standard input ends. What libraries print goes nowhere."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if sys.platform != "win32":
+    if sys.platform == "linux":  # macOS does not enforce this limit
         import resource
 
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]

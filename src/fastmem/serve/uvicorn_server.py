@@ -5,6 +5,7 @@ cancelled. A client that does not finish the headers of a request in time is cut
 """
 
 import asyncio
+import resource
 import signal
 from types import FrameType
 
@@ -89,10 +90,6 @@ class GracefulServer(uvicorn.Server):
 
 def _file_limit() -> int:
     """How many files and connections this process may have open."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 2048
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 2**20 if soft == resource.RLIM_INFINITY else soft
 
