@@ -2,11 +2,11 @@
 
     python -m studies.encoder_sources --model FOLDER --output FILE [--dev 60] [--test 200]
 
-Design: an encoder-decoder of the embedded world (tools/train_embedded_model.py, `--family mbart`). Questions whose
-context contradicts the world (world_swap), and questions about new subjects (world_new). The document is memorized
-with each source (nothing but an end token; a random half of its tokens; all of them), then the question is answered
-with the document in the prompt. The rate of each source is chosen on development rows of world_swap among three, for
-every source alike; test rows judge.
+Design: an encoder-decoder of the embedded world (tools/train_embedded_model.py, `--family t5gemma` or `mbart`).
+Questions whose context contradicts the world (world_swap), and questions about new subjects (world_new). The document
+is memorized with each source (nothing but an end token; a random half of its tokens; all of them), then the question
+is answered with the document in the prompt. The rate of each source is chosen on development rows of world_swap among
+four, for every source alike; test rows judge.
 
 Decision rule: the default is the source with the most right answers on the test rows of both splits together. If its
 paired difference to "nothing" has an interval that contains 0, the default is "nothing", which costs least.
@@ -27,7 +27,7 @@ from fastmem.lab.scores.statistics import compare, mean
 from fastmem.tiny import world
 
 SOURCES = ("nothing", "half", "document")
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 SPLITS = ("world_swap", "world_new")
 NEW_TOKENS = 32
 

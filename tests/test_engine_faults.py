@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fastmem.answer.running_batch
+import fastmem.answer.sequence_group
 import fastmem.model
 from fastmem.errors import InputError, MemoryFileError, ResourceError, StorageError
 from fastmem.memory.recipe import Recipe
@@ -79,6 +80,35 @@ def test_a_row_that_fails_midway_leaves_the_others_where_they_were(llm, started,
     bad = Asked(llm, Tokens([1, *POISON])).to(engine)
     assert isinstance(bad.end(), JobFailed)
     assert [one.text() for one in asked] == expected
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_no_room_to_sort_the_keys_and_values_costs_no_answer_a_token(llm, started, monkeypatch, cancelled):
+    """When an answer is complete, or its client has left, those of the others are copied."""
+    real, failures = fastmem.answer.sequence_group.selected, [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def selected(*args):
+        if failures:
+            raise failures.pop()
+        return real(*args)
+
+    engine = started()
+    lengths = (60, 12, 60)
+    expected = [llm.generate(f"row {i}", max_new_tokens=length).text for i, length in enumerate(lengths)]
+    monkeypatch.setattr(fastmem.answer.sequence_group, "selected", selected)
+
+    def leave(_):
+        if cancelled:
+            engine.cancel(asked[1].job)
+
+    asked = [
+        Asked(llm, f"row {i}", max_new_tokens=length, on_piece=leave if i == 1 else None)
+        for i, length in enumerate(lengths)
+    ]
+    engine.submit(*(one.job for one in asked))
+    assert [asked[i].text() for i in (0, 2)] == [expected[i] for i in (0, 2)]
+    assert cancelled or asked[1].text() == expected[1]
+    assert not failures
 
 
 def test_a_memorization_that_fails_is_refused_alone(llm, started, monkeypatch):

@@ -130,7 +130,7 @@ def test_a_client_that_leaves_while_its_answer_pauses_frees_everything(llm, star
     assert found == llm.generate("short", max_new_tokens=300).text
     eventually(lambda: not engine._open)
     assert heavy.job.entry.holders == 0
-    assert not engine.batch._batch._batch._paused
+    assert not engine.batch._batch._batch._paused_groups
 
 
 def test_a_fault_while_answers_pause_costs_none_of_them(llm, started, monkeypatch):

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fastmem.answer.batch
 import fastmem.answer.running_batch
@@ -119,6 +121,50 @@ def test_answers_that_go_on_from_one_prefix_are_read_together(llm, monkeypatch):
     assert shapes[0] == (3, 1)
     assert [one.token_ids for one in again] == [alone.token_ids] * 3
     assert {one.cached_tokens for one in again} == {len(request.prompt) - 1}
+
+
+class NoNewNumbers(TorchDispatchMode):
+    """No room for floating-point numbers: views of those that exist are all that can be had."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        held, storages = ({t.untyped_storage().data_ptr() for t in floats(values)} for values in (args, made))
+        if not storages <= held:
+            raise torch.OutOfMemoryError(f"no room for {func}")
+        return made
+
+
+def floats(values):
+    """The tensors with floating-point numbers in nested values."""
+    tensors = [value for value in tree_leaves(values) if torch.is_tensor(value)]
+    return [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+
+
+def test_only_steps_need_room_for_keys_and_values(llm):
+    """Whoever joins, pauses, goes on or leaves cannot fail for lack of memory, and so harms no other answer."""
+    prefixes, requests = PrefixCache(2**20), requests_of(llm)
+    expected = answers(RunningBatch(llm.split_model, llm.tokenizer, prefixes), requests, 3)
+    batch = RunningBatch(llm.split_model, llm.tokenizer, prefixes)
+    rows = batch.join([replace(request) for request in requests])
+    for _ in range(3):
+        batch.step()
+    with NoNewNumbers():
+        batch.pause(rows[:1])
+        several = batch.join([replace(request) for request in requests[:1] * 4])
+        batch.leave(several[:1])
+    assert {row.cached_tokens for row in several} == {len(rows[0].request.prompt) - 1}
+    batch.step()
+    with NoNewNumbers():
+        batch.leave(several[1:2])
+        batch.go_on(rows[:1])
+        batch.pause(rows[1:2])
+    batch.step()
+    with NoNewNumbers():
+        batch.go_on(rows[1:2])
+    while batch.rows:
+        batch.step()
+    assert [tuple(row.token_ids) for row in rows] == [answer.token_ids for answer in expected]
+    assert [tuple(row.token_ids) for row in several[2:]] == [expected[0].token_ids] * 2
 
 
 def test_a_prefix_is_kept_only_as_far_as_it_may_be_shared(llm):

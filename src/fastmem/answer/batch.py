@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastmem.answer.cache import Prefix, cropped, selected
+from fastmem.answer.cache import Prefix, cropped, repeated, selected
 from fastmem.answer.contrast import Combination, Contrast, Side, adaptive_alpha, candidate_layers, contrast, dola
 from fastmem.answer.request import Request
 from fastmem.answer.row import Logprob, Row
@@ -43,8 +43,10 @@ class Batch:
     def __init__(self, split_model: SplitModel):
         self.split_model = split_model
         self.rows: list[Row] = []
+        self._paused: list[Row] = []
+        # Of `rows` and of paused rows, and until the next step also of rows that have left or changed sides.
         self._groups: list[SequenceGroup] = []
-        self._paused: list[SequenceGroup] = []
+        self._paused_groups: list[SequenceGroup] = []
 
     def join(self, requests: Sequence[Request]) -> list[Row]:
         """Add requests. The next `step` reads their prompts and gives their first tokens."""
@@ -58,24 +60,22 @@ class Batch:
         self.rows += rows
 
     def leave(self, rows: Sequence[Row]) -> None:
-        """Remove these rows, finished or not, and free their part of the cache."""
-        gone = set(map(id, rows))
-        self.rows = [row for row in self.rows if id(row) not in gone]
-        self._groups = keeping(self._groups, lambda sequence: id(sequence.row) not in gone)
-        self._paused = keeping(self._paused, lambda sequence: id(sequence.row) not in gone)
+        """Remove these rows, finished or not. The next `step` frees their part of a cache that others share."""
+        self.rows, self._paused = _without(self.rows, rows), _without(self._paused, rows)
+        staying = {*self.rows, *self._paused}
+        self._groups, self._paused_groups = (
+            [group for group in groups if any(sequence.row in staying for sequence in group.sequences)]
+            for groups in (self._groups, self._paused_groups)
+        )
 
     def pause(self, rows: Sequence[Row]) -> None:
         """Leave these rows as they are, with their keys and values, until `go_on`: no step extends them."""
-        chosen = set(map(id, rows))
-        self.rows = [row for row in self.rows if id(row) not in chosen]
-        self._paused += keeping(self._groups, lambda sequence: id(sequence.row) in chosen)
-        self._groups = keeping(self._groups, lambda sequence: id(sequence.row) not in chosen)
+        self.rows = _without(self.rows, rows)
+        self._paused += rows
 
     def go_on(self, rows: Sequence[Row]) -> None:
         """Let paused rows take part in the next step."""
-        chosen = set(map(id, rows))
-        self._groups += keeping(self._paused, lambda sequence: id(sequence.row) in chosen)
-        self._paused = keeping(self._paused, lambda sequence: id(sequence.row) not in chosen)
+        self._paused = _without(self._paused, rows)
         self.rows += rows
 
     @torch.no_grad()
@@ -88,6 +88,7 @@ class Batch:
         # 1. Read what is new, up to the last hidden state of every row.
         for row in self.rows:
             row.save_draws()
+        self._sort_groups()
         self._restart_grown()
         states = {id(row): _States() for row in self.rows}
         for group in self._groups:
@@ -135,6 +136,15 @@ class Batch:
                     return Prefix(ids, selected(group.cache, [i], start, start + length))
         return None
 
+    def _sort_groups(self) -> None:
+        """Divide the groups by whether their rows take part, and drop the rest.
+
+        This copies keys and values, so only `step` does it: where memory runs out, its rows can be added elsewhere.
+        """
+        groups, running, paused = [*self._groups, *self._paused_groups], set(self.rows), set(self._paused)
+        self._groups = keeping(groups, lambda sequence: sequence.row in running)
+        self._paused_groups = keeping(groups, lambda sequence: sequence.row in paused)
+
     def _new_groups(self, sequences: list[TokenSequence]) -> list[SequenceGroup]:
         """Group sequences of similar length, and those that go on from the same point of one prefix."""
         config = self.split_model.model.config
@@ -158,8 +168,7 @@ class Batch:
         for same in continued.values():
             prefix = same[0].row.prefix
             assert prefix is not None
-            cache = cropped(prefix.cache, same[0].length)
-            cache = cache if len(same) == 1 else selected(cache, [0] * len(same))
+            cache = repeated(cropped(prefix.cache, same[0].length), len(same))
             groups.append(SequenceGroup(same, cache, [0] * len(same)))
         return groups
 
@@ -264,6 +273,11 @@ class Batch:
                 sides["early_layers"], rest = rest[: len(state.early)], rest[len(state.early) :]
             scores[i] = _contrasted(row, scores[i], sides)
         return scores
+
+
+def _without(rows: Sequence[Row], gone: Sequence[Row]) -> list[Row]:
+    left_out = set(gone)
+    return [row for row in rows if row not in left_out]
 
 
 def _contrasted(

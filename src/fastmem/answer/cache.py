@@ -97,6 +97,12 @@ def cropped(cache: DynamicCache, length: int) -> DynamicCache:
     return _cache_of([(layer.keys[..., :length, :], layer.values[..., :length, :]) for layer in cache.layers])
 
 
+def repeated(cache: DynamicCache, times: int) -> DynamicCache:
+    """A view of the only sequence of the cache as several. Extending it copies the keys, as with `cropped`."""
+    several = (times, -1, -1, -1)
+    return _cache_of([(layer.keys.expand(several), layer.values.expand(several)) for layer in cache.layers])
+
+
 def selected(cache: DynamicCache, rows: Sequence[int], start: int = 0, end: int | None = None) -> DynamicCache:
     """A copy of the sequences `rows` of the cache, from position `start` to `end`."""
     index, kept = list(rows), slice(start, end)
