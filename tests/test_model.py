@@ -1,5 +1,6 @@
 """The face of the library: text in and out, streams, stops, lengths, threads, and a model never written to."""
 
+import itertools
 import threading
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 
+import fastmem.memory.memory_modules
 from families import build
 from fastmem import METHODS, FastMem, InputError, Memory, MemoryMismatchError, Recipe, ResourceError, Tokens
 from fastmem.answer.detokenize import Detokenizer
 from fastmem.errors import UnsupportedModelError
+from fastmem.memory.memory_modules import MemoryModules
 from fastmem.prompts import question_alone, question_prompt
 from fastmem.surprisal_report import surprisal_report
 from tiny_tokenizer import build_tokenizer
@@ -248,6 +251,19 @@ def test_a_memory_of_layers_that_the_model_lacks_is_a_mismatch(llm: FastMem, lay
 
 
 METHODS_WITH_MEMORY = {"base": "fastmem", "cad": "fastmem+cad", "dola": "fastmem+dola", "adacad": "fastmem+adacad"}
+
+
+def test_the_digests_of_few_sets_of_layers_are_kept(llm: FastMem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are as many sets as subsets, and a digest takes a pass over all weights of its set."""
+    read, real = [], fastmem.memory.memory_modules.digest
+    monkeypatch.setattr(fastmem.memory.memory_modules, "digest", lambda tensors: read.append(1) or real(tensors))
+    modules = MemoryModules(llm.split_model)
+    sets = [layers for n in (1, 2, 3) for layers in itertools.combinations(range(3), n)]
+    found = [modules.digest(layers) for layers in sets]
+    assert [modules.digest(layers) for layers in sets[-2:]] == found[-2:]
+    assert len(read) == len(sets)
+    assert found == [real(llm.split_model.parameters(layers)) for layers in sets] == [modules.digest(s) for s in sets]
+    assert len(read) > len(sets)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -235,9 +235,9 @@ def test_surprise_of_the_document_falls(app):
 def test_recipes_make_memories_of_their_own(app):
     answers = [
         ask(app, {"documents": DOCUMENTS, "max_tokens": 4, "fastmem": {"recipe": recipe}}).json()
-        for recipe in ({}, {"steps": 1}, {"parametrization": "lora", "rank": 2}, {"layers": [-2]})
+        for recipe in ({}, {"steps": 1}, {"parametrization": "lora", "rank": 2})
     ]
-    assert len({answer["fastmem"]["memory"] for answer in answers}) == 4
+    assert len({answer["fastmem"]["memory"] for answer in answers}) == 3
 
 
 def test_memories_survive_a_restart(serve, tmp_path):

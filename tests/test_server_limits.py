@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import gc
+from dataclasses import replace
 
 import openai
 import pytest
@@ -53,6 +54,18 @@ def serve(llm):
         ({"documents": DOCUMENTS, "fastmem": {"recipe": {"lr": 1}}}, 400, "lr", "unknown recipe field 'lr'"),
         ({"documents": DOCUMENTS, "fastmem": {"recipe": {"steps": -1}}}, 400, "steps", "whole number"),
         ({"documents": DOCUMENTS, "fastmem": {"recipe": {"steps": 10**6}}}, 400, "steps", "at most 100"),
+        (
+            {"documents": DOCUMENTS, "fastmem": {"recipe": {"layers": [-2]}}},
+            400,
+            "layers",
+            "only layers of its own recipe, [-1].",
+        ),
+        (
+            {"documents": DOCUMENTS, "fastmem": {"recipe": {"layers": [5]}}},
+            400,
+            "layers",
+            "only layers of its own recipe, [-1].",
+        ),
         ({"documents": DOCUMENTS, "fastmem": {"alpha": -1}}, 400, "fastmem.alpha", "greater than"),
         ({"documents": [{"text": "  "}]}, 400, None, "the context is empty"),
         ({"documents": [{"text": "long " * 200}]}, 400, None, "too many: the model has 512 positions"),
@@ -98,6 +111,21 @@ def test_refusals_of_plain_completions_and_memories(app):
     assert text["message"] == 'documents.0 is no object: give a JSON object, such as {"text": "..."}.'
     assert text["param"] == "documents.0"
     assert http.get("/nowhere").json()["error"]["message"] == "GET /nowhere: Not Found."
+
+
+def test_clients_choose_among_the_layers_of_the_server_s_recipe(serve, llm, monkeypatch):
+    monkeypatch.setattr(llm, "recipe", replace(llm.recipe, layers=(-2, -1)))
+    app = serve()
+
+    def status(layers):
+        body = {"documents": DOCUMENTS, "max_tokens": 1, "fastmem": {"recipe": {"layers": layers}}}
+        return ask(app, body).status_code
+
+    assert [status(layers) for layers in ([-1], [1], [2, -2])] == [200] * 3  # two of three layers, from either end
+    looked_at = []
+    monkeypatch.setattr(llm.split_model, "parameters", lambda layers: looked_at.append(layers))
+    assert [status(layers) for layers in ([0], [-3, -1], [1, 2, 3])] == [400] * 3
+    assert not looked_at
 
 
 def test_a_body_above_the_limit_is_refused_unread(serve):

@@ -3,12 +3,16 @@
 import threading
 import weakref
 from collections.abc import Callable
+from functools import lru_cache
 
 from fastmem.memory.memory import Memory, digest
 from fastmem.memory.recipe import AutoRecipe, Recipe
 from fastmem.split.fingerprint import ModelWatch, sampled_digest
 from fastmem.split.hooks import FFN
 from fastmem.split.split_model import SplitModel
+
+# Sets of layers whose digest is kept: there are as many sets as subsets of the layers, and most models use one.
+DIGESTS = 4
 
 
 class MemoryModules:
@@ -20,7 +24,7 @@ class MemoryModules:
     def __init__(self, split_model: SplitModel):
         self.split_model = split_model
         self._watch = ModelWatch(split_model.model)
-        self._digests: dict[tuple[int, ...], str] = {}
+        self._digest = lru_cache(DIGESTS)(lambda layers: digest(split_model.parameters(layers)))
         self._sampled_digest: str | None = None
         self._modules: weakref.WeakKeyDictionary[Memory, FFN] = weakref.WeakKeyDictionary()
         self.recipes: dict[AutoRecipe, Recipe] = {}
@@ -34,7 +38,7 @@ class MemoryModules:
         if not self._watch.written_to():
             return False
         self.split_model.forget_weights()
-        self._digests.clear()
+        self._digest.cache_clear()
         self._sampled_digest = None
         self._modules.clear()
         self.recipes.clear()
@@ -47,10 +51,7 @@ class MemoryModules:
 
     def digest(self, layers: tuple[int, ...]) -> str:
         """Of the original weights of the FFNs of these layers, counted from 0."""
-        found = self._digests.get(layers)
-        if found is None:
-            found = self._digests[layers] = digest(self.split_model.parameters(layers))
-        return found
+        return self._digest(layers)
 
     @property
     def sampled_digest(self) -> str:

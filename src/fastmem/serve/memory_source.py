@@ -42,6 +42,11 @@ def requested_recipe(llm: FastMem, options: FastMemOptions, limits: Limits) -> R
         text = f"recipe layers has {len(layers)} entries: the model has {llm.split_model.depth} layers."
         raise InputError(text, field="layers")
     recipe = changed_recipe(llm.recipe, options.recipe)
+    # Others would have to be read for their digest, and a quantized model's would need float copies that are kept.
+    own = llm.split_model.indices(llm.recipe.layers)
+    if not {*recipe.layers} <= {*own, *(index - llm.split_model.depth for index in own)}:
+        accepted = f"this server allows only layers of its own recipe, {[*llm.recipe.layers]}."
+        raise InputError(f"recipe layers is {[*recipe.layers]}: {accepted}", field="layers")
     if recipe.steps > limits.recipe_steps:
         text = f"recipe steps is {recipe.steps}: this server allows at most {limits.recipe_steps}."
         raise InputError(text, field="steps")
