@@ -238,6 +238,34 @@ def test_a_slow_body_and_slow_headers_are_cut_off(listening):
                 pass
 
 
+@pytest.mark.parametrize("body", [b"content-length: 4000000", b"transfer-encoding: chunked"])
+@pytest.mark.parametrize(
+    ("sent", "answer", "code"),
+    [
+        (b"host: evil.example\r\nauthorization: Bearer a\r\n", b"HTTP/1.1 400", b"host_not_allowed"),
+        (b"host: localhost\r\norigin: http://evil.example\r\n", b"HTTP/1.1 403", b"origin_not_allowed"),
+        (b"host: localhost\r\n", b"HTTP/1.1 401", b"invalid_api_key"),
+        (b"host: localhost\r\nauthorization: Bearer b\r\n", b"HTTP/1.1 401", b"invalid_api_key"),
+        (b"host: localhost\r\nauthorization: Bearer a\r\n", b"HTTP/1.1 408", b"body_too_slow"),
+    ],
+)
+def test_who_may_not_ask_is_answered_before_the_body_comes(listening, body, sent, answer, code):
+    address, _ = listening(api_keys=["a"], limits=Limits(body_seconds=0.5))
+    with socket.create_connection(address, timeout=60) as connection:
+        connection.sendall(b"POST /v1/memories HTTP/1.1\r\nx-request-id: mine\r\n" + sent + body + b"\r\n\r\n")
+        found = b"".join(iter(lambda: connection.recv(1000), b""))  # until the connection is closed
+    assert found.startswith(answer)
+    assert b'"code":"' + code in found
+    assert b"x-request-id: mine" in found
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/memories", 401), ("/health", 405), ("/nowhere", 404)])
+def test_without_an_accepted_key_no_body_is_read(serve, path, status):
+    app = serve(api_keys=["a"], limits=Limits(body_bytes=1000))
+    assert web(app).post(path, content=b"x" * 2000).status_code == status
+    assert web(app, authorization="Bearer a").post(path, content=b"x" * 2000).status_code == 413
+
+
 def test_a_half_sent_request_does_not_hold_up_the_shutdown(listening):
     address, server = listening(limits=Limits(body_seconds=10_000, shutdown_seconds=1))
     with socket.create_connection(address) as connection:

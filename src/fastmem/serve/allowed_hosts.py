@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
 
-from fastmem.serve.asgi import Asgi, Receive, Scope, Send, header
+from fastmem.serve.asgi import Scope, header
 from fastmem.serve.responses import error_object
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -21,17 +21,11 @@ class AllowedHosts:
     """hosts: accepted names, without port; `*` accepts all, `*.example.org` all below. origins: accepted origins of
     pages from elsewhere, as `https://example.org`; `*` accepts all."""
 
-    def __init__(self, app: Asgi, hosts: Sequence[str], origins: Sequence[str]):
-        self.app, self.hosts, self.origins = app, [host.lower() for host in hosts], list(origins)
+    def __init__(self, hosts: Sequence[str], origins: Sequence[str]):
+        self.hosts, self.origins = [host.lower() for host in hosts], list(origins)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        if refusal is None:
-            await self.app(scope, receive, send)
-        else:
-            await refusal(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> JSONResponse | None:
+    def refusal(self, scope: Scope) -> JSONResponse | None:
+        """The response to a request of others; None if it is accepted."""
         given = header(scope, b"host")
         host = hostname(f"//{given}")
         if "*" not in self.hosts and (host is None or not any(_matches(host, accepted) for accepted in self.hosts)):

@@ -143,9 +143,10 @@ def create_app(
         app.add_middleware(
             CORSMiddleware, allow_origins=list(allowed_origins), allow_methods=["*"], allow_headers=["*"]
         )
-    app.add_middleware(AllowedHosts, hosts=allowed_hosts, origins=allowed_origins)
     app.add_middleware(
         RequestMiddleware,
+        refusal_of=AllowedHosts(allowed_hosts, allowed_origins).refusal,
+        accepts=partial(_has_accepted_key, keys),
         body_bytes=limits.body_bytes,
         body_seconds=limits.body_seconds,
         pace=RefusalPace(limits.refused_share),
@@ -188,6 +189,10 @@ def _client_of(keys: Keys, scope: Scope) -> str | None:
         return None
     tenant = keys.tenant(bearer_key(Request(scope))) if keys.needed else None
     return tenant.salted(None) if tenant is not None else f"address {(scope.get('client') or ('unknown',))[0]}"
+
+
+def _has_accepted_key(keys: Keys, scope: Scope) -> bool:
+    return keys.tenant(bearer_key(Request(scope))) is not None
 
 
 async def _authorized(request: Request) -> None:

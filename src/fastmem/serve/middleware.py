@@ -1,5 +1,6 @@
 """ASGI middleware around every request: its id, the limits on its body, its log line, and unexpected errors.
 
+Bodies are held in memory, so only those of clients who may send requests are read; the others are answered at once.
 Clients whose requests are refused again and again are slowed down here (`refusal_pace.py`).
 """
 
@@ -23,13 +24,17 @@ LONGEST_CHARGE_SECONDS = 0.5
 
 
 class RequestMiddleware:
-    """body_bytes, body_seconds: the largest body, and how long a client may take to send it. pace, client_of: how
-    clients are slowed down, and who they are (None: not at all). on_response: called with method, path, status,
-    request id and seconds of every request, when its response is complete."""
+    """refusal_of: the response to a request that is refused for its headers, otherwise None. accepts: whether the key
+    of a request is accepted; if not, `app` gets it without its body. body_bytes, body_seconds: the largest body, and
+    how long a client may take to send it. pace, client_of: how clients are slowed down, and who they are (None: not at
+    all). on_response: called with method, path, status, request id and seconds of every request, when its response is
+    complete."""
 
     def __init__(
         self,
         app: Asgi,
+        refusal_of: Callable[[Scope], Asgi | None],
+        accepts: Callable[[Scope], bool],
         body_bytes: int,
         body_seconds: float,
         pace: RefusalPace,
@@ -37,7 +42,7 @@ class RequestMiddleware:
         on_response: Callable[[str, str, int, str, float], None],
     ):
         self.app, self.body_bytes, self.body_seconds, self.on_response = app, body_bytes, body_seconds, on_response
-        self.pace, self.client_of = pace, client_of
+        self.refusal_of, self.accepts, self.pace, self.client_of = refusal_of, accepts, pace, client_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,13 +51,14 @@ class RequestMiddleware:
         given = header(scope, b"x-request-id")
         request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given) else f"req-{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
-        status, began = 0, time.perf_counter()
+        status, began, closing = 0, time.perf_counter(), False
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                added = [(b"x-request-id", request_id.encode()), *([(b"connection", b"close")] if closing else [])]
+                message["headers"] = [*message.get("headers", []), *added]
             await send(message)
 
         client = self.client_of(scope)
@@ -65,16 +71,21 @@ class RequestMiddleware:
                 await _refused(429, text, "too_many_refused", {"retry-after": "10"})(scope, receive, send_with_id)
                 return
             await asyncio.sleep(wait)
-            try:
-                body = await asyncio.wait_for(self._body(scope, receive), self.body_seconds)
-            except TimeoutError:
-                text = f"the body did not arrive within {self.body_seconds:g} s: send it faster."
-                await _refused(408, text, "body_too_slow")(scope, receive, send_with_id)
-                return
-            if body is None:
-                text = f"the request is larger than {self.body_bytes} bytes, the most this server accepts."
-                await _refused(413, text, "body_too_large")(scope, receive, send_with_id)
-                return
+            refusal, body = self.refusal_of(scope), b""
+            if refusal is None and self.accepts(scope):
+                try:
+                    read = await asyncio.wait_for(self._body(scope, receive), self.body_seconds)
+                except TimeoutError:
+                    text = f"the body did not arrive within {self.body_seconds:g} s: send it faster."
+                    await _refused(408, text, "body_too_slow")(scope, receive, send_with_id)
+                    return
+                if read is None:
+                    text = f"the request is larger than {self.body_bytes} bytes, the most this server accepts."
+                    await _refused(413, text, "body_too_large")(scope, receive, send_with_id)
+                    return
+                body = read
+            else:
+                closing = _has_body(scope)
             unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
             async def receive_body_first() -> Message:
@@ -82,7 +93,7 @@ class RequestMiddleware:
 
             handled = time.perf_counter()
             try:
-                await self.app(scope, receive_body_first, send_with_id)
+                await (refusal or self.app)(scope, receive_body_first, send_with_id)
             except Exception as error:  # a bug; without this the response would have no id
                 if status:
                     raise
@@ -109,6 +120,10 @@ class RequestMiddleware:
                 return None
             if not message.get("more_body"):
                 return b"".join(parts)
+
+
+def _has_body(scope: Scope) -> bool:
+    return header(scope, b"content-length") not in ("", "0") or header(scope, b"transfer-encoding") != ""
 
 
 def _refused(status: int, text: str, code: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
