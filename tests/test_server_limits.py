@@ -84,6 +84,20 @@ def test_refusals_name_what_was_given_and_what_is_accepted(app, body, status, pa
     assert error["type"] == "invalid_request_error"
 
 
+def test_every_prompt_of_a_batch_may_be_as_long_as_one_alone(serve):
+    app = serve(limits=Limits(answers=32))
+    longest = app.state.service.text.longest_token * 512
+
+    def ask_for(prompts):
+        return web(app).post("/v1/completions", json={"model": "tiny", "prompt": prompts, "max_tokens": 1})
+
+    assert ask_for(["x" * 400] * 32).status_code == 200
+    refused = ask_for(["x", "x" * (longest + 1)])
+    said = f"the text is {longest + 1} characters long: 512 tokens hold at most {longest}. Give a shorter one."
+    assert (refused.status_code, refused.json()["error"]["message"]) == (400, said)
+    assert "at most 32 answers" in ask_for(["x" * (longest + 1)] * 33).json()["error"]["message"]
+
+
 def test_refusals_of_plain_completions_and_memories(app):
     http = web(app)
     for path, body in (

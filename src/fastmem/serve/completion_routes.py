@@ -60,9 +60,9 @@ class Asked:
 def asked_of(service: Service, sender: Tenant, body: Body) -> Asked:
     """The jobs of a request, with everything checked. Runs in the text thread. Errors: `HttpRefusal`, `InputError`."""
     tenant = sender.salted(body.cache_salt)
-    service.text.check_texts(body.texts())
     if isinstance(body, ChatRequest):
         _check_count(service, body, 1)
+        service.text.check_texts(body.texts())
         if body.top_logprobs and not body.logprobs:
             raise InputError("top_logprobs needs logprobs=true.", field="top_logprobs")
         method, source = _method_and_source(service, sender, body)
@@ -74,6 +74,8 @@ def asked_of(service: Service, sender: Tenant, body: Body) -> Asked:
     else:
         texts = body.prompts()
         _check_count(service, body, len(texts))
+        for text in body.texts():
+            service.text.check_texts([text])
         method, source = _method_and_source(service, sender, body)
         prompts = [completion_prompt(service.llm, text, body.documents, method) for text in texts]
         max_tokens, top_logprobs = body.max_tokens, body.logprobs
