@@ -602,6 +602,26 @@ def test_a_damaged_memory_is_gone_and_the_store_s_path_stays_secret(serve, tmp_p
     assert not path.exists()
 
 
+def test_a_memory_that_cannot_be_deleted_is_still_there_and_can_be_deleted_later(serve, tmp_path, monkeypatch):
+    folder = tmp_path / "store"
+    app = serve(folder=folder)
+    web(app).post("/v1/memories", json={"documents": DOCUMENTS, "name": "ferry"})
+
+    def refused(self, missing_ok=False):
+        raise OSError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    found = web(app).delete("/v1/memories/ferry")
+    monkeypatch.undo()
+    assert found.status_code == 507
+    assert "cannot be deleted from the store (Permission denied)" in found.text
+    assert str(tmp_path) not in found.text
+    assert web(app).get("/v1/memories/ferry").status_code == 200
+    assert web(app).delete("/v1/memories/ferry").status_code == 200
+    app.state.service.engine.close(timeout_seconds=60)
+    assert web(serve(folder=folder)).get("/v1/memories").json()["data"] == []
+
+
 def test_leftovers_are_removed_at_the_start(serve, tmp_path):
     folder = tmp_path / "store"
     folder.mkdir()

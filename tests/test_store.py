@@ -1,6 +1,8 @@
 """Memories under budgets: least recently used first, never one that is held, bit-identical when read again."""
 
+import errno
 import json
+import logging
 from pathlib import Path
 from threading import Thread
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from fastmem import FastMem
-from fastmem.errors import InputError, MemoryFileError, MemoryMismatchError
+from fastmem.errors import InputError, MemoryFileError, MemoryMismatchError, StorageError
 from fastmem.memory.recipe import Recipe
 from fastmem.serve.engine import Engine
 from fastmem.serve.jobs import AnswerFinished
@@ -207,6 +209,56 @@ def test_deleting_while_held_and_while_saving(llm, tmp_path):
     assert list(tmp_path.glob("mem-*")) == []
     assert entry.memory is not None  # who holds it still has it
     assert store.of_tenant("t") == []
+
+
+def kept_on_disk(monkeypatch, suffix):
+    """Files that end so cannot be removed until `monkeypatch.undo()`."""
+    unlink = Path.unlink
+
+    def refused(self, missing_ok=False):
+        if self.suffix == suffix:
+            raise OSError(errno.EROFS, "Read-only file system", str(self))
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_memory_that_cannot_be_deleted_stays_until_it_can(llm, tmp_path, monkeypatch, suffix):
+    store = Store(llm, folder=tmp_path)
+    entry = made(store, llm, "a", name="alpha")
+    kept_on_disk(monkeypatch, suffix)
+    with pytest.raises(StorageError, match=r"cannot be deleted from the store \(Read-only file system\): try again"):
+        store.delete(entry)
+    assert store.find("t", "alpha") is entry
+    monkeypatch.undo()
+    store.delete(entry)
+    assert store.find("t", "alpha") is None
+    assert list(tmp_path.glob("mem-*")) == []
+
+
+def test_a_file_that_cannot_be_removed_keeps_no_other_memory_from_being_written(llm, tmp_path, monkeypatch, caplog):
+    store = Store(llm, folder=tmp_path)
+    a = made(store, llm, "a")
+    store.budget = Budget(disk_bytes=1)
+    kept_on_disk(monkeypatch, ".json")
+    with caplog.at_level(logging.WARNING, "fastmem"):
+        b = made(store, llm, "b")
+    assert (a.problem, b.problem) == ("", "")
+    assert store.find("t", a.source.key) is a
+    assert f"{a.source.key}.safetensors could not be removed: " in caplog.text
+    assert store.evictions["disk"] == 0
+
+
+def test_a_damaged_file_that_cannot_be_removed_is_refused_as_damaged(llm, size, tmp_path, monkeypatch):
+    store = Store(llm, Budget(ram_bytes=size), tmp_path)
+    a = made(store, llm, "a")
+    made(store, llm, "b")
+    a.path.write_bytes(a.path.read_bytes()[:-7])
+    kept_on_disk(monkeypatch, ".json")
+    with pytest.raises(MemoryFileError):
+        store.load(store.hold(a.source))
+    assert store.find("t", a.source.key) is None
 
 
 @pytest.mark.parametrize("leaving", ["deleted", "evicted"])

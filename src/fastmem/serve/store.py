@@ -8,6 +8,7 @@ held entries are never evicted. The budgets count them too, so `hold` can fail f
 Threads: methods that change entries take one lock; `save` and `load` write and read weights outside of it.
 """
 
+import logging
 import threading
 from dataclasses import replace
 from functools import cache
@@ -19,10 +20,13 @@ from fastmem.errors import FastMemError, InputError, MemoryFileError, StorageErr
 from fastmem.memory.memory import Memory
 from fastmem.model import FastMem
 from fastmem.serve.folder_lock import lock_folder
+from fastmem.serve.logs import cause, reason_of
 from fastmem.serve.memory_budget import Budget, Entry, check_budget, evictions, memory_bytes
 from fastmem.serve.memory_records import new_record, remove_leftovers, stored_memories, write_record
 from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.tenants import QuotaError
+
+log = logging.getLogger("fastmem")
 
 
 class Store:
@@ -113,7 +117,7 @@ class Store:
                     write_record(entry.record, path)
                     entry.path, entry.disk_bytes, entry.problem = path, path.stat().st_size, ""
                     if self._entries.get(entry.source.key) is not entry:  # deleted meanwhile
-                        self._unlink(entry)
+                        self._try_unlink(entry)
                     self._shrink_disk()
         except OSError as error:
             entry.problem = reason_of(error)
@@ -150,6 +154,7 @@ class Store:
                 raise StorageReadError(text) from error
             with self._lock:
                 self._forget(entry)
+                self._try_unlink(entry)
             raise
         finally:
             entry.loading = False
@@ -216,8 +221,16 @@ class Store:
             entry.record = renamed
 
     def delete(self, entry: Entry) -> None:
-        """Remove an entry, also on disk. Jobs that hold it can use it until they release it."""
+        """Remove an entry, also on disk. Jobs that hold it can use it until they release it.
+
+        Errors: `StorageError` if its files cannot be removed; it then stays.
+        """
         with self._lock:
+            try:
+                self._unlink(entry)
+            except OSError as error:
+                text = f"the memory cannot be deleted from the store ({reason_of(error)}): try again later."
+                raise StorageError(text) from error
             self._forget(entry)
 
     def close(self) -> None:
@@ -273,10 +286,13 @@ class Store:
         for entry in on_disk:
             if self.budget.disk_bytes is None or size_bytes <= self.budget.disk_bytes:
                 break
-            if not entry.holders:
-                size_bytes -= entry.disk_bytes
+            if entry.holders:
+                continue
+            size = entry.disk_bytes
+            self._try_unlink(entry)
+            if entry.path is None:
+                size_bytes -= size
                 self.evictions["disk"] += 1
-                self._unlink(entry)
                 if entry.memory is None:
                     self._forget(entry)
 
@@ -286,13 +302,22 @@ class Store:
             name = (entry.source.tenant, str(entry.record.get("name") or entry.source.name))
             if self._names.get(name) == entry.source.key:
                 del self._names[name]
-        self._unlink(entry)
 
     def _unlink(self, entry: Entry) -> None:
+        """Remove the files of an entry: the record first, without which the weights are no memory. Errors: `OSError`,
+        and the entry keeps its path."""
         if entry.path is not None:
             entry.path.with_suffix(".json").unlink(missing_ok=True)
             entry.path.unlink(missing_ok=True)
         entry.path, entry.disk_bytes = None, 0
+
+    def _try_unlink(self, entry: Entry) -> None:
+        """The same where nobody waits for it: what cannot be removed is named in the log."""
+        path = entry.path
+        try:
+            self._unlink(entry)
+        except OSError as error:
+            log.warning("the stored memory %s could not be removed: %s", path and path.name, cause(error))
 
     def _find_stored(self, folder: Path) -> None:
         """Find memories that an earlier server stored. Those of other bases and tokenizers are ignored."""
@@ -313,14 +338,6 @@ class Store:
                 if record["name"] is not None:
                     self._names.setdefault((source.tenant, record["name"]), source.key)
         self._shrink_disk()
-
-
-def reason_of(error: BaseException) -> str:
-    """What the system says of a failure, without a path."""
-    told: BaseException | None = error
-    while told is not None and not (isinstance(told, OSError) and told.strerror):
-        told = told.__cause__
-    return told.strerror if isinstance(told, OSError) and told.strerror else type(error).__name__
 
 
 def _in_ram(memory: Memory) -> Memory:
