@@ -622,13 +622,19 @@ def test_a_memory_that_cannot_be_deleted_is_still_there_and_can_be_deleted_later
     assert web(serve(folder=folder)).get("/v1/memories").json()["data"] == []
 
 
-def test_leftovers_are_removed_at_the_start(serve, tmp_path):
-    folder = tmp_path / "store"
+def test_leftovers_are_cleared_away_at_the_start_and_nothing_else(serve, tmp_path, caplog):
+    """Weights without a record can also be a download: the server suggests the name that the store uses."""
+    folder, key = tmp_path / "store", "mem-" + "0a" * 16
     folder.mkdir()
-    for name in ("mem-1.safetensors", ".mem-1.json.1-ab.tmp", "notes.txt"):
-        (folder / name).write_text("x")
-    serve(folder=folder)
-    assert [path.name for path in folder.iterdir() if path.name != ".lock"] == ["notes.txt"]
+    part = f".{key}.json.1-0123abcd.tmp"
+    others = ["mem-1.safetensors", f"{key}-copy.safetensors", ".mem-1.json.1-ab.tmp", "mem-1.json", "notes.txt"]
+    for name in [f"{key}.safetensors", part, *others]:
+        (folder / name).write_text(name)
+    with caplog.at_level(logging.WARNING, "fastmem"):
+        serve(folder=folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*others, "damaged", ".lock"])
+    assert (folder / "damaged" / f"{key}.safetensors").read_text() == f"{key}.safetensors"
+    assert f"{key}.safetensors has no record and was set aside in damaged/" in caplog.text
 
 
 def test_a_record_that_cannot_be_written_leaves_no_weights_and_no_new_name(serve, tmp_path, monkeypatch):

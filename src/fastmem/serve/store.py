@@ -22,7 +22,7 @@ from fastmem.model import FastMem
 from fastmem.serve.folder_lock import lock_folder
 from fastmem.serve.logs import cause, reason_of
 from fastmem.serve.memory_budget import Budget, Entry, check_budget, evictions, memory_bytes
-from fastmem.serve.memory_records import new_record, remove_leftovers, stored_memories, write_record
+from fastmem.serve.memory_records import clear_leftovers, new_record, stored_memories, write_record
 from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.tenants import QuotaError
 
@@ -321,7 +321,7 @@ class Store:
 
     def _find_stored(self, folder: Path) -> None:
         """Find memories that an earlier server stored. Those of other bases and tokenizers are ignored."""
-        remove_leftovers(folder)
+        clear_leftovers(folder)
         # Asked once: both look at all parameters of the model (1.2 ms for each of 5,000 memories).
         base_digest = cache(lambda layers: self.llm.base(layers).digest)
         bytes_of = cache(lambda recipe: memory_bytes(self.llm, recipe))
