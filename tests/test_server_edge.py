@@ -476,6 +476,16 @@ def test_variables_of_the_chat_template(serve, llm):
     app.state.service.engine.close(timeout_seconds=60)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_responses_interface_gives_one_answer(serve, stream):
+    http = web(serve())
+    body = {"model": "tiny", "input": QUESTION, "max_output_tokens": 2, "stream": stream}
+    refused = http.post("/v1/responses", json=body | {"n": 2})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"], error["code"]) == (400, "n", "unknown_field")
+    assert http.post("/v1/responses", json=body | {"n": 1}).status_code == 200, "it asks for what happens anyway"
+
+
 def test_the_responses_interface_answers_as_a_chat(serve):
     openai = client(serve())
     options = {"model": "tiny", "instructions": "Be brief.", "input": QUESTION[0]["content"], "max_output_tokens": 8}
