@@ -217,6 +217,7 @@ def test_health_answers_while_a_document_is_tokenized(serve, llm, monkeypatch):
                 {"steps": None},
             )
         ),
+        ("/v1/responses", {"input": QUESTION * 1024, "instructions": "Be brief."}),
     ],
 )
 def test_what_was_an_internal_error_is_a_bad_request(serve, path, body):
@@ -473,6 +474,9 @@ def test_variables_of_the_chat_template(serve, llm):
     assert (counts[2] - counts[0], counts[3] - counts[1]) == (6, 6)
     refused = ask(app, {"chat_template_kwargs": {"chat_template": "{{ x }}"}})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "chat_template_kwargs")
+    for name in ("tokenizer", "options"):  # a parameter of ours, and no variable of this template
+        given = {"max_tokens": 1, "chat_template_kwargs": {name: "x"}}
+        assert [ask(app, given | body).status_code for body in ({}, {"documents": DOCUMENTS})] == [200, 200]
     app.state.service.engine.close(timeout_seconds=60)
 
 

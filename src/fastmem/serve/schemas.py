@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MAX_SCHEMA = 32_768
 MAX_ITEMS = 262_144  # token ids of a prompt
 MAX_FIELDS = 64
+MAX_MESSAGES = 1024
 MEMORY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 Template = Literal["context", "question"]
 _T = TypeVar("_T")
@@ -124,7 +125,7 @@ class Message(Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=1024, fail_fast=True)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class StreamOptions(Strict):
