@@ -22,12 +22,16 @@ import serving
 from command_line import Runner
 from fastmem import FastMem, Memory
 from fastmem.errors import InputError, StorageError
+from fastmem.serve import memorize_queue, memory_routes
 from fastmem.serve import store as store_module
 from fastmem.serve.app import PAGE_FILES, create_app
 from fastmem.serve.engine import EngineLimits
+from fastmem.serve.jobs import MemorizeProgress
 from fastmem.serve.limits import Limits
+from fastmem.serve.responses import sse_event
 from fastmem.serve.store import Store
 from fastmem.serve.tenants import Keys
+from fastmem.surprisal_report import TokenSurprisal
 from serving import DOCUMENTS, QUESTION, ask, client, closing_apps, eventually, make_llm, source, web
 from tiny_tokenizer import build_tokenizer
 
@@ -792,6 +796,28 @@ def test_a_memory_reports_every_step_while_it_is_made(serve):
     assert [one["name"] for one in http.get("/v1/memories").json()["data"]] == ["ferry"]
     again, _ = events_of(http.post("/v1/memories", json=body))
     assert again == [memory], "it exists"
+
+
+def test_numbers_that_json_lacks_are_null(serve, monkeypatch):
+    http = web(serve())
+    nan, infinite = float("nan"), float("inf")
+    monkeypatch.setattr(memorize_queue, "MemorizeProgress", lambda *step: MemorizeProgress(*step[:2], loss=nan))
+    reply = http.post("/v1/memories", json={"documents": DOCUMENTS, "name": "wild", "stream": True})
+    (*steps, _), last = events_of(reply)
+    assert ([one["loss"] for one in steps], last) == ([None] * 3, "[DONE]")
+
+    rows = [TokenSurprisal("a", 1.00004, infinite), TokenSurprisal("b", nan, 2.0)]
+    monkeypatch.setattr(memory_routes, "surprisal_report", lambda *_: rows)
+    found = http.post("/v1/memories/wild/surprise", json={"documents": DOCUMENTS})
+    assert found.json()["tokens"] == [
+        {"text": "a", "before": 1.0, "after": None},
+        {"text": "b", "before": None, "after": 2.0},
+    ]
+
+
+def test_an_event_is_json():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        sse_event({"loss": float("nan")})
 
 
 @pytest.mark.parametrize("stored", [True, False])

@@ -20,7 +20,7 @@ from fastmem.serve.completion_routes import EventStream, asked_of
 from fastmem.serve.http_errors import error_response
 from fastmem.serve.jobs import AnswerFinished, JobFailed
 from fastmem.serve.mailbox import Mailbox
-from fastmem.serve.responses import CommonFields, costs
+from fastmem.serve.responses import CommonFields, costs, sse_event
 from fastmem.serve.schemas import (
     MAX_MESSAGES,
     ChatRequest,
@@ -146,7 +146,7 @@ async def _events(
         nonlocal count
         data = {"type": kind, "sequence_number": count} | fields
         count += 1
-        return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+        return sse_event(data, kind)
 
     place = {"item_id": item, "output_index": 0, "content_index": 0}
     try:
