@@ -3,6 +3,7 @@
 Each test is one finding of an attack on the server, in the words of what has to happen instead.
 """
 
+import asyncio
 import errno
 import json
 import logging
@@ -11,7 +12,7 @@ import re
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -638,6 +639,28 @@ def test_a_memory_that_cannot_be_deleted_is_still_there_and_can_be_deleted_later
     assert web(app).delete("/v1/memories/ferry").status_code == 200
     app.state.service.engine.close(timeout_seconds=60)
     assert web(serve(folder=folder)).get("/v1/memories").json()["data"] == []
+
+
+def test_the_event_loop_does_not_wait_for_the_disk(serve, tmp_path, monkeypatch):
+    http, looping = web(serve(folder=tmp_path / "store")), []
+
+    def watched(real):
+        def call(*arguments):
+            with suppress(RuntimeError):
+                asyncio.get_running_loop()
+                looping.append(real.__name__)
+            return real(*arguments)
+
+        return call
+
+    for name in ("rename", "delete"):
+        monkeypatch.setattr(Store, name, watched(getattr(Store, name)))
+    http.post("/v1/memories", json={"documents": DOCUMENTS})
+    for stream in (False, True):
+        http.post("/v1/memories", json={"documents": DOCUMENTS, "name": f"name-{stream}", "stream": stream})
+    assert http.get("/v1/memories/name-True").json()["name"] == "name-True"
+    assert http.delete("/v1/memories/name-True").status_code == 200
+    assert looping == []
 
 
 def test_leftovers_are_cleared_away_at_the_start_and_nothing_else(serve, tmp_path, caplog):

@@ -12,6 +12,7 @@ import torch
 from fastmem import FastMem
 from fastmem.errors import InputError, MemoryFileError, MemoryMismatchError, StorageError
 from fastmem.memory.recipe import Recipe
+from fastmem.serve import store as store_module
 from fastmem.serve.engine import Engine
 from fastmem.serve.jobs import AnswerFinished
 from fastmem.serve.limits import Limits
@@ -290,6 +291,45 @@ def test_a_download_that_began_is_whole_whatever_happens_to_the_memory(llm, tmp_
         assert file.read() == content
 
 
+@pytest.mark.parametrize("change", ["saved", "renamed", "deleted"])
+def test_a_slow_disk_does_not_keep_others_from_finding_memories(llm, tmp_path, monkeypatch, change):
+    store = Store(llm, folder=tmp_path)
+    other, entry = made(store, llm, "other"), made(store, llm, "a")
+    found = []
+
+    def meanwhile(*_, **__):
+        finding = Thread(target=lambda: found.append(store.find("t", other.source.key)))
+        finding.start()
+        finding.join(60)
+        assert not finding.is_alive()
+
+    monkeypatch.setattr(store_module, "write_record", meanwhile)
+    if change == "saved":
+        store.save(entry)
+    elif change == "renamed":
+        store.rename(entry, "n")
+    else:
+        monkeypatch.setattr(Path, "unlink", meanwhile)
+        store.delete(entry)
+    assert set(found) == {other}
+
+
+def test_a_memory_that_is_deleted_while_it_is_read_is_refused_as_missing(llm, size, tmp_path, monkeypatch):
+    store = Store(llm, Budget(ram_bytes=size), tmp_path)
+    entry = made(store, llm, "a")
+    made(store, llm, "b")  # leaves RAM
+    store.hold(entry.source)
+
+    def opening(path, mode, really=open):
+        file = really(path, mode)
+        store.delete(entry)
+        return file
+
+    monkeypatch.setattr(store_module, "open", opening, raising=False)
+    with pytest.raises(MemoryFileError):
+        store.load(entry)
+
+
 def test_what_is_neither_in_ram_nor_on_disk_is_no_download(llm, size, tmp_path):
     store = Store(llm, Budget(ram_bytes=size), tmp_path)
     entry = made(store, llm, "a")
@@ -320,6 +360,7 @@ def test_names_are_the_tenants_own(llm):
     made(store, llm, "a", tenant="other", name="n")
     with pytest.raises(InputError, match="belongs to memory"):
         store.rename(b, "n")
+    store.rename(a, "n")
     assert store.find("t", "n") is a
     assert store.find("nobody", "n") is None
     assert store.find("nobody", a.source.key) is None

@@ -94,7 +94,7 @@ async def make_memory(body: MemoryRequest, request: Request) -> Response:
             return EventStream(close, _progress(mailbox, named, request.state.request_id))
         while not isinstance(event := (await mailbox.next_or_gone(request))[1], ActionFinished):
             pass
-        return JSONResponse(named(event))
+        return JSONResponse(await run_in_threadpool(named, event))
     finally:
         if not streaming:
             mailbox.close()
@@ -115,7 +115,7 @@ async def _progress(
             return
         elif isinstance(event, ActionFinished):
             try:
-                yield sse_event(named(event))
+                yield sse_event(await run_in_threadpool(named, event))
                 yield sse_event("[DONE]")
             except FastMemError as error:
                 yield sse_event(bytes(error_response(error, request_id).body).decode())
@@ -166,7 +166,7 @@ async def delete_memory(reference: str, request: Request, cache_salt: str | None
     """Delete one memory, also on disk. Running answers that use it are completed."""
     service = service_of(request)
     entry = service.memory(service.tenant(request, cache_salt), reference)
-    service.store.delete(entry)
+    await run_in_threadpool(service.store.delete, entry)
     if service.vllm is not None:
         await service.vllm.delete(entry.source)
     return {"id": entry.source.key, "object": "memory.deleted", "deleted": True}
