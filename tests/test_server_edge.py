@@ -3,6 +3,7 @@
 Each test is one finding of an attack on the server, in the words of what has to happen instead.
 """
 
+import asyncio
 import errno
 import json
 import logging
@@ -11,7 +12,7 @@ import re
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,16 @@ import serving
 from command_line import Runner
 from fastmem import FastMem, Memory
 from fastmem.errors import InputError, StorageError
+from fastmem.serve import memorize_queue, memory_routes
 from fastmem.serve import store as store_module
 from fastmem.serve.app import PAGE_FILES, create_app
 from fastmem.serve.engine import EngineLimits
+from fastmem.serve.jobs import MemorizeProgress
 from fastmem.serve.limits import Limits
+from fastmem.serve.responses import sse_event
 from fastmem.serve.store import Store
 from fastmem.serve.tenants import Keys
+from fastmem.surprisal_report import TokenSurprisal
 from serving import DOCUMENTS, QUESTION, ask, client, closing_apps, eventually, make_llm, source, web
 from tiny_tokenizer import build_tokenizer
 
@@ -217,6 +222,7 @@ def test_health_answers_while_a_document_is_tokenized(serve, llm, monkeypatch):
                 {"steps": None},
             )
         ),
+        ("/v1/responses", {"input": QUESTION * 1024, "instructions": "Be brief."}),
     ],
 )
 def test_what_was_an_internal_error_is_a_bad_request(serve, path, body):
@@ -501,7 +507,20 @@ def test_variables_of_the_chat_template(serve, llm):
     assert (counts[2] - counts[0], counts[3] - counts[1]) == (6, 6)
     refused = ask(app, {"chat_template_kwargs": {"chat_template": "{{ x }}"}})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "chat_template_kwargs")
+    for name in ("tokenizer", "options"):  # a parameter of ours, and no variable of this template
+        given = {"max_tokens": 1, "chat_template_kwargs": {name: "x"}}
+        assert [ask(app, given | body).status_code for body in ({}, {"documents": DOCUMENTS})] == [200, 200]
     app.state.service.engine.close(timeout_seconds=60)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_responses_interface_gives_one_answer(serve, stream):
+    http = web(serve())
+    body = {"model": "tiny", "input": QUESTION, "max_output_tokens": 2, "stream": stream}
+    refused = http.post("/v1/responses", json=body | {"n": 2})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"], error["code"]) == (400, "n", "unknown_field")
+    assert http.post("/v1/responses", json=body | {"n": 1}).status_code == 200, "it asks for what happens anyway"
 
 
 def test_the_responses_interface_answers_as_a_chat(serve):
@@ -630,13 +649,61 @@ def test_a_damaged_memory_is_gone_and_the_store_s_path_stays_secret(serve, tmp_p
     assert not path.exists()
 
 
-def test_leftovers_are_removed_at_the_start(serve, tmp_path):
+def test_a_memory_that_cannot_be_deleted_is_still_there_and_can_be_deleted_later(serve, tmp_path, monkeypatch):
     folder = tmp_path / "store"
+    app = serve(folder=folder)
+    web(app).post("/v1/memories", json={"documents": DOCUMENTS, "name": "ferry"})
+
+    def refused(self, missing_ok=False):
+        raise OSError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    found = web(app).delete("/v1/memories/ferry")
+    monkeypatch.undo()
+    assert found.status_code == 507
+    assert "cannot be deleted from the store (Permission denied)" in found.text
+    assert str(tmp_path) not in found.text
+    assert web(app).get("/v1/memories/ferry").status_code == 200
+    assert web(app).delete("/v1/memories/ferry").status_code == 200
+    app.state.service.engine.close(timeout_seconds=60)
+    assert web(serve(folder=folder)).get("/v1/memories").json()["data"] == []
+
+
+def test_the_event_loop_does_not_wait_for_the_disk(serve, tmp_path, monkeypatch):
+    http, looping = web(serve(folder=tmp_path / "store")), []
+
+    def watched(real):
+        def call(*arguments):
+            with suppress(RuntimeError):
+                asyncio.get_running_loop()
+                looping.append(real.__name__)
+            return real(*arguments)
+
+        return call
+
+    for name in ("rename", "delete"):
+        monkeypatch.setattr(Store, name, watched(getattr(Store, name)))
+    http.post("/v1/memories", json={"documents": DOCUMENTS})
+    for stream in (False, True):
+        http.post("/v1/memories", json={"documents": DOCUMENTS, "name": f"name-{stream}", "stream": stream})
+    assert http.get("/v1/memories/name-True").json()["name"] == "name-True"
+    assert http.delete("/v1/memories/name-True").status_code == 200
+    assert looping == []
+
+
+def test_leftovers_are_cleared_away_at_the_start_and_nothing_else(serve, tmp_path, caplog):
+    """Weights without a record can also be a download: the server suggests the name that the store uses."""
+    folder, key = tmp_path / "store", "mem-" + "0a" * 16
     folder.mkdir()
-    for name in ("mem-1.safetensors", ".mem-1.json.1-ab.tmp", "notes.txt"):
-        (folder / name).write_text("x")
-    serve(folder=folder)
-    assert [path.name for path in folder.iterdir() if path.name != ".lock"] == ["notes.txt"]
+    part = f".{key}.json.1-0123abcd.tmp"
+    others = ["mem-1.safetensors", f"{key}-copy.safetensors", ".mem-1.json.1-ab.tmp", "mem-1.json", "notes.txt"]
+    for name in [f"{key}.safetensors", part, *others]:
+        (folder / name).write_text(name)
+    with caplog.at_level(logging.WARNING, "fastmem"):
+        serve(folder=folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*others, "damaged", ".lock"])
+    assert (folder / "damaged" / f"{key}.safetensors").read_text() == f"{key}.safetensors"
+    assert f"{key}.safetensors has no record and was set aside in damaged/" in caplog.text
 
 
 def test_a_record_that_cannot_be_written_leaves_no_weights_and_no_new_name(serve, tmp_path, monkeypatch):
@@ -780,6 +847,28 @@ def test_a_memory_reports_every_step_while_it_is_made(serve):
     assert [one["name"] for one in http.get("/v1/memories").json()["data"]] == ["ferry"]
     again, _ = events_of(http.post("/v1/memories", json=body))
     assert again == [memory], "it exists"
+
+
+def test_numbers_that_json_lacks_are_null(serve, monkeypatch):
+    http = web(serve())
+    nan, infinite = float("nan"), float("inf")
+    monkeypatch.setattr(memorize_queue, "MemorizeProgress", lambda *step: MemorizeProgress(*step[:2], loss=nan))
+    reply = http.post("/v1/memories", json={"documents": DOCUMENTS, "name": "wild", "stream": True})
+    (*steps, _), last = events_of(reply)
+    assert ([one["loss"] for one in steps], last) == ([None] * 3, "[DONE]")
+
+    rows = [TokenSurprisal("a", 1.00004, infinite), TokenSurprisal("b", nan, 2.0)]
+    monkeypatch.setattr(memory_routes, "surprisal_report", lambda *_: rows)
+    found = http.post("/v1/memories/wild/surprise", json={"documents": DOCUMENTS})
+    assert found.json()["tokens"] == [
+        {"text": "a", "before": 1.0, "after": None},
+        {"text": "b", "before": None, "after": 2.0},
+    ]
+
+
+def test_an_event_is_json():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        sse_event({"loss": float("nan")})
 
 
 @pytest.mark.parametrize("stored", [True, False])

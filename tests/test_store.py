@@ -1,6 +1,8 @@
 """Memories under budgets: least recently used first, never one that is held, bit-identical when read again."""
 
+import errno
 import json
+import logging
 from pathlib import Path
 from threading import Thread
 
@@ -8,8 +10,9 @@ import pytest
 import torch
 
 from fastmem import FastMem
-from fastmem.errors import InputError, MemoryFileError, MemoryMismatchError
+from fastmem.errors import InputError, MemoryFileError, MemoryMismatchError, StorageError
 from fastmem.memory.recipe import Recipe
+from fastmem.serve import store as store_module
 from fastmem.serve.engine import Engine
 from fastmem.serve.jobs import AnswerFinished
 from fastmem.serve.limits import Limits
@@ -209,6 +212,56 @@ def test_deleting_while_held_and_while_saving(llm, tmp_path):
     assert store.of_tenant("t") == []
 
 
+def kept_on_disk(monkeypatch, suffix):
+    """Files that end so cannot be removed until `monkeypatch.undo()`."""
+    unlink = Path.unlink
+
+    def refused(self, missing_ok=False):
+        if self.suffix == suffix:
+            raise OSError(errno.EROFS, "Read-only file system", str(self))
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_memory_that_cannot_be_deleted_stays_until_it_can(llm, tmp_path, monkeypatch, suffix):
+    store = Store(llm, folder=tmp_path)
+    entry = made(store, llm, "a", name="alpha")
+    kept_on_disk(monkeypatch, suffix)
+    with pytest.raises(StorageError, match=r"cannot be deleted from the store \(Read-only file system\): try again"):
+        store.delete(entry)
+    assert store.find("t", "alpha") is entry
+    monkeypatch.undo()
+    store.delete(entry)
+    assert store.find("t", "alpha") is None
+    assert list(tmp_path.glob("mem-*")) == []
+
+
+def test_a_file_that_cannot_be_removed_keeps_no_other_memory_from_being_written(llm, tmp_path, monkeypatch, caplog):
+    store = Store(llm, folder=tmp_path)
+    a = made(store, llm, "a")
+    store.budget = Budget(disk_bytes=1)
+    kept_on_disk(monkeypatch, ".json")
+    with caplog.at_level(logging.WARNING, "fastmem"):
+        b = made(store, llm, "b")
+    assert (a.problem, b.problem) == ("", "")
+    assert store.find("t", a.source.key) is a
+    assert f"{a.source.key}.safetensors could not be removed: " in caplog.text
+    assert store.evictions["disk"] == 0
+
+
+def test_a_damaged_file_that_cannot_be_removed_is_refused_as_damaged(llm, size, tmp_path, monkeypatch):
+    store = Store(llm, Budget(ram_bytes=size), tmp_path)
+    a = made(store, llm, "a")
+    made(store, llm, "b")
+    a.path.write_bytes(a.path.read_bytes()[:-7])
+    kept_on_disk(monkeypatch, ".json")
+    with pytest.raises(MemoryFileError):
+        store.load(store.hold(a.source))
+    assert store.find("t", a.source.key) is None
+
+
 @pytest.mark.parametrize("leaving", ["deleted", "evicted"])
 def test_a_download_that_began_is_whole_whatever_happens_to_the_memory(llm, tmp_path, monkeypatch, leaving):
     """The memory leaves the disk in the moment between finding out where it is and opening its file."""
@@ -236,6 +289,45 @@ def test_a_download_that_began_is_whole_whatever_happens_to_the_memory(llm, tmp_
         others[0].join()
         assert not path.exists()
         assert file.read() == content
+
+
+@pytest.mark.parametrize("change", ["saved", "renamed", "deleted"])
+def test_a_slow_disk_does_not_keep_others_from_finding_memories(llm, tmp_path, monkeypatch, change):
+    store = Store(llm, folder=tmp_path)
+    other, entry = made(store, llm, "other"), made(store, llm, "a")
+    found = []
+
+    def meanwhile(*_, **__):
+        finding = Thread(target=lambda: found.append(store.find("t", other.source.key)))
+        finding.start()
+        finding.join(60)
+        assert not finding.is_alive()
+
+    monkeypatch.setattr(store_module, "write_record", meanwhile)
+    if change == "saved":
+        store.save(entry)
+    elif change == "renamed":
+        store.rename(entry, "n")
+    else:
+        monkeypatch.setattr(Path, "unlink", meanwhile)
+        store.delete(entry)
+    assert set(found) == {other}
+
+
+def test_a_memory_that_is_deleted_while_it_is_read_is_refused_as_missing(llm, size, tmp_path, monkeypatch):
+    store = Store(llm, Budget(ram_bytes=size), tmp_path)
+    entry = made(store, llm, "a")
+    made(store, llm, "b")  # leaves RAM
+    store.hold(entry.source)
+
+    def opening(path, mode, really=open):
+        file = really(path, mode)
+        store.delete(entry)
+        return file
+
+    monkeypatch.setattr(store_module, "open", opening, raising=False)
+    with pytest.raises(MemoryFileError):
+        store.load(entry)
 
 
 def test_what_is_neither_in_ram_nor_on_disk_is_no_download(llm, size, tmp_path):
@@ -268,6 +360,7 @@ def test_names_are_the_tenants_own(llm):
     made(store, llm, "a", tenant="other", name="n")
     with pytest.raises(InputError, match="belongs to memory"):
         store.rename(b, "n")
+    store.rename(a, "n")
     assert store.find("t", "n") is a
     assert store.find("nobody", "n") is None
     assert store.find("nobody", a.source.key) is None

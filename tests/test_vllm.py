@@ -1,6 +1,7 @@
 """`fastmem serve --vllm`, in front of a stand-in for vLLM (`vllm_stand_in.py`). The real one: `make test-vllm`."""
 
 import hashlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +11,7 @@ from openai import OpenAI
 
 from fastmem import Recipe
 from fastmem.errors import InputError, StorageError
+from fastmem.serve import app as app_module
 from fastmem.serve.adapter_folder import AdapterFolder, adapter_name
 from fastmem.serve.app import create_app
 from fastmem.serve.limits import EngineLimits
@@ -439,6 +441,20 @@ def test_options_that_cannot_work_are_refused(llm, tmp_path):
     full = make_llm()
     with pytest.raises(InputError, match="parametrization 'lora'"):
         create_app(full, vllm=VllmOptions(("http://a:1",), tmp_path))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_refused_server_leaves_no_thread_and_no_folder(llm, tmp_path, monkeypatch, late):
+    """late: the error comes after all parts have been made."""
+    before = set(threading.enumerate())
+    options = {"folder": tmp_path / "store", "vllm": VllmOptions(("http://a:1",), tmp_path / "adapters")}
+    with monkeypatch.context() as patch:
+        if late:
+            patch.setattr(app_module, "install_error_handlers", lambda app: 1 / 0)
+        with pytest.raises(ZeroDivisionError if late else InputError):
+            create_app(llm if late else make_llm(), **options)
+    assert set(threading.enumerate()) <= before
+    create_app(llm, **options).state.service.engine.close(timeout_seconds=60)
 
 
 def test_the_check_names_what_is_missing(llm, vllm, tmp_path):

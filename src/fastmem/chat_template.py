@@ -1,7 +1,7 @@
 """What a tokenizer's chat template makes of a conversation, as text, and which tokens only the template may write."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,16 +29,20 @@ def template(tokenizer: Any) -> str | None:
 
 
 def rendered(
-    tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = False, **options: Any
+    tokenizer: Any,
+    messages: list[dict[str, str]],
+    add_generation_prompt: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of a conversation. Errors: `InputError` for messages that the template refuses."""
+    """The text of a conversation. options: variables of the template. Errors: `InputError` for messages that the
+    template refuses."""
     with explained_refusal():
         return tokenizer.apply_chat_template(
             messages,
             chat_template=template(tokenizer),
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
-            **options,
+            **(options or {}),
         )
 
 

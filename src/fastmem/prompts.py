@@ -137,7 +137,7 @@ def chat_ids_before(
     """
     ids, offsets = _chat_encoding(tokenizer, messages, options, offsets=tokenizer.is_fast)
     # Without the header of the answer, which could match, too.
-    position = rendered(tokenizer, list(messages), **(options or {})).rfind(end.strip())
+    position = rendered(tokenizer, list(messages), options=options).rfind(end.strip())
     return ids, _ending_before(offsets, position)
 
 

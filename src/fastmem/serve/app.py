@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -85,38 +85,50 @@ def create_app(
     llm.split_model.require_decoder_only("the server")
     if admin_key is not None:
         check_key("admin_key", admin_key)
-    keys = Keys(api_keys, keys_file)
-    metrics = Metrics()
-    store = Store(llm, budget, folder)
-    engine = Engine(llm, store, engine_limits, metrics.count_engine_event)
-    limits, writers = limits or Limits(), None
+    limits = limits or Limits()
     if vllm is not None:
         limits = replace(limits, adapter_rank=llm.recipe.rank)
         check_adapter(llm.recipe, limits)
-        writers = VllmAnswers(engine, vllm, metrics.count_engine_event)
-    metrics.registry.register(StoreCollector(engine, store, writers))
-    service = Service(
-        llm=llm,
-        store=store,
-        engine=engine,
-        metrics=metrics,
-        text=TextThread(llm),
-        name=name or llm.name,
-        aliases=tuple(aliases),
-        started=int(time.time()),
-        limits=limits,
-        keys=keys,
-        admin_key=admin_key,
-        template=template,
-        vllm=writers,
-    )
+    keys, metrics = Keys(api_keys, keys_file), Metrics()
+    with ExitStack() as on_error:  # an application that is refused leaves no thread and no lock
+        store = Store(llm, budget, folder)
+        on_error.callback(store.close)
+        engine = Engine(llm, store, engine_limits, metrics.count_engine_event)
+        on_error.callback(engine.close)
+        writers = None
+        if vllm is not None:
+            writers = VllmAnswers(engine, vllm, metrics.count_engine_event)
+            on_error.callback(writers.folder.close)
+        metrics.registry.register(StoreCollector(engine, store, writers))
+        service = Service(
+            llm=llm,
+            store=store,
+            engine=engine,
+            metrics=metrics,
+            text=TextThread(llm),
+            name=name or llm.name,
+            aliases=tuple(aliases),
+            started=int(time.time()),
+            limits=limits,
+            keys=keys,
+            admin_key=admin_key,
+            template=template,
+            vllm=writers,
+        )
+        app = _application(service, allowed_hosts, allowed_origins)
+        on_error.pop_all()
+    return app
+
+
+def _application(service: Service, allowed_hosts: Sequence[str], allowed_origins: Sequence[str]) -> FastAPI:
+    """The routes of a service, and its end."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        if writers is not None:
-            await writers.close()
-        engine.close(timeout_seconds=limits.shutdown_seconds)
+        if service.vllm is not None:
+            await service.vllm.close()
+        service.engine.close(timeout_seconds=service.limits.shutdown_seconds)
         service.text.close()
 
     app = FastAPI(title="FastMem", version=fastmem.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -146,12 +158,12 @@ def create_app(
     app.add_middleware(
         RequestMiddleware,
         refusal_of=AllowedHosts(allowed_hosts, allowed_origins).refusal,
-        accepts=partial(_has_accepted_key, keys),
-        body_bytes=limits.body_bytes,
-        body_seconds=limits.body_seconds,
-        pace=RefusalPace(limits.refused_share),
-        client_of=partial(_client_of, keys),
-        on_response=partial(_on_response, metrics),
+        accepts=partial(_has_accepted_key, service.keys),
+        body_bytes=service.limits.body_bytes,
+        body_seconds=service.limits.body_seconds,
+        pace=RefusalPace(service.limits.refused_share),
+        client_of=partial(_client_of, service.keys),
+        on_response=partial(_on_response, service.metrics),
     )
     return app
 

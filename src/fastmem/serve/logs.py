@@ -26,6 +26,14 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__}{f': {text}' if text else ''} at {where or 'an unknown place'}"
 
 
+def reason_of(error: BaseException) -> str:
+    """What the system says of a failure, without a path."""
+    told: BaseException | None = error
+    while told is not None and not (isinstance(told, OSError) and told.strerror):
+        told = told.__cause__
+    return told.strerror if isinstance(told, OSError) and told.strerror else type(error).__name__
+
+
 def _system_text(error: BaseException) -> str:
     return (error.strerror or "") if isinstance(error, OSError) else ""
 

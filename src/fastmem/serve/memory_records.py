@@ -1,8 +1,9 @@
 """The record of a stored memory: a JSON file beside its safetensors file, to list memories without reading them.
 
-Both files are replaced atomically, the memory first. A memory without a record was not finished and is ignored. A
-record holds a digest of itself; one that does not agree with it, or does not make sense, is set aside with its memory
-in `damaged/` and never keeps the others from loading.
+Both files are replaced atomically, the memory first. A record holds a digest of itself; one that does not agree with
+it, or does not make sense, is set aside with its memory in `damaged/` and never keeps the others from loading. So is a
+memory without a record, which was not finished or is somebody's download. Files with other names than those of the
+store are left alone.
 """
 
 import hashlib
@@ -26,6 +27,8 @@ from fastmem.serve.schemas import MEMORY_NAME
 
 RECORD_VERSION = 3  # 2 had no digest
 DAMAGED = "damaged"
+_KEY = re.compile(r"mem-[0-9a-f]{32}")
+_PART = re.compile(r"\.mem-[0-9a-f]{32}\.(json|safetensors)\.\d+-[0-9a-f]{8}\.tmp")  # see `atomic_write.py`
 
 log = logging.getLogger("fastmem")
 
@@ -63,6 +66,8 @@ def stored_memories(folder: Path) -> Iterator[tuple[MemorySource, dict[str, Any]
     """
     found = []
     for path in folder.glob("mem-*.json"):
+        if not _KEY.fullmatch(path.stem):
+            continue
         memory_path = path.with_suffix(".safetensors")
         try:
             record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
@@ -71,7 +76,7 @@ def stored_memories(folder: Path) -> Iterator[tuple[MemorySource, dict[str, Any]
             source = _checked(record, path.stem)
             record.pop("digest", None)
         except Exception as error:  # whatever somebody wrote into a file
-            _set_aside(path, error)
+            _set_aside(f"the record {path.name} is damaged ({cause(error)})", path, memory_path)
             continue
         if memory_path.is_file():
             found.append((record["created"], source.key, source, record, memory_path))
@@ -79,11 +84,17 @@ def stored_memories(folder: Path) -> Iterator[tuple[MemorySource, dict[str, Any]
         yield source, record, memory_path
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed server or a full disk left unfinished: weights without a record, parts of files."""
-    for path in [*folder.glob("mem-*.safetensors"), *folder.glob(".mem-*.tmp")]:
-        if path.suffix == ".tmp" or not path.with_suffix(".json").exists():
+def clear_leftovers(folder: Path) -> None:
+    """Clear away what a killed server or a full disk left: parts of files, and weights without a record.
+
+    The latter are set aside, as they can also be downloads, which have the same names. Errors: `OSError`.
+    """
+    for path in folder.glob(".mem-*.tmp"):
+        if _PART.fullmatch(path.name):
             path.unlink(missing_ok=True)
+    for path in folder.glob("mem-*.safetensors"):
+        if _KEY.fullmatch(path.stem) and not path.with_suffix(".json").exists():
+            _set_aside(f"{path.name} has no record", path)
 
 
 def _refuse(constant: str) -> None:
@@ -121,13 +132,13 @@ def _recipe(fields: str) -> Recipe:
     return Recipe(**json.loads(fields))
 
 
-def _set_aside(path: Path, error: Exception) -> None:
-    """Move a damaged record and its memory to where they harm nobody."""
-    log.warning("the record %s is damaged and was set aside in %s/: %s", path.name, DAMAGED, cause(error))
+def _set_aside(reason: str, *files: Path) -> None:
+    """Move files that the store cannot use to where they harm nobody."""
     try:
-        (path.parent / DAMAGED).mkdir(exist_ok=True)
-        for file in (path, path.with_suffix(".safetensors")):
+        (files[0].parent / DAMAGED).mkdir(exist_ok=True)
+        for file in files:
             if file.exists():
-                file.replace(path.parent / DAMAGED / file.name)
+                file.replace(file.parent / DAMAGED / file.name)
+        log.warning("%s and was set aside in %s/.", reason, DAMAGED)
     except OSError as problem:
-        log.warning("the record %s could not be moved: %s", path.name, cause(problem))
+        log.warning("%s and could not be moved: %s", reason, cause(problem))

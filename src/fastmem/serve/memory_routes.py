@@ -18,7 +18,7 @@ from fastmem.serve.http_errors import HttpRefusal, error_response
 from fastmem.serve.jobs import ActionFinished, Job, JobFailed, MemorizeProgress
 from fastmem.serve.mailbox import Mailbox, with_memory
 from fastmem.serve.memory_source import requested_recipe, source_of, text_digest
-from fastmem.serve.responses import memory_object, sse_event
+from fastmem.serve.responses import finite, memory_object, sse_event
 from fastmem.serve.schemas import MemoryRequest, SurpriseRequest
 from fastmem.serve.service import service_of
 from fastmem.serve.store import Entry
@@ -94,7 +94,7 @@ async def make_memory(body: MemoryRequest, request: Request) -> Response:
             return EventStream(close, _progress(mailbox, named, request.state.request_id))
         while not isinstance(event := (await mailbox.next_or_gone(request))[1], ActionFinished):
             pass
-        return JSONResponse(named(event))
+        return JSONResponse(await run_in_threadpool(named, event))
     finally:
         if not streaming:
             mailbox.close()
@@ -108,15 +108,14 @@ async def _progress(
     while True:
         _, event = await mailbox.next()
         if isinstance(event, MemorizeProgress):
-            yield sse_event(
-                {"object": "memory.progress", "step": event.step, "steps": event.steps, "loss": event.loss}
-            )
+            progress = {"step": event.step, "steps": event.steps, "loss": finite(event.loss)}
+            yield sse_event({"object": "memory.progress"} | progress)
         elif isinstance(event, JobFailed):
             yield sse_event(bytes(error_response(event.error, request_id).body).decode())
             return
         elif isinstance(event, ActionFinished):
             try:
-                yield sse_event(named(event))
+                yield sse_event(await run_in_threadpool(named, event))
                 yield sse_event("[DONE]")
             except FastMemError as error:
                 yield sse_event(bytes(error_response(error, request_id).body).decode())
@@ -167,7 +166,7 @@ async def delete_memory(reference: str, request: Request, cache_salt: str | None
     """Delete one memory, also on disk. Running answers that use it are completed."""
     service = service_of(request)
     entry = service.memory(service.tenant(request, cache_salt), reference)
-    service.store.delete(entry)
+    await run_in_threadpool(service.store.delete, entry)
     if service.vllm is not None:
         await service.vllm.delete(entry.source)
     return {"id": entry.source.key, "object": "memory.deleted", "deleted": True}
@@ -175,7 +174,7 @@ async def delete_memory(reference: str, request: Request, cache_salt: str | None
 
 @router.post("/{reference}/surprise")
 async def surprise(reference: str, body: SurpriseRequest, request: Request) -> dict[str, Any]:
-    """The surprisal of every token of the documents, in nats, before and after memorizing."""
+    """The surprisal of every token of the documents, in nats, before and after memorizing; null if not finite."""
     service = service_of(request)
     tenant, llm = service.tenant(request, body.cache_salt), service.llm
     entry = service.memory(tenant, reference)
@@ -186,5 +185,9 @@ async def surprise(reference: str, body: SurpriseRequest, request: Request) -> d
         raise InputError(text, field="documents")
     tokens = await service.text.run(lambda: llm.memory_tokens(text, entry.source.recipe))
     done = await with_memory(service, request, entry.source, lambda memory: surprisal_report(llm, tokens, memory))
-    rows = [{"text": t.text, "before": round(t.before, 4), "after": round(t.after, 4)} for t in done.result]
+    rows = [{"text": t.text, "before": _shown(t.before), "after": _shown(t.after)} for t in done.result]
     return {"object": "surprise", "tokens": rows}
+
+
+def _shown(surprisal: float) -> float | None:
+    return finite(round(surprisal, 4))

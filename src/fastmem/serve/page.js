@@ -56,6 +56,7 @@ async function answer(side, body, signal) {
 }
 
 const seconds = s => s < 1 ? Math.round(s * 1000) + " ms" : s.toFixed(2) + " s";
+const decimals = n => n === null ? "not finite" : n.toFixed(2);
 const mega = b => b >= 1e6 ? (b / 1e6).toFixed(1) + " MB" : (b / 1e3).toFixed(0) + " kB";
 
 const nameOf = memory => memory.name || memory.id;
@@ -94,7 +95,7 @@ function showTokens() {
   }));
 }
 
-const valuesOf = t => t.before.toFixed(2) + " nats before, " + t.after.toFixed(2) + " after";
+const valuesOf = t => decimals(t.before) + " nats before, " + decimals(t.after) + " after";
 
 function showToken(t) { $("token-note").textContent = "\u201c" + t.text.trim() + "\u201d: " + valuesOf(t); }
 
@@ -151,7 +152,7 @@ async function memorize(documents, recipe, name, signal) {
       if (one.object !== "memory.progress") { memory = one; return; }
       $("progress").max = one.steps;
       $("progress").value = one.step + 1;
-      $("progress-note").textContent = "step " + (one.step + 1) + " of " + one.steps + ", loss " + one.loss.toFixed(2);
+      $("progress-note").textContent = "step " + (one.step + 1) + " of " + one.steps + ", loss " + decimals(one.loss);
     });
     return memory;
   } finally { $("making").hidden = true; }

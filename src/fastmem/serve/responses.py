@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import isfinite
 from typing import Any
 
 from fastmem.answer.running_batch import Piece
@@ -134,10 +135,16 @@ def error_object(message: str, kind: str, param: str | None = None, code: str | 
     return {"error": {name: text and text.encode("utf-8", "replace").decode() for name, text in found.items()}}
 
 
-def sse_event(data: Mapping[str, Any] | str) -> bytes:
-    """One server-sent event."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
-    return f"data: {text}\n\n".encode()
+def finite(number: float) -> float | None:
+    """The number, or None for one that JSON lacks: NaN and infinities."""
+    return number if isfinite(number) else None
+
+
+def sse_event(data: Mapping[str, Any] | str, kind: str | None = None) -> bytes:
+    """One server-sent event. kind: its name, if it has one. Errors: `ValueError` for a number that JSON lacks."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, allow_nan=False)
+    name = f"event: {kind}\n" if kind is not None else ""
+    return f"{name}data: {text}\n\n".encode()
 
 
 def chat_logprobs(pieces: Sequence[Piece], tokenizer: Any) -> dict[str, Any]:

@@ -15,12 +15,21 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from fastmem.answer.running_batch import Piece
+from fastmem.errors import InputError
 from fastmem.serve.completion_routes import EventStream, asked_of
 from fastmem.serve.http_errors import error_response
 from fastmem.serve.jobs import AnswerFinished, JobFailed
 from fastmem.serve.mailbox import Mailbox
-from fastmem.serve.responses import CommonFields, costs
-from fastmem.serve.schemas import ChatRequest, Generation, JsonSchema, Message, ResponseFormat, Strict
+from fastmem.serve.responses import CommonFields, costs, sse_event
+from fastmem.serve.schemas import (
+    MAX_MESSAGES,
+    ChatRequest,
+    Generation,
+    JsonSchema,
+    Message,
+    ResponseFormat,
+    Strict,
+)
 from fastmem.serve.service import Service, service_of
 
 router = APIRouter(prefix="/v1")
@@ -78,18 +87,21 @@ class TextOptions(Strict):
 class ResponsesRequest(Generation):
     """`POST /v1/responses`."""
 
-    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=1024, fail_fast=True)]
+    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     text: TextOptions = TextOptions()
     truncation: Literal["disabled"] = "disabled"
 
     def as_chat(self) -> ChatRequest:
-        """The same as a chat request. Errors: `InputError`, as pydantic reports it."""
+        """The same as a chat request. Errors: `InputError` for more messages than a chat has."""
         turns = [Message(role="user", content=self.input)] if isinstance(self.input, str) else []
         turns += [turn.as_chat() for turn in self.input if not isinstance(turn, str)]
         if self.instructions is not None:
             turns.insert(0, Message(role="system", content=self.instructions))
+        if len(turns) > MAX_MESSAGES:
+            text = f"input and instructions are {len(turns)} messages: give at most {MAX_MESSAGES}."
+            raise InputError(text, field="input")
         shared = {name: getattr(self, name) for name in self.model_fields_set & Generation.model_fields.keys()}
         own = {"max_tokens": self.max_output_tokens, "response_format": self.text.format.as_chat()}
         return ChatRequest.model_validate(shared | {"messages": turns} | own)
@@ -134,7 +146,7 @@ async def _events(
         nonlocal count
         data = {"type": kind, "sequence_number": count} | fields
         count += 1
-        return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+        return sse_event(data, kind)
 
     place = {"item_id": item, "output_index": 0, "content_index": 0}
     try:

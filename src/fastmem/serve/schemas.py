@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MAX_SCHEMA = 32_768
 MAX_ITEMS = 262_144  # token ids of a prompt
 MAX_FIELDS = 64
+MAX_MESSAGES = 1024
 MEMORY_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 Template = Literal["context", "question"]
 _T = TypeVar("_T")
@@ -37,6 +38,7 @@ NO_OPS: dict[str, list[Any]] = {
     "logprobs": [[], False],
     "metadata": [{}],
     "modalities": [["text"]],
+    "n": [1],
     "parallel_tool_calls": [True, False],
     "previous_response_id": [""],
     "reasoning_effort": ["none"],
@@ -123,7 +125,7 @@ class Message(Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=1024, fail_fast=True)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class StreamOptions(Strict):
@@ -133,8 +135,7 @@ class StreamOptions(Strict):
 
 
 class Generation(Strict):
-    """Fields of both kinds of request. temperature: the default is 0 (greedy) for one answer, for several OpenAI's 1,
-    as equal ones would be of no use. user: ignored."""
+    """Fields of all kinds of request for an answer. temperature: the default is 0 (greedy). user: ignored."""
 
     model: _Name
     documents: _Documents = Field(default_factory=list)
@@ -149,7 +150,6 @@ class Generation(Strict):
     repetition_penalty: float = Field(1.0, gt=0, le=10)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: _Stop | Annotated[list[_Stop], Field(max_length=16, fail_fast=True)] | None = None
-    n: int = Field(1, ge=1)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict, max_length=1024)
@@ -171,11 +171,21 @@ class Generation(Strict):
             "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
             "stop_token_ids", "ignore_eos", "seed",
         )  # fmt: skip
-        usual = 1.0 if self.n > 1 else 0.0
-        temperature = usual if self.temperature is None else self.temperature
-        return {"temperature": temperature, "min_new_tokens": self.min_tokens} | {
+        return {"temperature": self.temperature or 0.0, "min_new_tokens": self.min_tokens} | {
             name: getattr(self, name) for name in names
         }
+
+
+class Completions(Generation):
+    """What `/v1/responses` has not. n: answers to each prompt. Several have OpenAI's default temperature, 1, as equal
+    ones would be of no use."""
+
+    n: int = Field(1, ge=1)
+
+    def sampling(self) -> dict[str, Any]:
+        """The options of `Decoding` that choose tokens and end the answer."""
+        several = self.n > 1 and self.temperature is None
+        return super().sampling() | ({"temperature": 1.0} if several else {})
 
 
 class JsonSchema(Strict):
@@ -210,7 +220,7 @@ class ResponseFormat(Strict):
         return {"type": "object"} if self.json_schema is None else self.json_schema.definition
 
 
-class ChatRequest(Generation):
+class ChatRequest(Completions):
     """`POST /v1/chat/completions`. Documents are put before the last message, which must be the user's."""
 
     messages: Messages
@@ -226,7 +236,7 @@ class ChatRequest(Generation):
         return [message.plain()["content"] for message in self.messages]
 
 
-class CompletionRequest(Generation):
+class CompletionRequest(Completions):
     """`POST /v1/completions`: one or several prompts, as text or token ids, without a chat template."""
 
     prompt: str | _Several[int] | _Several[str] | _Several[_Several[int]]

@@ -5,9 +5,11 @@ difference). A memory in RAM is written to disk soon after it was made, so evict
 loading it again is bit-identical. Without a folder, a memory evicted from RAM is lost. Entries in use are held, and
 held entries are never evicted. The budgets count them too, so `hold` can fail for lack of room.
 
-Threads: methods that change entries take one lock; `save` and `load` write and read weights outside of it.
+Threads: methods that change entries take one lock, which the event loop needs for every request, so weights and
+records are written outside of it. Who writes a record, or removes or opens files, takes another lock before that one.
 """
 
+import logging
 import threading
 from dataclasses import replace
 from functools import cache
@@ -19,10 +21,13 @@ from fastmem.errors import FastMemError, InputError, MemoryFileError, StorageErr
 from fastmem.memory.memory import Memory
 from fastmem.model import FastMem
 from fastmem.serve.folder_lock import lock_folder
+from fastmem.serve.logs import cause, reason_of
 from fastmem.serve.memory_budget import Budget, Entry, check_budget, evictions, memory_bytes
-from fastmem.serve.memory_records import new_record, remove_leftovers, stored_memories, write_record
+from fastmem.serve.memory_records import clear_leftovers, new_record, stored_memories, write_record
 from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.tenants import QuotaError
+
+log = logging.getLogger("fastmem")
 
 
 class Store:
@@ -37,7 +42,7 @@ class Store:
         self.evictions = {"device": 0, "ram": 0, "disk": 0}
         self._entries: dict[str, Entry] = {}
         self._names: dict[tuple[str, str], str] = {}  # (tenant, name) -> key, of memories and of those to be made
-        self._lock = threading.RLock()
+        self._lock, self._files = threading.RLock(), threading.Lock()
         self._clock = 0
         check_budget(self.llm, self.budget, llm.recipe)
         if folder is not None:
@@ -109,12 +114,13 @@ class Store:
         try:
             if memory is not None and self._entries.get(entry.source.key) is entry:
                 memory.save(path)
-                with self._lock:
+                with self._files:
                     write_record(entry.record, path)
-                    entry.path, entry.disk_bytes, entry.problem = path, path.stat().st_size, ""
-                    if self._entries.get(entry.source.key) is not entry:  # deleted meanwhile
-                        self._unlink(entry)
-                    self._shrink_disk()
+                    with self._lock:
+                        entry.path, entry.disk_bytes, entry.problem = path, path.stat().st_size, ""
+                        if self._entries.get(entry.source.key) is not entry:  # deleted meanwhile
+                            self._try_unlink(entry)
+                        self._shrink_disk()
         except OSError as error:
             entry.problem = reason_of(error)
             if entry.path is None:
@@ -137,19 +143,21 @@ class Store:
         Errors: `FastMemError` for a damaged or missing file, whose entry is removed; `StorageReadError` for one that
         cannot be read now, for instance because too many files are open.
         """
+        path = entry.path  # another thread may delete the entry
         try:
-            if entry.path is None:
+            if path is None:
                 raise MemoryFileError(f"memory {entry.source.key} was deleted before it was read: make it again.")
-            with open(entry.path, "rb"):  # says why; safetensors does not
+            with open(path, "rb"):  # says why; safetensors does not
                 pass
-            entry.memory = _in_ram(Memory.load(entry.path, model=self.llm))
+            entry.memory = _in_ram(Memory.load(path, model=self.llm))
         except (FastMemError, OSError) as error:
             cause = error.__cause__ if isinstance(error, MemoryFileError) else error
             if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | FastMemError):
                 text = f"the memory cannot be read from the store now ({reason_of(error)}): try again later."
                 raise StorageReadError(text) from error
-            with self._lock:
+            with self._files, self._lock:
                 self._forget(entry)
+                self._try_unlink(entry)
             raise
         finally:
             entry.loading = False
@@ -160,7 +168,7 @@ class Store:
         Errors: `StorageReadError` if that is not possible now; `InputError` for a memory that is gone.
         """
         try:
-            with self._lock:  # an open file stays whole; one that is only named could be evicted before it is opened
+            with self._files:  # an open file stays whole; one that is only named could be evicted before it is opened
                 if entry.path is not None:
                     return entry.path.open("rb")
                 memory = entry.memory
@@ -200,25 +208,34 @@ class Store:
                 del self._names[tenant, name]
 
     def rename(self, entry: Entry, name: str) -> None:
-        """Give a made memory a name instead of its former one, also on disk. Errors: `InputError` if it is taken."""
-        with self._lock:
-            if (owner := self.claim(entry.source.tenant, name, entry.source.key)) is not None:
+        """Give a made memory another name, also on disk. Errors: `InputError` if it is taken, `StorageError`."""
+        tenant, key = entry.source.tenant, entry.source.key
+        with self._files:
+            if (owner := self.claim(tenant, name, key)) is not None:
                 raise InputError(f"the name {name!r} belongs to memory {owner}: delete it or choose another.")
             renamed, former = entry.record | {"name": name}, entry.record["name"]
             try:
                 if entry.path is not None:
                     write_record(renamed, entry.path)
             except OSError as error:
-                self._names.pop((entry.source.tenant, name), None)
+                self.unclaim(tenant, name, key)
                 text = f"the store did not accept the new name ({reason_of(error)}): try again later."
                 raise StorageError(text) from error
-            self._names.pop((entry.source.tenant, former), None)
-            entry.record = renamed
+            with self._lock:
+                entry.record = renamed
+                self.unclaim(tenant, former, key)
 
     def delete(self, entry: Entry) -> None:
-        """Remove an entry, also on disk. Jobs that hold it can use it until they release it."""
-        with self._lock:
-            self._forget(entry)
+        """Remove an entry, also on disk. Jobs that hold it can use it until they release it. Errors: `StorageError`
+        if its files cannot be removed; it then stays."""
+        with self._files:
+            try:
+                self._unlink(entry)
+            except OSError as error:
+                text = f"the memory cannot be deleted from the store ({reason_of(error)}): try again later."
+                raise StorageError(text) from error
+            with self._lock:
+                self._forget(entry)
 
     def close(self) -> None:
         """Leave the folder to other servers."""
@@ -268,15 +285,15 @@ class Store:
                 self._forget(entry)
 
     def _shrink_disk(self) -> None:
+        """Remove what was used longest ago. With the lock, so that nobody holds an entry that is being removed."""
         on_disk = sorted((e for e in self._entries.values() if e.path is not None), key=lambda e: e.used)
         size_bytes = sum(e.disk_bytes for e in on_disk)
         for entry in on_disk:
             if self.budget.disk_bytes is None or size_bytes <= self.budget.disk_bytes:
                 break
-            if not entry.holders:
-                size_bytes -= entry.disk_bytes
+            if not entry.holders and (freed := self._try_unlink(entry)):
+                size_bytes -= freed
                 self.evictions["disk"] += 1
-                self._unlink(entry)
                 if entry.memory is None:
                     self._forget(entry)
 
@@ -286,17 +303,27 @@ class Store:
             name = (entry.source.tenant, str(entry.record.get("name") or entry.source.name))
             if self._names.get(name) == entry.source.key:
                 del self._names[name]
-        self._unlink(entry)
 
     def _unlink(self, entry: Entry) -> None:
+        """Remove the files of an entry: the record first, without which the weights are no memory. Errors: `OSError`,
+        and the entry keeps its path."""
         if entry.path is not None:
             entry.path.with_suffix(".json").unlink(missing_ok=True)
             entry.path.unlink(missing_ok=True)
         entry.path, entry.disk_bytes = None, 0
 
+    def _try_unlink(self, entry: Entry) -> int:
+        """The same where nobody waits for it: a failure goes to the log. Returns the bytes that are free now."""
+        path, size_bytes = entry.path, entry.disk_bytes
+        try:
+            self._unlink(entry)
+        except OSError as error:
+            log.warning("the stored memory %s could not be removed: %s", path and path.name, cause(error))
+        return size_bytes - entry.disk_bytes
+
     def _find_stored(self, folder: Path) -> None:
         """Find memories that an earlier server stored. Those of other bases and tokenizers are ignored."""
-        remove_leftovers(folder)
+        clear_leftovers(folder)
         # Asked once: both look at all parameters of the model (1.2 ms for each of 5,000 memories).
         base_digest = cache(lambda layers: self.llm.base(layers).digest)
         bytes_of = cache(lambda recipe: memory_bytes(self.llm, recipe))
@@ -313,14 +340,6 @@ class Store:
                 if record["name"] is not None:
                     self._names.setdefault((source.tenant, record["name"]), source.key)
         self._shrink_disk()
-
-
-def reason_of(error: BaseException) -> str:
-    """What the system says of a failure, without a path."""
-    told: BaseException | None = error
-    while told is not None and not (isinstance(told, OSError) and told.strerror):
-        told = told.__cause__
-    return told.strerror if isinstance(told, OSError) and told.strerror else type(error).__name__
 
 
 def _in_ram(memory: Memory) -> Memory:
