@@ -4,6 +4,8 @@ Never are the old weights used in silence.
 """
 
 import copy
+import threading
+from contextlib import suppress
 
 import pytest
 import torch
@@ -185,6 +187,33 @@ def test_adapters_that_are_switched_are_refused():
     adapted.merge_adapter()
     with pytest.raises(InputError, match=REFUSED):
         llm.logits(PROMPT.ids)
+
+
+def test_no_thread_uses_what_another_one_is_dropping(llm, monkeypatch):
+    """The first thread has noticed a change and has not dropped the old modules yet when the second one asks."""
+    memory = llm.memorize(DOCUMENT, RECIPE)
+    old = llm.ffn(memory)
+    write_in_place(llm.model)
+    noticed, asked, found = threading.Event(), threading.Event(), []
+    forget = llm.split_model.forget_weights
+
+    def slowly():
+        noticed.set()
+        asked.wait(0.5)
+        forget()
+
+    def ask():
+        noticed.wait()
+        with suppress(MemoryMismatchError):  # the memory does not fit the new weights
+            found.append(llm.ffn(memory))
+        asked.set()
+
+    monkeypatch.setattr(llm.split_model, "forget_weights", slowly)
+    second = threading.Thread(target=ask)
+    second.start()
+    llm.logits(PROMPT.ids)
+    second.join()
+    assert old not in found
 
 
 def test_an_unchanged_model_keeps_its_caches(llm):

@@ -220,8 +220,7 @@ class FastMem:
         self.modules.release(memory)
 
     def _follow_model(self) -> None:
-        if self.modules.follow_model():
-            self.prefixes.clear()
+        self.modules.follow_model(dropped=self.prefixes.clear)
 
     @in_own_modes
     @torch.no_grad()

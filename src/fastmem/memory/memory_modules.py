@@ -23,7 +23,7 @@ class MemoryModules:
 
     def __init__(self, split_model: SplitModel):
         self.split_model = split_model
-        self._watch = ModelWatch(split_model.model)
+        self._watch, self._looking = ModelWatch(split_model.model), threading.Lock()
         self._digest = lru_cache(DIGESTS)(lambda layers: digest(split_model.parameters(layers)))
         self._sampled_digest: str | None = None
         self._modules: weakref.WeakKeyDictionary[Memory, FFN] = weakref.WeakKeyDictionary()
@@ -33,16 +33,16 @@ class MemoryModules:
     def __contains__(self, memory: Memory) -> bool:
         return memory in self._modules
 
-    def follow_model(self) -> bool:
-        """Drop everything if the model's weights were written to since; whether they were. Errors: `ModelWatch`'s."""
-        if not self._watch.written_to():
-            return False
-        self.split_model.forget_weights()
-        self._digest.cache_clear()
-        self._sampled_digest = None
-        self._modules.clear()
-        self.recipes.clear()
-        return True
+    def follow_model(self, dropped: Callable[[], None]) -> None:
+        """Drop everything if the model's weights were written to since, and call `dropped`. Errors: `ModelWatch`'s."""
+        with self._looking:  # nobody goes on with what was made of the old weights while another thread drops it
+            if self._watch.written_to():
+                self.split_model.forget_weights()
+                self._digest.cache_clear()
+                self._sampled_digest = None
+                self._modules.clear()
+                self.recipes.clear()
+                dropped()
 
     def unwritten(self) -> Callable[[], bool]:
         """A cheap check, for every token: whether the weights are still as they are now, as far as torch counts."""

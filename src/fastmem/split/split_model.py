@@ -168,9 +168,10 @@ class SplitModel:
 
     def dequantized_ffn(self, name: str) -> nn.Module:
         """The base's FFN module of that name with float weights: its own, or a copy if it is quantized."""
-        if name not in self._dequantized:
-            self._dequantized[name] = dequantized(self.own_ffn[name], self.dtype, self.family)
-        return self._dequantized[name]
+        found = self._dequantized.get(name)
+        if found is None:
+            found = self._dequantized[name] = dequantized(self.own_ffn[name], self.dtype, self.family)
+        return found
 
     def forget_weights(self) -> None:
         """Drop the float copies of quantized FFNs, because the model's weights have changed."""
@@ -331,7 +332,8 @@ class SplitModel:
         return model_copy
 
     def _head_alone(self, replace: dict[int, Any] | None = None) -> nn.Module:
-        """The model with its body taken out: what is left is the head. replace: as for `shared_copy`."""
+        """The model with its body taken out: what is left is the head. replace: as for
+        `weight_sharing_copy`."""
         body = self.model.get_submodule(self.structure.body)
         return weight_sharing_copy(
             self.model, {id(body): _PassThroughBody(self.structure.output_type, body)} | (replace or {})
