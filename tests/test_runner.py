@@ -1,5 +1,6 @@
 """An interrupted run ends with the same rows, another run is refused, and errors are counted."""
 
+import functools
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import lab_runs
 from fastmem import FastMem, Recipe
@@ -18,8 +20,11 @@ from fastmem.lab.run import evaluate_batch, run_files, runner
 from fastmem.lab.run.experiment import Experiment
 from fastmem.lab.run.run_files import Appender, read_examples, read_rows
 from fastmem.lab.run.runner import run
+from fastmem.lab.scores.summary import Scorers
 from fastmem.lab.tasks import load
+from fastmem.split.fingerprint import SAMPLED_NUMBERS
 from lab_runs import METHODS, experiment, questions, repeatable, write_questions
+from tiny_tokenizer import build_tokenizer
 
 
 @pytest.fixture
@@ -176,6 +181,73 @@ def test_another_model_or_other_data_is_refused(llm, tokenizer, tmp_path):
         run(other, experiment(("base",)), questions(tmp_path), tmp_path / "run")
     with pytest.raises(RunError, match=r"holds another run: data.revision was"):
         run(llm, experiment(("base",)), questions(tmp_path, 4), tmp_path / "run")
+
+
+def nudged(model, name: str):
+    """The model with another value in one matrix; `name` ends the name of its parameter."""
+    (parameter,) = [p for n, p in model.named_parameters() if n.endswith(name)]
+    with torch.no_grad():
+        parameter.view(-1)[0] += 1
+    return model
+
+
+@pytest.mark.parametrize("part", ["layers.0.self_attn.q_proj.weight", "layers.1.mlp.up_proj.weight"])
+def test_a_model_that_differs_outside_of_the_last_network_is_refused(llm, tokenizer, tmp_path, part):
+    from families import build
+
+    run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+    other = FastMem(nudged(build("llama"), part), tokenizer)
+    assert other.base() == llm.base()
+    with pytest.raises(RunError, match=r"holds another run: model.sampled_weights was '\w{16}', now '"):
+        run(other, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+
+
+def test_other_weights_of_the_tuned_layer_are_refused_though_no_sample_shows_them(llm, tokenizer, tmp_path):
+    from families import build
+
+    earlier = experiment(("base",), recipe=Recipe(learning_rate=1e-2, steps=3, layers=(-2,)))
+    run(llm, earlier, questions(tmp_path), tmp_path / "run")
+    model = build("llama")
+    weight = model.model.layers[1].mlp.up_proj.weight
+    assert weight.numel() > 2 * SAMPLED_NUMBERS
+    with torch.no_grad():
+        weight.view(-1)[1] += 1  # between two of the numbers that are sampled
+    with pytest.raises(RunError, match=r"holds another run: model.tuned_weights was '\w{16}', now '"):
+        run(FastMem(model, tokenizer), earlier, questions(tmp_path), tmp_path / "run")
+
+
+def test_another_tokenizer_and_another_template_are_refused(llm, llama, tokenizer, tmp_path):
+    run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+    for name, change in (
+        ("template", lambda own: setattr(own, "chat_template", own.chat_template + " ")),
+        ("tokenizer", lambda own: own.add_tokens(["harbour"])),
+    ):
+        other = build_tokenizer()
+        change(other)
+        with pytest.raises(RunError, match=rf"holds another run: model.{name} was '\w{{16}}', now '"):
+            run(FastMem(llama, other), experiment(("base",)), questions(tmp_path), tmp_path / "run")
+
+
+def test_what_an_old_run_did_not_record_is_unknown(llm, tmp_path):
+    data, folder = questions(tmp_path), tmp_path / "run"
+    run(llm, experiment(("base",)), data, folder)
+    about = json.loads((folder / run_files.RUN).read_text())
+    model = about["identity"]["model"]
+    about["identity"]["model"] = {name: model[name] for name in ("family", "digest", "dtype")}
+    run_files.write_json(folder / run_files.RUN, about)
+    assert run(llm, experiment(("base", "fastmem")), data, folder)["complete"]
+    with pytest.raises(RunError, match=r"decoding.repetition_penalty was None, now 1.2"):  # recorded unless it is 1
+        run(llm, experiment(("base",), repetition_penalty=1.2), data, folder)
+
+
+def test_other_scorers_of_summaries_are_refused(llm, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"article": "Rain fell on the town.", "summary": "Rain."}]))
+    data, none = load("xsum", tmp_path / "a.json"), Scorers(bertscore=None, factkb=None)
+    summaries = functools.partial(Experiment, "xsum", ("base",), Recipe(), max_new_tokens=3)
+    run(llm, summaries(scorers=none), data, tmp_path / "run")
+    run(llm, summaries(scorers=replace(none, batch_size=1)), data, tmp_path / "run")
+    with pytest.raises(RunError, match=r"holds another run: scorers.factkb was None, now 'some/model'"):
+        run(llm, summaries(scorers=replace(none, factkb="some/model")), data, tmp_path / "run")
 
 
 def test_methods_are_added_to_a_run(llm, tmp_path):

@@ -161,6 +161,7 @@ class DocumentMemorizer:
         """The record of the memory that is there, if it is one of this text, recipe, stored form and base."""
         from fastmem.memory.effect import warn_of_effects
         from fastmem.memory.memory import Memory
+        from fastmem.model_identity import is_of_model
         from fastmem.prompts import document_identity
 
         recipe, target = self.options.recipe, _target(source, part)
@@ -175,7 +176,7 @@ class DocumentMemorizer:
             or of.get("stored", {}).get("dtype") != self.options.store
             or ("text" in of) is not self.options.keep_text
             or existing.recipe != recipe
-            or existing.base.digest != self.llm.base(recipe.layers).digest
+            or not is_of_model(existing, self.llm)
         ):
             return None
         warn_of_effects([existing])

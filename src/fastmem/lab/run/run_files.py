@@ -28,6 +28,10 @@ SEARCH = "search.json"  # in the folder of a search, see `fastmem.lab.search.sea
 
 Record = dict[str, Any]
 
+# What older versions did not record: unknown where it is absent, and no difference. Of other values, None is one.
+_RECORDED_LATER = {"data.digest", "scorers"}
+_RECORDED_LATER |= {f"model.{name}" for name in ("tuned_weights", "sampled_weights", "tokenizer", "template")}
+
 
 class Appender:
     """The rows of one run, open for appending by this process alone.
@@ -172,13 +176,16 @@ def complete_rows(path: Path) -> tuple[int, list[Record]]:
 
 
 def differences(was: Record, now: Record, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted name, value before, value now) of every value that differs; None stands for one that is absent."""
+    """(dotted name, value before, value now) of every value that differs; None stands for one that is absent.
+
+    What only one of the two versions that wrote them records is no difference.
+    """
     found: list[tuple[str, Any, Any]] = []
     for name in {**was, **now}:
         before, after = was.get(name), now.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
             found += differences(before, after, f"{prefix}{name}.")
-        elif before != after:
+        elif before != after and not (prefix + name in _RECORDED_LATER and None in (before, after)):
             found.append((prefix + name, before, after))
     return found
 
