@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from fastmem import FastMem, Recipe
 from fastmem.errors import InputError, RunError
 from fastmem.lab.report import load_results, tables
 from fastmem.lab.run import evaluate_batch, run_files, runner
+from fastmem.lab.run.evaluate_batch import BatchEvaluator
 from fastmem.lab.run.experiment import Experiment
 from fastmem.lab.run.run_files import Appender, read_examples, read_rows
 from fastmem.lab.run.runner import run
@@ -286,6 +288,46 @@ def test_a_broken_example_is_a_counted_error(llm, tmp_path, monkeypatch, stage):
     row = next(row for row in read_rows(tmp_path / "run") if row["id"] == broken.id)
     assert row["error"] == "RuntimeError: tokenizer exploded"
     assert (row["scores"]["paper_correct"], row["scores"]["failure"]) == (False, True)
+
+
+def test_a_batch_that_failed_holds_nothing_while_its_rows_are_answered_one_by_one(llm, tmp_path, monkeypatch):
+    batches, held, head, start = [], [], llm.split_model.head, llm.batch
+
+    def starting():
+        held.extend(batch() for batch in batches if batch() is not None)
+        batches.append(weakref.ref(batch := start()))
+        return batch
+
+    def failing(hidden):
+        if len(hidden) > 1 and len(batches) == 1:
+            raise RuntimeError("[enforce fail] can't allocate memory")
+        return head(hidden)
+
+    evaluator = BatchEvaluator(llm, experiment(("base",)))
+    monkeypatch.setattr(llm, "batch", starting)
+    monkeypatch.setattr(llm.split_model, "head", failing)
+    rows = evaluator.rows(questions(tmp_path).examples[:2], "base", {})
+    assert [row["error"] for row in rows] == [None, None]
+    assert (len(batches), held) == (3, [])
+
+
+def test_a_document_that_could_not_be_memorized_holds_nothing_for_the_other_methods(llm, tmp_path, monkeypatch):
+    held = []
+
+    def failing(run):
+        held.append(weakref.ref(weights := torch.zeros(2)))
+        try:
+            raise MemoryError(f"no room for {len(weights)} numbers")
+        except MemoryError as error:
+            raise RuntimeError("out of memory") from error
+
+    monkeypatch.setattr(evaluate_batch, "drain", failing)
+    evaluator = BatchEvaluator(llm, experiment(("fastmem",)))
+    rows = evaluator.rows(questions(tmp_path).examples[:2], "fastmem", {})
+    assert [row["error"] for row in rows] == ["RuntimeError: out of memory"] * 2
+    assert [work() for work in held] == [None]
+    (error,) = evaluator._memories.values()
+    assert error.__traceback__ is None
 
 
 def test_the_repetition_penalty_of_the_authors_dola(llm, tmp_path):
