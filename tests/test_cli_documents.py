@@ -106,6 +106,18 @@ def test_memories_are_kept_if_nothing_changed(fastmem: Runner, base: Path, polic
     assert beside.err.splitlines()[-1].endswith(f"3 memories in {policies}: 0 made, 3 kept; 2 skipped.")
 
 
+def test_memories_whose_shortlist_was_replaced_are_kept(
+    fastmem: Runner, base: Path, policies: Path, tmp_path: Path
+) -> None:
+    memories, short = tmp_path / "memories", ("--learning-rate", "0.1", "--shortlist", 20)
+    made = memorize(fastmem, base, policies, memories, *short)
+    assert "recipe shortlist 20 is too small" in made.err
+    again = memorize(fastmem, base, policies, memories, *short)
+    assert again.err.splitlines()[-1] == f"3 memories in {memories}: 0 made, 3 kept; 2 skipped."
+    other = memorize(fastmem, base, policies, memories, *short[:2], "--shortlist", 21)
+    assert other.err.splitlines()[-1] == f"3 memories in {memories}: 3 made, 0 kept; 2 skipped."
+
+
 def test_memories_of_a_model_with_other_weights_elsewhere_are_made_again(
     fastmem: Runner, base: Path, policies: Path, tmp_path: Path
 ) -> None:
