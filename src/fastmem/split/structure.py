@@ -9,7 +9,7 @@ identify the parts:
 - the *mixers* (attention, convolutions) have matrices and do not;
 - the *closing* modules (the final norm, a projection) map the last layer's output to the last hidden state.
 
-A new model family therefore needs no entry anywhere. The check in `split_model.py` verifies the result.
+A new model family therefore needs no entry anywhere. The check in `probe.py` verifies the result.
 """
 
 import copy
