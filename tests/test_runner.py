@@ -1,5 +1,6 @@
 """An interrupted run ends with the same rows, another run is refused, and errors are counted."""
 
+import errno
 import functools
 import json
 import os
@@ -20,6 +21,7 @@ from fastmem.lab.report import load_results, tables
 from fastmem.lab.run import evaluate_batch, run_files, runner
 from fastmem.lab.run.evaluate_batch import BatchEvaluator
 from fastmem.lab.run.experiment import Experiment
+from fastmem.lab.run.planned_runs import Run, do_runs
 from fastmem.lab.run.run_files import Appender, read_examples, read_rows
 from fastmem.lab.run.runner import run
 from fastmem.lab.scores.summary import Scorers
@@ -404,6 +406,34 @@ def test_folders_that_cannot_be_used(llm, tmp_path):
     rows.write_text("{broken\n" + rows.read_text())
     with pytest.raises(RunError, match=r"rows.jsonl, line 1 is damaged .*: delete that line to go on"):
         run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+
+
+def test_a_file_system_without_locks_is_explained(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(run_files.fcntl, "flock", refuse)
+    with pytest.raises(RunError, match=r"cannot be locked \(No locks available\).*give a folder on another disk"):
+        Appender(tmp_path / run_files.ROWS)
+
+
+def test_a_damaged_line_leaves_the_folder_free(tmp_path):
+    rows = tmp_path / run_files.ROWS
+    rows.write_text("{broken\n")
+    with pytest.raises(RunError, match=r"line 1 is damaged") as kept:  # which holds the frames, as a caller may
+        Appender(rows)
+    rows.write_text("")
+    Appender(rows).close()
+    assert kept.value
+
+
+def test_the_cost_of_a_planned_run_is_that_of_its_methods(llm, tmp_path):
+    data, recipe = questions(tmp_path), Recipe(learning_rate=1e-2, steps=3)
+    for methods in (("base", "fastmem"), ("base",)):
+        planned = Run("nq", "a table", "nq_swap", methods, recipe)
+        (outcome,) = do_runs(llm, tmp_path / "runs", [planned], {"nq_swap": data}, max_new_tokens=6)
+    summary = json.loads((tmp_path / "runs/nq/summary.json").read_text())
+    assert outcome.seconds_per_example == summary["methods"]["base"]["seconds"]["decode"]
 
 
 def test_experiments_that_make_no_sense():

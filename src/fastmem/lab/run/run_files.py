@@ -36,7 +36,8 @@ _RECORDED_LATER |= {f"model.{name}" for name in ("tuned_weights", "sampled_weigh
 class Appender:
     """The rows of one run, open for appending by this process alone.
 
-    Errors: `RunError` if the folder cannot be written, another process appends to it, or the disk is full.
+    Errors: `RunError` if the folder cannot be written or locked, another process appends to it, a line is damaged, or
+    the disk is full.
     """
 
     def __init__(self, path: Path):
@@ -45,17 +46,13 @@ class Appender:
             path.touch()
             self._file: TextIO = path.open("r+", encoding="utf-8", newline="\n")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            _lock(self._file, path.parent)
+            end, self.rows = complete_rows(path)
+            self._file.truncate(end)
+            self._file.seek(end)
+        except BaseException:
             self._file.close()
-            raise RunError(
-                f"another process is writing to {path.parent}: wait for it, or give another folder. Several processes "
-                "work on one folder with --workers N.",
-                field="output",
-            ) from error
-        end, self.rows = complete_rows(path)
-        self._file.truncate(end)
-        self._file.seek(end)
+            raise
 
     def append(self, record: Record) -> None:
         """Write one line and flush it, so it is kept if the process is killed."""
@@ -74,6 +71,24 @@ class Appender:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    """Keep other processes from appending until the file is closed. Errors: `RunError`."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunError(
+            f"another process is writing to {folder}: wait for it, or give another folder. Several processes work on "
+            "one folder with --workers N.",
+            field="output",
+        ) from error
+    except OSError as error:  # some network file systems
+        raise RunError(
+            f"{folder} cannot be locked ({error.strerror or error}), so two processes could write to it at once: give "
+            "a folder on another disk.",
+            field="output",
+        ) from error
 
 
 def cut_to_whole_lines(path: Path) -> None:
