@@ -20,6 +20,7 @@ from fastmem.lab.run.experiment import Experiment
 from fastmem.lab.run.runner import run
 from fastmem.lab.tasks import load
 from fastmem.lab.workers.ray_workers import ray_workers
+from fastmem.model_identity import identity_of_model
 
 PROCESSES = 4
 
@@ -36,7 +37,7 @@ def seconds_of_a_run(llm: FastMem, count: int, rows: int) -> float:
     warm = load("world", limit=8 * count)
     with (
         tempfile.TemporaryDirectory() as folder,
-        ray_workers(embedded, llm.base().digest, count=count, address=None, cpus=1, gpus=0) as workers,
+        ray_workers(embedded, identity_of_model(llm), count=count, address=None, cpus=1, gpus=0) as workers,
     ):
         warming = Experiment("world", ("fastmem",), llm.recipe, batch_size=1, max_new_tokens=2)
         run(llm, warming, warm, Path(folder) / "warm", workers=workers)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-DIGEST = "0123456789abcdef"
 
-
-def stub() -> SimpleNamespace:
-    """In place of a model: nothing but its digest."""
-    return SimpleNamespace(base=lambda: SimpleNamespace(digest=DIGEST))
+def stub(digest: str = "0123456789abcdef") -> SimpleNamespace:
+    """In place of a model: nothing but its identity."""
+    base, nothing = SimpleNamespace(family="stub", digest=digest), SimpleNamespace(dtype="", parameters=lambda: [])
+    return SimpleNamespace(base=lambda *_: base, reader={}, tokenizer=None, model=nothing, split_model=nothing)
 
 
 def broken() -> SimpleNamespace:
@@ -23,7 +22,7 @@ def broken() -> SimpleNamespace:
 
 def other() -> SimpleNamespace:
     """A model with other weights."""
-    return SimpleNamespace(base=lambda: SimpleNamespace(digest="f" * 16))
+    return stub("f" * 16)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """`fastmem ask` and `fastmem memorize` with files of several formats, and with a folder of them."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from command_line import QUESTION, Runner, in_a_process, refusal, save
 from document_samples import Picture, docx, paragraph, pdf, table
@@ -102,6 +104,45 @@ def test_memories_are_kept_if_nothing_changed(fastmem: Runner, base: Path, polic
     beside = memorize(fastmem, base, policies, policies)
     beside = memorize(fastmem, base, policies, policies)
     assert beside.err.splitlines()[-1].endswith(f"3 memories in {policies}: 0 made, 3 kept; 2 skipped.")
+
+
+def test_memories_whose_shortlist_was_replaced_are_kept(
+    fastmem: Runner, base: Path, policies: Path, tmp_path: Path
+) -> None:
+    memories, short = tmp_path / "memories", ("--learning-rate", "0.1", "--shortlist", 20)
+    made = memorize(fastmem, base, policies, memories, *short)
+    assert "recipe shortlist 20 is too small" in made.err
+    again = memorize(fastmem, base, policies, memories, *short)
+    assert again.err.splitlines()[-1] == f"3 memories in {memories}: 0 made, 3 kept; 2 skipped."
+    other = memorize(fastmem, base, policies, memories, *short[:2], "--shortlist", 21)
+    assert other.err.splitlines()[-1] == f"3 memories in {memories}: 3 made, 0 kept; 2 skipped."
+
+
+def test_memories_of_a_model_with_other_weights_elsewhere_are_made_again(
+    fastmem: Runner, base: Path, policies: Path, tmp_path: Path
+) -> None:
+    memories, other = tmp_path / "memories", build("llama")
+    other.config.max_position_embeddings = 512
+    assert memorize(fastmem, base, policies, memories).code == 0
+    with torch.no_grad():
+        other.model.layers[0].self_attn.q_proj.weight.view(-1)[0] += 1
+    changed = save(other, tmp_path / "changed")
+    said = memorize(fastmem, changed, policies, memories)
+    assert said.err.splitlines()[-1] == f"3 memories in {memories}: 3 made, 0 kept; 2 skipped."
+    assert memorize(fastmem, changed, policies, memories).err.splitlines()[-1].endswith("0 made, 3 kept; 2 skipped.")
+
+
+def test_memories_that_do_not_record_the_sampled_weights_are_kept(
+    fastmem: Runner, base: Path, policies: Path, tmp_path: Path
+) -> None:
+    memories = tmp_path / "memories"
+    assert memorize(fastmem, base, policies, memories).code == 0
+    for path in memories.rglob("*.safetensors"):
+        memory = Memory.load(path)
+        details = {name: value for name, value in memory.details.items() if name != "sampled_weights_sha256"}
+        replace(memory, details=details).save(path)
+    said = memorize(fastmem, base, policies, memories)
+    assert said.err.splitlines()[-1] == f"3 memories in {memories}: 0 made, 3 kept; 2 skipped."
 
 
 def test_an_interrupted_folder_goes_on(

@@ -45,11 +45,12 @@ ARROWS: dict[str, set[str]] = {
     "predicted_cost": {"learn", "memory"},
     "calibrate": LIBRARY,
     "auto_recipe": LIBRARY | {"calibrate", "atomic_write"},
-    "lab": LIBRARY | {"lab", "tiny", "environment", "atomic_write", "extras", "documents"},
+    "model_identity": {"model", "memory", "system_turn"},
+    "lab": LIBRARY | {"lab", "model_identity", "tiny", "environment", "atomic_write", "extras", "documents"},
     "serve": LIBRARY | {"serve", "tiny", "surprisal_report", "atomic_write", "export"},
     "cli": LIBRARY
     | {"cli", "lab", "serve", "tiny", "loading", "cost", "calibrate", "auto_recipe", "export", "environment"}
-    | {"surprisal_report", "atomic_write", "extras", "documents"},
+    | {"surprisal_report", "atomic_write", "extras", "documents", "model_identity"},
 }
 # outside library -> files and folders in which it may be imported.
 PLACES = {

@@ -127,11 +127,11 @@ def test_a_changed_file_is_not_continued(fastmem, model, tmp_path):
 
 def test_runs_of_our_own_tasks_have_the_digest_they_had(tmp_path):
     """A run that was begun before examples had templates can be continued."""
-    from fastmem.lab.run.experiment import _digest
+    from fastmem.lab.run.experiment import digest_of
     from task_rows import PAPER_ROW, write
 
     examples = load("nq_swap", write(tmp_path / "a.json", [PAPER_ROW])).examples
-    assert _digest(examples) == "1b5520eb7bb115d8"
+    assert digest_of(examples) == "1b5520eb7bb115d8"
     assert set(examples[0].record) == {
         "id", "kind", "context", "question", "answers", "original_answers", "choices", "group", "subset"
     }  # fmt: skip

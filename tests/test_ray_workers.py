@@ -19,6 +19,7 @@ import torch
 
 import ray_units
 from command_line import Runner, refusal
+from families import build
 from fastmem import FastMem
 from fastmem.cli.flags import ModelFlags
 from fastmem.cli.worker_flags import WorkerFlags
@@ -28,7 +29,8 @@ from fastmem.lab.run.run_files import Appender, read_rows
 from fastmem.lab.run.runner import run
 from fastmem.lab.tasks import load
 from fastmem.lab.workers import Lost, ThisProcess
-from fastmem.lab.workers.ray_workers import MOST_DEATHS, ray_workers, require_gpus
+from fastmem.lab.workers.ray_workers import MOST_DEATHS, Worker, ray_workers, require_gpus
+from fastmem.model_identity import identity_of_model
 
 ray = pytest.importorskip("ray")
 TESTS = str(Path(__file__).parent)
@@ -58,8 +60,11 @@ def local_ray():
     ray.shutdown()
 
 
-def pool(load_model=ray_units.stub, count=2, digest=ray_units.DIGEST):
-    return ray_workers(load_model, digest, count=count, address=None, cpus=1, gpus=0)
+STUB = identity_of_model(ray_units.stub())
+
+
+def pool(load_model=ray_units.stub, count=2, identity=STUB):
+    return ray_workers(load_model, identity, count=count, address=None, cpus=1, gpus=0)
 
 
 def doubled(workers, work, numbers):
@@ -116,11 +121,22 @@ def test_an_error_in_a_unit_names_itself_and_the_log(local_ray, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("load_model", "text"), [(ray_units.broken, "there is no such model"), (ray_units.other, "has other weights")]
+    ("load_model", "text"),
+    [(ray_units.broken, "there is no such model"), (ray_units.other, "differs in digest, tuned weights: give")],
 )
 def test_workers_that_cannot_start_end_the_command(local_ray, tmp_path, load_model, text):
     with pool(load_model) as workers, pytest.raises(RunError, match=text):
         doubled(workers, ray_units.Doubling(str(tmp_path)), range(4))
+
+
+def test_a_worker_whose_model_differs_outside_of_the_last_network_is_refused(llama, tokenizer):
+    identity = identity_of_model(FastMem(build("llama"), tokenizer))
+    worker = functools.partial(Worker, identity=identity, threads=torch.get_num_threads())
+    worker(lambda: FastMem(llama, tokenizer))
+    with torch.no_grad():
+        llama.model.layers[0].self_attn.q_proj.weight.view(-1)[0] += 1
+    with pytest.raises(InputError, match=r"the worker has another model .* differs in sampled weights: give"):
+        worker(lambda: FastMem(llama, tokenizer))
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +171,7 @@ def kill_once(workers):
 
 def test_a_run_is_the_same_when_a_worker_is_killed_and_goes_on_in_another_way(local_ray, undisturbed, tmp_path):
     llm, experiment, data, expected = undisturbed
-    with pool(ray_units.embedded, digest=llm.base().digest) as workers:
+    with pool(ray_units.embedded, identity=identity_of_model(llm)) as workers:
         summary = run(llm, experiment, data, tmp_path / "killed", kill_once(workers), workers)
     assert summary["complete"]
     assert texts(tmp_path / "killed") == expected
@@ -412,7 +428,7 @@ def test_gpus_that_this_machine_does_not_have_are_refused():
         ray.shutdown()
     with (
         pytest.raises(InputError, match="this machine has 0, which are enough for 0"),
-        ray_workers(ray_units.stub, ray_units.DIGEST, count=1, address=None, cpus=1, gpus=1),
+        ray_workers(ray_units.stub, STUB, count=1, address=None, cpus=1, gpus=1),
     ):
         pass
     assert not ray.is_initialized()
@@ -423,7 +439,7 @@ def test_an_address_without_a_cluster_is_refused(tmp_path):
         ray.shutdown()
     with (
         pytest.raises(InputError, match=r"nobody listens at '127\.0\.0\.1:1'"),
-        ray_workers(ray_units.stub, ray_units.DIGEST, count=1, address="127.0.0.1:1", cpus=1, gpus=0),
+        ray_workers(ray_units.stub, STUB, count=1, address="127.0.0.1:1", cpus=1, gpus=0),
     ):
         pass
 
@@ -490,7 +506,7 @@ def test_nodes_that_are_killed_cost_no_row(attempt, undisturbed, tmp_path):
                 if not left:
                     cluster.add_node(**node)
 
-        with pool(ray_units.embedded, count=3, digest=llm.base().digest) as workers:
+        with pool(ray_units.embedded, count=3, identity=identity_of_model(llm)) as workers:
             run(llm, experiment, data, tmp_path / "out", on_progress, workers)
         assert texts(tmp_path / "out") == expected
         assert json.loads((tmp_path / "out" / "summary.json").read_text())["complete"]

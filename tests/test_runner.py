@@ -1,25 +1,34 @@
 """An interrupted run ends with the same rows, another run is refused, and errors are counted."""
 
+import errno
+import functools
 import json
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import lab_runs
 from fastmem import FastMem, Recipe
 from fastmem.errors import InputError, RunError
 from fastmem.lab.report import load_results, tables
 from fastmem.lab.run import evaluate_batch, run_files, runner
+from fastmem.lab.run.evaluate_batch import BatchEvaluator
 from fastmem.lab.run.experiment import Experiment
+from fastmem.lab.run.planned_runs import Run, do_runs
 from fastmem.lab.run.run_files import Appender, read_examples, read_rows
 from fastmem.lab.run.runner import run
+from fastmem.lab.scores.summary import Scorers
 from fastmem.lab.tasks import load
+from fastmem.split.fingerprint import SAMPLED_NUMBERS
 from lab_runs import METHODS, experiment, questions, repeatable, write_questions
+from tiny_tokenizer import build_tokenizer
 
 
 @pytest.fixture
@@ -178,6 +187,73 @@ def test_another_model_or_other_data_is_refused(llm, tokenizer, tmp_path):
         run(llm, experiment(("base",)), questions(tmp_path, 4), tmp_path / "run")
 
 
+def nudged(model, name: str):
+    """The model with another value in one matrix; `name` ends the name of its parameter."""
+    (parameter,) = [p for n, p in model.named_parameters() if n.endswith(name)]
+    with torch.no_grad():
+        parameter.view(-1)[0] += 1
+    return model
+
+
+@pytest.mark.parametrize("part", ["layers.0.self_attn.q_proj.weight", "layers.1.mlp.up_proj.weight"])
+def test_a_model_that_differs_outside_of_the_last_network_is_refused(llm, tokenizer, tmp_path, part):
+    from families import build
+
+    run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+    other = FastMem(nudged(build("llama"), part), tokenizer)
+    assert other.base() == llm.base()
+    with pytest.raises(RunError, match=r"holds another run: model.sampled_weights was '\w{16}', now '"):
+        run(other, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+
+
+def test_other_weights_of_the_tuned_layer_are_refused_though_no_sample_shows_them(llm, tokenizer, tmp_path):
+    from families import build
+
+    earlier = experiment(("base",), recipe=Recipe(learning_rate=1e-2, steps=3, layers=(-2,)))
+    run(llm, earlier, questions(tmp_path), tmp_path / "run")
+    model = build("llama")
+    weight = model.model.layers[1].mlp.up_proj.weight
+    assert weight.numel() > 2 * SAMPLED_NUMBERS
+    with torch.no_grad():
+        weight.view(-1)[1] += 1  # between two of the numbers that are sampled
+    with pytest.raises(RunError, match=r"holds another run: model.tuned_weights was '\w{16}', now '"):
+        run(FastMem(model, tokenizer), earlier, questions(tmp_path), tmp_path / "run")
+
+
+def test_another_tokenizer_and_another_template_are_refused(llm, llama, tokenizer, tmp_path):
+    run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+    for name, change in (
+        ("template", lambda own: setattr(own, "chat_template", own.chat_template + " ")),
+        ("tokenizer", lambda own: own.add_tokens(["harbour"])),
+    ):
+        other = build_tokenizer()
+        change(other)
+        with pytest.raises(RunError, match=rf"holds another run: model.{name} was '\w{{16}}', now '"):
+            run(FastMem(llama, other), experiment(("base",)), questions(tmp_path), tmp_path / "run")
+
+
+def test_what_an_old_run_did_not_record_is_unknown(llm, tmp_path):
+    data, folder = questions(tmp_path), tmp_path / "run"
+    run(llm, experiment(("base",)), data, folder)
+    about = json.loads((folder / run_files.RUN).read_text())
+    model = about["identity"]["model"]
+    about["identity"]["model"] = {name: model[name] for name in ("family", "digest", "dtype")}
+    run_files.write_json(folder / run_files.RUN, about)
+    assert run(llm, experiment(("base", "fastmem")), data, folder)["complete"]
+    with pytest.raises(RunError, match=r"decoding.repetition_penalty was None, now 1.2"):  # recorded unless it is 1
+        run(llm, experiment(("base",), repetition_penalty=1.2), data, folder)
+
+
+def test_other_scorers_of_summaries_are_refused(llm, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"article": "Rain fell on the town.", "summary": "Rain."}]))
+    data, none = load("xsum", tmp_path / "a.json"), Scorers(bertscore=None, factkb=None)
+    summaries = functools.partial(Experiment, "xsum", ("base",), Recipe(), max_new_tokens=3)
+    run(llm, summaries(scorers=none), data, tmp_path / "run")
+    run(llm, summaries(scorers=replace(none, batch_size=1)), data, tmp_path / "run")
+    with pytest.raises(RunError, match=r"holds another run: scorers.factkb was None, now 'some/model'"):
+        run(llm, summaries(scorers=replace(none, factkb="some/model")), data, tmp_path / "run")
+
+
 def test_methods_are_added_to_a_run(llm, tmp_path):
     run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
     summary = run(llm, experiment(("fastmem",)), questions(tmp_path), tmp_path / "run")
@@ -214,6 +290,46 @@ def test_a_broken_example_is_a_counted_error(llm, tmp_path, monkeypatch, stage):
     row = next(row for row in read_rows(tmp_path / "run") if row["id"] == broken.id)
     assert row["error"] == "RuntimeError: tokenizer exploded"
     assert (row["scores"]["paper_correct"], row["scores"]["failure"]) == (False, True)
+
+
+def test_a_batch_that_failed_holds_nothing_while_its_rows_are_answered_one_by_one(llm, tmp_path, monkeypatch):
+    batches, held, head, start = [], [], llm.split_model.head, llm.batch
+
+    def starting():
+        held.extend(batch() for batch in batches if batch() is not None)
+        batches.append(weakref.ref(batch := start()))
+        return batch
+
+    def failing(hidden):
+        if len(hidden) > 1 and len(batches) == 1:
+            raise RuntimeError("[enforce fail] can't allocate memory")
+        return head(hidden)
+
+    evaluator = BatchEvaluator(llm, experiment(("base",)))
+    monkeypatch.setattr(llm, "batch", starting)
+    monkeypatch.setattr(llm.split_model, "head", failing)
+    rows = evaluator.rows(questions(tmp_path).examples[:2], "base", {})
+    assert [row["error"] for row in rows] == [None, None]
+    assert (len(batches), held) == (3, [])
+
+
+def test_a_document_that_could_not_be_memorized_holds_nothing_for_the_other_methods(llm, tmp_path, monkeypatch):
+    held = []
+
+    def failing(run):
+        held.append(weakref.ref(weights := torch.zeros(2)))
+        try:
+            raise MemoryError(f"no room for {len(weights)} numbers")
+        except MemoryError as error:
+            raise RuntimeError("out of memory") from error
+
+    monkeypatch.setattr(evaluate_batch, "drain", failing)
+    evaluator = BatchEvaluator(llm, experiment(("fastmem",)))
+    rows = evaluator.rows(questions(tmp_path).examples[:2], "fastmem", {})
+    assert [row["error"] for row in rows] == ["RuntimeError: out of memory"] * 2
+    assert [work() for work in held] == [None]
+    (error,) = evaluator._memories.values()
+    assert error.__traceback__ is None
 
 
 def test_the_repetition_penalty_of_the_authors_dola(llm, tmp_path):
@@ -290,6 +406,34 @@ def test_folders_that_cannot_be_used(llm, tmp_path):
     rows.write_text("{broken\n" + rows.read_text())
     with pytest.raises(RunError, match=r"rows.jsonl, line 1 is damaged .*: delete that line to go on"):
         run(llm, experiment(("base",)), questions(tmp_path), tmp_path / "run")
+
+
+def test_a_file_system_without_locks_is_explained(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(run_files.fcntl, "flock", refuse)
+    with pytest.raises(RunError, match=r"cannot be locked \(No locks available\).*give a folder on another disk"):
+        Appender(tmp_path / run_files.ROWS)
+
+
+def test_a_damaged_line_leaves_the_folder_free(tmp_path):
+    rows = tmp_path / run_files.ROWS
+    rows.write_text("{broken\n")
+    with pytest.raises(RunError, match=r"line 1 is damaged") as kept:  # which holds the frames, as a caller may
+        Appender(rows)
+    rows.write_text("")
+    Appender(rows).close()
+    assert kept.value
+
+
+def test_the_cost_of_a_planned_run_is_that_of_its_methods(llm, tmp_path):
+    data, recipe = questions(tmp_path), Recipe(learning_rate=1e-2, steps=3)
+    for methods in (("base", "fastmem"), ("base",)):
+        planned = Run("nq", "a table", "nq_swap", methods, recipe)
+        (outcome,) = do_runs(llm, tmp_path / "runs", [planned], {"nq_swap": data}, max_new_tokens=6)
+    summary = json.loads((tmp_path / "runs/nq/summary.json").read_text())
+    assert outcome.seconds_per_example == summary["methods"]["base"]["seconds"]["decode"]
 
 
 def test_experiments_that_make_no_sense():

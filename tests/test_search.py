@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import lab_runs
 from fastmem import FastMem, Recipe
@@ -58,6 +60,34 @@ def test_the_grid_keeps_every_point_and_the_best_recipe(llm, tmp_path):
     assert again == found  # nothing was done twice
     with pytest.raises(RunError, match=r"holds another search: its space differs. Give another folder"):
         search_grid(llm, Space(Recipe()), questions(tmp_path), tmp_path / "run", max_new_tokens=4)
+
+
+def test_a_search_of_other_texts_under_the_same_ids_is_refused(llm, tmp_path):
+    data, folder = questions(tmp_path), tmp_path / "run"
+    search_grid(llm, SPACE, data, folder, max_new_tokens=4)
+    other = replace(data, examples=tuple(replace(e, context=e.context.upper()) for e in data.examples))
+    with pytest.raises(RunError, match=r"holds another search: its data differs. Give another folder"):
+        search_grid(llm, SPACE, other, folder, max_new_tokens=4)
+
+
+def test_a_search_with_other_weights_elsewhere_is_refused(llm, llama, tokenizer, tmp_path):
+    data, folder = questions(tmp_path), tmp_path / "run"
+    search_grid(llm, SPACE, data, folder, max_new_tokens=4)
+    with torch.no_grad():
+        llama.model.layers[0].self_attn.q_proj.weight.view(-1)[0] += 1
+    with pytest.raises(RunError, match=r"holds another search: its model differs. Give another folder"):
+        search_grid(FastMem(llama, tokenizer), SPACE, data, folder, max_new_tokens=4)
+
+
+def test_a_search_that_an_older_version_began_goes_on(llm, tmp_path):
+    """It recorded neither a digest of the examples nor more of the model than its last network."""
+    data, folder = questions(tmp_path), tmp_path / "run"
+    found = search_grid(llm, SPACE, data, folder, max_new_tokens=4)
+    old = json.loads((folder / "search.json").read_text())
+    del old["data"]["digest"]
+    old["model"] = {name: old["model"][name] for name in ("family", "digest", "dtype")}
+    (folder / "search.json").write_text(json.dumps(old))
+    assert search_grid(llm, SPACE, data, folder, max_new_tokens=4)["points"] == found["points"]
 
 
 def test_a_killed_search_goes_on_in_another_process(llama, tokenizer, tmp_path):

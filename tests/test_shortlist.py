@@ -149,6 +149,15 @@ def test_one_that_is_too_far_off_is_memorized_again_exactly(caplog):
     assert all(torch.equal(memory.tensors[name], wanted) for name, wanted in exact.tensors.items())
 
 
+def test_the_steps_of_a_run_that_is_repeated_are_seen_once(caplog):
+    seen = []
+    wide = recipe(learning_rate=3e-2, shortlist=20, target_loss=1e-9)
+    memory = double("llama").memorize(TOKENS, wide, on_step=seen.append)
+    assert "memorizing again over the whole vocabulary" in caplog.text
+    assert [step.index for step in seen] == list(range(wide.steps))
+    assert memory.details["replaced_shortlist"] == 20
+
+
 @pytest.mark.parametrize("changes", [{"layers": (0, -1)}, {"parametrization": "lora"}, {"adaptive_kl": 5.0}], ids=str)
 def test_it_goes_with_the_rest_of_a_recipe(changes):
     llm = double("llama")

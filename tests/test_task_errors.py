@@ -49,6 +49,30 @@ def test_row_without_a_context(tmp_path):
     assert refused("nq", path) == "a.json, item 1: 'context' must be a text; found ''."
 
 
+@pytest.mark.parametrize(
+    ("task", "row", "named"),
+    [
+        ("nq", PAPER_ROW | {"context": "The \ud83d light"}, "'context' is not text (character 4"),
+        ("nq", PAPER_ROW | {"answer": ["Ada", "A\udc00"]}, "'answer' is not text (character 1"),
+        ("nq", PAPER_ROW | {"answer": '["A\\ud800"]'}, "'answer' is not text (character 1"),
+        ("hotpotqa", HOTPOT_ROW | {"id": "\ud83d"}, "'id' is not text (character 0"),
+        # Read in the task's own way: the part of the example is named.
+        (
+            "hotpotqa",
+            HOTPOT_ROW | {"context": {"title": ["T"], "sentences": [["Half \ud83d."]]}},
+            "'context' is not text (character ",
+        ),
+        ("squad2", {"question": "q", "context": "c", "answers": {"text": ["\ud83d"]}}, "'answers' is not text (cha"),
+    ],
+)
+def test_half_of_a_character_names_row_and_column(tmp_path, task, row, named):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    said = refused(task, path)
+    assert said.startswith(f"a.jsonl, line 1: {named}"), said
+    assert said.endswith(" is half of a surrogate pair).")
+
+
 def test_duplicate_ids(tmp_path):
     path = write(tmp_path / "a.jsonl", [HOTPOT_ROW, HOTPOT_ROW | {"id": "6"}, HOTPOT_ROW])
     assert refused("hotpotqa", path) == (

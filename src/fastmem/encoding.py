@@ -5,12 +5,20 @@ encodes at the same time would do so with the settings of the first: with two th
 control tokens of a document became real ones.
 """
 
+import re
 import threading
 from collections.abc import Mapping
 from typing import Any
 
 ENCODING = threading.RLock()
 """To hold while a tokenizer encodes."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def half_character(text: str) -> str | None:
+    """Why no tokenizer reads a text, and no file holds it: where half of a character stands. None if all are whole."""
+    found = _SURROGATE.search(text)
+    return found and f"character {found.start()} is half of a surrogate pair"
 
 
 def encoded(tokenizer: Any, text: str, **options: Any) -> Mapping[str, Any]:

@@ -5,8 +5,12 @@ between them travels beside it: `field` names the argument that was refused, `op
 `str(error)` lists the options as a Python caller writes them, the command line as flags, the server not at all.
 """
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 
 class FastMemError(Exception):
@@ -84,3 +88,17 @@ def one_of(value: str, accepted: Iterable[str], what: str, field: str | None = N
 def shown(value: object) -> str:
     """A value as a message shows it: on one line, and not too long."""
     return " ".join(f"{value!r:.80}".split())
+
+
+def without_frames(error: E) -> E:
+    """The error, without the frames that it and its causes passed through: they hold the tensors of what failed."""
+    left: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            each.__traceback__ = None
+            left += [each.__cause__, each.__context__]
+    return error

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,14 +23,13 @@ from fastmem.chat_template import (
     rendered,
     template,
 )
-from fastmem.encoding import ENCODING, encoded
+from fastmem.encoding import ENCODING, encoded, half_character
 from fastmem.errors import InputError, one_of, shown
 from fastmem.memory.recipe import PLACEMENTS
 from fastmem.ranges import Other
 
 log = logging.getLogger("fastmem")
 
-SURROGATE = re.compile("[\ud800-\udfff]")
 _IDS = "a non-empty list of token ids, 0 or more"
 _FLAGS = "one `scored` flag per id"
 
@@ -254,9 +252,8 @@ def require_text(context: str) -> str:
 
 def require_characters(text: str, what: str) -> None:
     """Errors: `InputError` for half of a character, which no tokenizer reads. what: names the text."""
-    if (half := SURROGATE.search(text)) is not None:
-        reason = f"character {half.start()} is half of a surrogate pair"
-        raise InputError(f"the {what} is not text: {reason}; decode it anew.", field=what)
+    if half := half_character(text):
+        raise InputError(f"the {what} is not text: {half}; decode it anew.", field=what)
 
 
 def identity(tokenizer: Any) -> dict[str, str]:

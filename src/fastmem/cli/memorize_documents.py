@@ -7,7 +7,7 @@ what is said about the documents keeps their order.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,6 +161,7 @@ class DocumentMemorizer:
         """The record of the memory that is there, if it is one of this text, recipe, stored form and base."""
         from fastmem.memory.effect import warn_of_effects
         from fastmem.memory.memory import Memory
+        from fastmem.model_identity import is_of_model
         from fastmem.prompts import document_identity
 
         recipe, target = self.options.recipe, _target(source, part)
@@ -174,8 +175,8 @@ class DocumentMemorizer:
             any(of.get(name) != now[name] for name in ("text_sha256", "tokens_sha256"))
             or of.get("stored", {}).get("dtype") != self.options.store
             or ("text" in of) is not self.options.keep_text
-            or existing.recipe != recipe
-            or existing.base.digest != self.llm.base(recipe.layers).digest
+            or _asked(existing) != asdict(recipe)
+            or not is_of_model(existing, self.llm)
         ):
             return None
         warn_of_effects([existing])
@@ -220,6 +221,11 @@ def make_folder(folder: Path) -> None:
 def _target(source: Source, part: Part) -> Path:
     """The file of the memory of a part."""
     return memory_path(source.target.parent, part.name(source.target.name.removesuffix(SUFFIX)))
+
+
+def _asked(memory: "Memory") -> Record:
+    """The fields of the recipe that was asked for, of which a shortlist that was too small was replaced."""
+    return asdict(memory.recipe) | {"shortlist": memory.details.get("replaced_shortlist", memory.recipe.shortlist)}
 
 
 def _origin(source: Source, part: Part) -> Record:

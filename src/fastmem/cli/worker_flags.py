@@ -83,10 +83,11 @@ class WorkerFlags:
             yield ThisProcess(llm)
             return
         from fastmem.lab.workers.ray_workers import ray_workers
+        from fastmem.model_identity import identity_of_model
 
         cpus = self.cpus_per_worker or max(1, (os.cpu_count() or 1) // self.workers)
         gpus = self.gpus(model.device)
         with ray_workers(
-            model.load, llm.base().digest, count=self.workers, address=self.ray, cpus=cpus, gpus=gpus
+            model.load, identity_of_model(llm), count=self.workers, address=self.ray, cpus=cpus, gpus=gpus
         ) as workers:
             yield workers

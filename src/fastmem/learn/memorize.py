@@ -89,7 +89,7 @@ def memorizing(
             found[index] = run.memory_tensors()
         run.compute_gradients()
         steps = run.trace() if watch_losses else []
-        yield steps[-1] if steps else None
+        yield steps[-1] if watch else None
         stop = _stop_rule(steps, recipe) if steps else None
         if stop is not None:
             if stop.keep == index:
@@ -103,7 +103,8 @@ def memorizing(
             "recipe shortlist %d is too small: the loss was off by %.1f %% of its change, %g %% is allowed; "
             "memorizing again over the whole vocabulary.", recipe.shortlist, 100 * error, 100 * SAMPLED_SOFTMAX_ERROR
         )  # fmt: skip
-        return (yield from memorizing(split_model, reading, replace(recipe, shortlist=None), base, at, watch=False))
+        asked = replace(reading, details={**reading.details, "replaced_shortlist": recipe.shortlist})
+        return (yield from memorizing(split_model, asked, replace(recipe, shortlist=None), base, at, watch=False))
     # 3. Whether all of it is finite, and the weights after the last update, which no step has measured.
     trace = run.trace()
     stop = stop or _divergence(trace, found)

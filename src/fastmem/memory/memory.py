@@ -61,7 +61,8 @@ class Memory:
 
     tensors: full parameter name -> w - w_0, float32 unless a file held less; of a low-rank memory the two factors of
     each, see `low_rank.py`. trace: one `Step` per step. stopped: why memorizing ended before `recipe.steps`, or None.
-    details: other information kept with the memory (digests of text, tokenizer and template).
+    details: other information kept with the memory (digests of text, tokenizer and template; replaced_shortlist if
+    the recipe asked for one that was too small).
     """
 
     tensors: Mapping[str, Tensor]

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from fastmem.encoding import half_character
 from fastmem.errors import InputError
 from fastmem.model import FastMem
-from fastmem.prompts import SURROGATE
 from fastmem.serve.jobs import OverloadedError
 
 _T = TypeVar("_T")
@@ -44,8 +44,8 @@ class TextThread:
         halves of characters."""
         self._check_length(sum(map(len, texts)), most_tokens, field)
         for text in texts:
-            if (half := SURROGATE.search(text)) is not None:
-                raise InputError(f"character {half.start()} of the text is half of a surrogate pair.", field=field)
+            if half := half_character(text):
+                raise InputError(f"the text cannot be read: {half}.", field=field)
 
     def _check_length(self, length: int, most_tokens: int | None, field: str | None) -> None:
         limits = [limit for limit in (self._positions, most_tokens) if limit is not None]

@@ -332,8 +332,7 @@ class SplitModel:
         return model_copy
 
     def _head_alone(self, replace: dict[int, Any] | None = None) -> nn.Module:
-        """The model with its body taken out: what is left is the head. replace: as for
-        `weight_sharing_copy`."""
+        """The model with its body taken out: what is left is the head. replace: as for `weight_sharing_copy`."""
         body = self.model.get_submodule(self.structure.body)
         return weight_sharing_copy(
             self.model, {id(body): _PassThroughBody(self.structure.output_type, body)} | (replace or {})

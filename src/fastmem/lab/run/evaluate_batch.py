@@ -16,7 +16,7 @@ from fastmem.answer.cache import Prefix
 from fastmem.answer.request import Request
 from fastmem.answer.running_batch import Answer, answers
 from fastmem.device_memory import PeakMemory
-from fastmem.errors import InputError, RunError
+from fastmem.errors import InputError, RunError, without_frames
 from fastmem.lab.run.experiment import ONE_SHOT, Experiment, file_score
 from fastmem.lab.run.own_method import OwnMethod
 from fastmem.lab.run.run_files import Record
@@ -126,7 +126,8 @@ class BatchEvaluator:
             try:
                 ready.append(self._prepared(example, method))
             except Exception as error:  # any error belongs to this example and is counted there
-                found[example.id] = self._row(example, method, _digest(example.prompt.encode()), error=error)
+                failure = without_frames(error)
+                found[example.id] = self._row(example, method, _digest(example.prompt.encode()), error=failure)
         for prepared, answer, seconds in self._answers(ready):
             found[prepared.example.id] = self._answered(prepared, method, answer, seconds, len(ready), base_texts)
         rows = self._graded([found[example.id] for example in batch], batch)
@@ -171,7 +172,7 @@ class BatchEvaluator:
             try:
                 self._memories[key] = self._memorize(example, in_place)
             except Exception as error:
-                self._memories[key] = error
+                self._memories[key] = without_frames(error)
         made = self._memories[key]
         if isinstance(made, Exception):
             raise made
@@ -207,15 +208,17 @@ class BatchEvaluator:
             with timed(self.llm.split_model.device) as seconds:
                 found = answers(self.llm.batch(), [p.request for p in ready], self.experiment.batch_size)
         except Exception as error:
-            if len(ready) == 1:
-                yield ready[0], error, 0.0
-                return
-            log.warning("a batch of %d failed (%s); answering one by one.", len(ready), error)
-            for prepared in ready:
-                yield from self._answers([prepared])
+            failure = without_frames(error)  # so that the caches of this batch are free before it is tried again
+        else:
+            for prepared, answer in zip(ready, found, strict=True):
+                yield prepared, answer, seconds[0] / len(ready)
             return
-        for prepared, answer in zip(ready, found, strict=True):
-            yield prepared, answer, seconds[0] / len(ready)
+        if len(ready) == 1:
+            yield ready[0], failure, 0.0
+            return
+        log.warning("a batch of %d failed (%s); answering one by one.", len(ready), failure)
+        for prepared in ready:
+            yield from self._answers([prepared])
 
     def _answered(
         self,

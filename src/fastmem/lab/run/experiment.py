@@ -19,7 +19,7 @@ from fastmem.lab.tasks import TASKS, Data, Task
 from fastmem.lab.tasks.example import Example, Score
 from fastmem.memory.recipe import Recipe
 from fastmem.model import FastMem
-from fastmem.system_turn import is_removed
+from fastmem.model_identity import identity_of_model
 
 ONE_SHOT = "one-shot"  # the paper's Table 2: the untouched model, with one worked example in the prompt
 
@@ -67,7 +67,7 @@ class Experiment:
             given = getattr(self, name)
             if given is not None and given < 1:
                 raise InputError(f"{name} is {given}: give 1 or more.", field=name)
-        if self.definition.kind == "summary" and not task_score(self.definition):
+        if self.is_scored_by_models:
             require_packages(self.scorers)
         if ONE_SHOT in self.methods and self.definition.shot is None:
             raise InputError(f"{self.task} defines no SHOT, the worked example that the method {ONE_SHOT!r} needs.")
@@ -82,6 +82,11 @@ class Experiment:
     def definition(self) -> Task:
         """The task itself."""
         return self.own_task or TASKS[self.task]
+
+    @property
+    def is_scored_by_models(self) -> bool:
+        """Whether `scorers` are used: for summaries, unless the task has scores of its own."""
+        return self.definition.kind == "summary" and not task_score(self.definition)
 
     def method(self, name: str) -> Method | OwnMethod:
         """The method for a name in `methods`."""
@@ -141,17 +146,16 @@ def by_context(examples: Iterable[Example]) -> tuple[Example, ...]:
 
 def identity(experiment: Experiment, data: Data, examples: Sequence[Example], llm: FastMem) -> Record:
     """Everything that determines the rows of a run, except the methods: a run can have rows of several."""
-    return {
+    found = {
         "format": FORMAT,
         "task": experiment.task,
         "data": {
             "source": data.source,
             "revision": data.revision,
             "examples": len(examples),
-            "digest": _digest(examples),
+            "digest": digest_of(examples),
         }
         | ({"selection": data.selection} if data.selection else {}),
-        "model": identity_of_model(llm),
         "recipe": recipe_values(experiment.recipe),
         "decoding": {
             "alpha": experiment.alpha,
@@ -160,15 +164,15 @@ def identity(experiment: Experiment, data: Data, examples: Sequence[Example], ll
             "max_context_tokens": experiment.max_context_tokens,
         }
         | ({} if experiment.repetition_penalty == 1 else {"repetition_penalty": experiment.repetition_penalty}),
+        "model": identity_of_model(llm, experiment.recipe.layers),
         "seed": experiment.seed,
-    } | ({"metrics": {m.file.label: m.file.digest for m in experiment.metrics}} if experiment.metrics else {})
-
-
-def identity_of_model(llm: FastMem) -> dict[str, str]:
-    """Family, weights and type, and whether its template lost its system turn; name or folder may change."""
-    base = llm.base()
-    system_turn = {"system_turn": "removed"} if is_removed(llm.tokenizer) else {}
-    return {"family": base.family, "digest": base.digest[:16], "dtype": str(llm.split_model.dtype)} | system_turn
+    }
+    if experiment.metrics:
+        found["metrics"] = {m.file.label: m.file.digest for m in experiment.metrics}
+    if experiment.is_scored_by_models:
+        scorers = asdict(experiment.scorers).items()
+        found["scorers"] = {name: value for name, value in scorers if name not in ("device", "batch_size")}
+    return found
 
 
 def open_run_folder(
@@ -230,7 +234,8 @@ def model_name(llm: FastMem) -> str:
     return path.name if path.is_absolute() or llm.name.startswith(".") else llm.name
 
 
-def _digest(examples: Iterable[Example]) -> str:
+def digest_of(examples: Iterable[Example]) -> str:
+    """A digest of all fields of the examples, in their order."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(json.dumps(example.record, ensure_ascii=False).encode())

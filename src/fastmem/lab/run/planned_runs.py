@@ -86,7 +86,9 @@ def do_runs(
         data_used = replace(whole, examples=whole.examples[:limit])
         summary = run(llm, experiment, data_used, folder / each.name, report, workers)
         # All methods of a run share one memory, but the rows of each include its cost.
-        costs = [method["seconds"] for method in summary["methods"].values()]
+        costs = [
+            summary["methods"][method]["seconds"] for method in each.methods
+        ]  # an earlier start may have had more
         memorizing = [seconds["trunk"] + seconds["steps"] for seconds in costs]
         per_example = sum(seconds["decode"] for seconds in costs) + max(memorizing)
         outcomes.append(Outcome(each, len(whole.examples), per_example))

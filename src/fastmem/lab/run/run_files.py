@@ -28,11 +28,16 @@ SEARCH = "search.json"  # in the folder of a search, see `fastmem.lab.search.sea
 
 Record = dict[str, Any]
 
+# What older versions did not record: unknown where it is absent, and no difference. Of other values, None is one.
+_RECORDED_LATER = {"data.digest", "scorers"}
+_RECORDED_LATER |= {f"model.{name}" for name in ("tuned_weights", "sampled_weights", "tokenizer", "template")}
+
 
 class Appender:
     """The rows of one run, open for appending by this process alone.
 
-    Errors: `RunError` if the folder cannot be written, another process appends to it, or the disk is full.
+    Errors: `RunError` if the folder cannot be written or locked, another process appends to it, a line is damaged, or
+    the disk is full.
     """
 
     def __init__(self, path: Path):
@@ -41,17 +46,13 @@ class Appender:
             path.touch()
             self._file: TextIO = path.open("r+", encoding="utf-8", newline="\n")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            _lock(self._file, path.parent)
+            end, self.rows = complete_rows(path)
+            self._file.truncate(end)
+            self._file.seek(end)
+        except BaseException:
             self._file.close()
-            raise RunError(
-                f"another process is writing to {path.parent}: wait for it, or give another folder. Several processes "
-                "work on one folder with --workers N.",
-                field="output",
-            ) from error
-        end, self.rows = complete_rows(path)
-        self._file.truncate(end)
-        self._file.seek(end)
+            raise
 
     def append(self, record: Record) -> None:
         """Write one line and flush it, so it is kept if the process is killed."""
@@ -70,6 +71,24 @@ class Appender:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    """Keep other processes from appending until the file is closed. Errors: `RunError`."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunError(
+            f"another process is writing to {folder}: wait for it, or give another folder. Several processes work on "
+            "one folder with --workers N.",
+            field="output",
+        ) from error
+    except OSError as error:  # some network file systems
+        raise RunError(
+            f"{folder} cannot be locked ({error.strerror or error}), so two processes could write to it at once: give "
+            "a folder on another disk.",
+            field="output",
+        ) from error
 
 
 def cut_to_whole_lines(path: Path) -> None:
@@ -172,13 +191,16 @@ def complete_rows(path: Path) -> tuple[int, list[Record]]:
 
 
 def differences(was: Record, now: Record, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted name, value before, value now) of every value that differs; None stands for one that is absent."""
+    """(dotted name, value before, value now) of every value that differs; None stands for one that is absent.
+
+    What only one of the two versions that wrote them records is no difference.
+    """
     found: list[tuple[str, Any, Any]] = []
     for name in {**was, **now}:
         before, after = was.get(name), now.get(name)
         if isinstance(before, dict) and isinstance(after, dict):
             found += differences(before, after, f"{prefix}{name}.")
-        elif before != after:
+        elif before != after and not (prefix + name in _RECORDED_LATER and None in (before, after)):
             found.append((prefix + name, before, after))
     return found
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from fastmem.errors import InputError, RunError
 from fastmem.extras import require
 from fastmem.lab.run import run_files
-from fastmem.lab.run.experiment import file_score, identity_of_model, model_name, recipe_values, task_score
+from fastmem.lab.run.experiment import digest_of, file_score, model_name, recipe_values, task_score
 from fastmem.lab.run.run_files import Appender, Record
 from fastmem.lab.scores import grading, statistics, summary
 from fastmem.lab.scores.own_metric import try_out
@@ -31,6 +31,7 @@ from fastmem.lab.tasks import Data, Example, Task
 from fastmem.lab.tasks.example import Score
 from fastmem.lab.workers import Lost, ThisProcess, Workers
 from fastmem.model import FastMem
+from fastmem.model_identity import identity_of_model
 
 TRIED, JOURNAL, RECIPE, LOCK = "tried.jsonl", "journal.log", "recipe.json", "lock"
 Part = Literal["searched", "held-out", "all"]
@@ -277,13 +278,14 @@ def _open_search_folder(
 ) -> Record:
     """Write `search.json`, or check that it is of the same search. Returns its values without the points."""
     require_packages(data.definition, sampler)
+    examples = {"examples": [e.id for e in data.examples], "digest": digest_of(data.examples)}
     header = {
         "task": data.task,
-        "data": {"source": data.source, "revision": data.revision, "examples": [e.id for e in data.examples]},
-        "model": identity_of_model(llm),
+        "data": {"source": data.source, "revision": data.revision} | examples,
         "sampler": sampler,
         "space": json.loads(json.dumps(asdict(space))),
         "max_new_tokens": max_new_tokens,
+        "model": identity_of_model(llm, [layer for layers in space.layers for layer in layers]),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -292,12 +294,12 @@ def _open_search_folder(
         raise RunError(f"{folder} cannot be made ({reason}): give another folder.", field="output") from error
     path = folder / run_files.SEARCH
     if path.exists():
-        before = run_files.read_json(path)
-        for name, now in header.items():
-            if before.get(name) != now:
-                raise RunError(
-                    f"{folder} holds another search: its {name} differs. Give another folder.", field="output"
-                )
+        read = run_files.read_json(path)
+        for name, _, _ in run_files.differences({name: read.get(name) for name in header}, header):
+            raise RunError(
+                f"{folder} holds another search: its {name.partition('.')[0]} differs. Give another folder.",
+                field="output",
+            )
     else:
         run_files.write_json(path, header | {"model_name": model_name(llm), "points": [], "best": None})
     return header | {"model_name": model_name(llm)}

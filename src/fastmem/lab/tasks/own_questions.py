@@ -16,7 +16,7 @@ from fastmem.errors import InputError, TaskError, one_of, shown
 from fastmem.lab.tasks.document_folder import MOST_CHARACTERS, DocumentFolder, listed
 from fastmem.lab.tasks.example import Example
 from fastmem.lab.tasks.readers import Row, digest, file_rows, files_of
-from fastmem.lab.tasks.row_schema import ID_COLUMNS, Schema, as_list, examples_of
+from fastmem.lab.tasks.row_schema import ID_COLUMNS, Schema, as_list, examples_of, require_characters
 
 TASK = "qa"
 # Part of a row -> the usual names of its column.
@@ -231,11 +231,7 @@ def _checked(row: Row, name: str, text: str, most: int) -> str:
     """The text. Errors: `TaskError` if it is too long, or no file could hold it."""
     if len(text) > most:
         raise TaskError(f"{row.where}: {name!r} has {len(text):,} characters; accepted are at most {most:,}.")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        reason = f"character {error.start} is half of a surrogate pair"
-        raise TaskError(f"{row.where}: {name!r} is not text ({reason}).") from error
+    require_characters(row, name, text)
     if "\0" in text:
         raise TaskError(f"{row.where}: {name!r} is not text (it contains zero bytes).")
     return text

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, get_args
 
+from fastmem.encoding import half_character
 from fastmem.errors import InputError
 from fastmem.lab.python_file import PythonFile
 from fastmem.lab.tasks.example import Example, Kind, Shot
@@ -119,7 +120,5 @@ def _try_prompts(file: PythonFile, example: Example, where: str) -> None:
 
 
 def _encodable(file: PythonFile, text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise file.error(f"{what} is not text (character {error.start} is half of a surrogate pair)") from error
+    if half := half_character(text):
+        raise file.error(f"{what} is not text ({half})")

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from fastmem.encoding import half_character
 from fastmem.errors import TaskError
 from fastmem.lab.tasks.example import Example
 from fastmem.lab.tasks.readers import Row
@@ -35,7 +36,8 @@ class Schema:
 def examples_of(rows: Iterable[Row], schemas: tuple[Schema, ...], task: str) -> Iterator[Example]:
     """The examples of `rows`, each with an id: the row's own if it has one, otherwise `row-N`, counted from 1.
 
-    Errors: `TaskError` if the columns fit no schema, a row lacks a column or an answer, or an id is used twice.
+    Errors: `TaskError` if the columns fit no schema, a row lacks a column or an answer, an id is used twice, or half
+    of a character is in a text.
     """
     schema: Schema | None = None
     places: dict[str, str] = {}
@@ -54,7 +56,10 @@ def examples_of(rows: Iterable[Row], schemas: tuple[Schema, ...], task: str) -> 
                 f"{row.where}: the id {name!r} was used at {places[name]} already; ids must be unique in a task."
             )
         places[name] = row.where
-        yield replace(example, id=name, group=example.group or name)
+        named = replace(example, id=name, group=example.group or name)
+        for part, value in named.record.items():  # of which a task may have read some in its own way
+            require_characters(row, part, *([value] if isinstance(value, str) else value))
+        yield named
 
 
 def _fitting(row: Row, schemas: tuple[Schema, ...], task: str) -> Schema:
@@ -75,6 +80,7 @@ def text(row: Row, column: str) -> str:
     value = row.values[column]
     if not isinstance(value, str) or not value.strip():
         raise TaskError(f"{row.where}: {column!r} must be a text; found {value!r:.60}.")
+    require_characters(row, column, value)
     return value
 
 
@@ -86,7 +92,15 @@ def texts(row: Row, column: str) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(item.strip() for item in items if isinstance(item, str) and item.strip()))
     if not found:
         raise TaskError(f"{row.where}: {column!r} holds no answer; found {row.values[column]!r:.60}.")
+    require_characters(row, column, *found)
     return found
+
+
+def require_characters(row: Row, name: str, *texts: str) -> None:
+    """Errors: `TaskError` for half of a character, which no tokenizer reads. name: of the column or the part."""
+    for each in texts:
+        if half := half_character(each):
+            raise TaskError(f"{row.where}: {name!r} is not text ({half}).")
 
 
 def as_list(value: object) -> list[object]:

@@ -23,8 +23,10 @@ import torch
 
 from fastmem.errors import InputError, RunError
 from fastmem.extras import require
+from fastmem.lab.run.run_files import differences
 from fastmem.lab.workers import Lost, Make, Result, Unit
 from fastmem.model import FastMem
+from fastmem.model_identity import identity_of_model
 
 log = logging.getLogger("fastmem")
 
@@ -40,11 +42,15 @@ Load = Callable[[], FastMem]
 class Worker:
     """What runs in an actor."""
 
-    def __init__(self, load: Load, weights: str, threads: int):
+    def __init__(self, load: Load, identity: dict[str, str], threads: int):
         torch.set_num_threads(threads)
         self.llm = load()
-        if (own := self.llm.base().digest) != weights:
-            raise InputError(f"the worker's model has other weights ({own[:12]}) than the driver's ({weights[:12]}).")
+        if found := differences(identity, identity_of_model(self.llm)):
+            names = ", ".join(name.replace("_", " ") for name, _, _ in found)
+            raise InputError(
+                f"the worker has another model than the driver, which differs in {names}: give all machines the same "
+                "model."
+            )
         self._made: tuple[int, Any] | None = None
 
     def ready(self) -> str:
@@ -160,13 +166,13 @@ class RayWorkers:
 
 @contextmanager
 def ray_workers(
-    load: Load, weights: str, *, count: int, address: str | None, cpus: int, gpus: float
+    load: Load, identity: dict[str, str], *, count: int, address: str | None, cpus: int, gpus: float
 ) -> Iterator[RayWorkers]:
     """A pool of `count` actors on this machine, or on the cluster at an address ("auto": the one that is found).
 
-    weights: the digest that the model's base has. cpus, gpus: of each actor; it computes with as many threads. A
-    connection to Ray that is there already is used, and stays. Errors: `MissingPackageError`, `InputError` for an
-    address without a cluster, and for more GPUs than this machine has.
+    identity: what `identity_of_model` says of the driver's model. cpus, gpus: of each actor; it computes with as many
+    threads. A connection to Ray that is there already is used, and stays. Errors: `MissingPackageError`, `InputError`
+    for an address without a cluster, and for more GPUs than this machine has.
     """
     require("ray", extra="ray", purpose="answering with several workers", options=("workers", "ray"))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -189,7 +195,7 @@ def ray_workers(
     try:
         if not connected and not address:
             require_gpus(count, gpus, int(ray.cluster_resources().get("GPU", 0)))
-        actors += (_Actor(ray.remote(Worker).options(**options).remote(load, weights, cpus)) for _ in range(count))
+        actors += (_Actor(ray.remote(Worker).options(**options).remote(load, identity, cpus)) for _ in range(count))
         yield RayWorkers(list(actors))
     finally:
         if connected:
