@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from fastmem import FastMem, Recipe, Tokens
+from fastmem.lab.report.content import mean_text
 from fastmem.lab.scores.statistics import compare, mean
 from fastmem.tiny import world
 
@@ -62,13 +63,14 @@ def rows(
         yield found
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Measure one model and print the table."""
     parser = argparse.ArgumentParser(prog="python -m studies.encoder_sources", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder of an encoder-decoder of the embedded world")
     parser.add_argument("--output", type=Path, required=True, help="file for the rows")
     parser.add_argument("--dev", type=int, default=60, help="rows that choose the rates")
     parser.add_argument("--test", type=int, default=200, help="rows of each split that judge")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     llm = FastMem.from_pretrained(args.model)
     done = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.exists() else []
 
@@ -92,15 +94,16 @@ def main() -> None:
         print(f"  {source:9s}", "  ".join(f"{rate:g}: {share:.3f}" for rate, share in shares.items()))
     test = {split: measured(split, "test", args.test, {s: (r,) for s, r in best.items()}) for split in SPLITS}
     test["both"] = [row for split in SPLITS for row in test[split]]
+    print("\n| split | encoder reads | right | less no memory | less nothing |\n|---|---|---|---|---|")
     for split, found in test.items():
-        columns = {"base": [row["base"] for row in found]}
+        columns = {"no memory": [row["base"] for row in found]}
         columns |= {source: [row[f"{source} {rate:g}"] for row in found] for source, rate in best.items()}
         for name, values in columns.items():
-            share, apart = mean(values), [compare(columns[other], values) for other in ("base", "nothing")]
-            differences = "  ".join(
-                f"{c.difference.value:+.3f} [{c.difference.low}, {c.difference.high}]" for c in apart
-            )
-            print(f"{split:10s} {name:9s} {share.value:.3f} [{share.low:.3f}, {share.high:.3f}]  {differences}")
+            less = [
+                mean_text(compare(columns[other], values).difference, "+") if name not in ("no memory", other) else ""
+                for other in ("no memory", "nothing")
+            ]
+            print(f"| {split} | {name} | {mean_text(mean(values))} | {' | '.join(less)} |")
 
 
 if __name__ == "__main__":
