@@ -295,6 +295,104 @@ def test_word(tmp_path: Path) -> None:
     ]
 
 
+MATH = 'xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math"'
+
+
+def symbols(text: str) -> str:
+    """A run of an equation."""
+    return f"<m:r><m:rPr><m:sty m:val='p'/></m:rPr><w:rPr><w:b/></w:rPr><m:t>{text}</m:t></m:r>"
+
+
+FRACTION = f"<m:f><m:num>{symbols('1')}</m:num><m:den>{symbols('a+b')}</m:den></m:f>"
+POWER = f"<m:sSup><m:e>{symbols('x')}</m:e><m:sup>{symbols('12')}</m:sup></m:sSup>"
+
+
+@pytest.mark.parametrize(
+    ("inside", "text"),
+    [
+        (f'<w:fldSimple w:instr="DATE"><w:fldData>AAA=</w:fldData>{run("12 March")}</w:fldSimple>', "12 March"),
+        (f'<w:fldSimple w:instr="A"><w:fldSimple w:instr="B">{run("both")}</w:fldSimple></w:fldSimple>', "both"),
+        (f'<w:hyperlink w:anchor="a"><w:fldSimple w:instr="REF">{run("here")}</w:fldSimple></w:hyperlink>', "here"),
+        (f'<w:bdo w:val="rtl">{run("שלום")}</w:bdo>', "שלום"),
+        (f'<w:dir w:val="rtl">{run("שלום")}</w:dir>', "שלום"),
+        ("<w:r><w:t>one</w:t><w:cr/><w:t>two</w:t></w:r>", "one\ntwo"),
+        (f"<w:r><w:ruby><w:rt>{run('とう')}</w:rt><w:rubyBase>{run('東')}</w:rubyBase></w:ruby></w:r>", "東"),
+        (f"<m:oMath {MATH}>{symbols('E=mc')}</m:oMath>", "E=mc"),
+        (f"<m:oMathPara {MATH}><m:oMath>{symbols('a&lt;b')}</m:oMath></m:oMathPara>", "a<b"),
+        (f"<m:oMath {MATH}>{FRACTION}</m:oMath>", "1/(a+b)"),
+        (f"<m:oMath {MATH}>{POWER}</m:oMath>", "x^12"),
+        (
+            f"<m:oMath {MATH}><m:sSub><m:e>{symbols('x')}</m:e><m:sub>{FRACTION}</m:sub></m:sSub></m:oMath>",
+            "x_(1/(a+b))",
+        ),
+        (f"<m:oMath {MATH}>{symbols('f')}<m:d><m:e>{symbols('x')}</m:e></m:d></m:oMath>", "f(x)"),
+        (
+            f"<m:oMath {MATH}><m:d><m:dPr><m:begChr m:val='['/><m:sepChr m:val=';'/><m:endChr m:val=''/></m:dPr>"
+            f"<m:e>{symbols('x')}</m:e><m:e>{symbols('y')}</m:e></m:d></m:oMath>",
+            "[x;y",
+        ),
+        (
+            f"<m:oMath {MATH}><m:nary><m:naryPr><m:chr m:val='∑'/></m:naryPr><m:sub>{symbols('i=1')}</m:sub>"
+            f"<m:sup>{symbols('n')}</m:sup><m:e>{symbols('i')}</m:e></m:nary></m:oMath>",
+            "∑_(i=1)^n i",
+        ),
+        (f"<m:oMath {MATH}><m:nary><m:sub/><m:sup/><m:e>{POWER}</m:e></m:nary></m:oMath>", "∫ x^12"),
+        (f"<m:oMath {MATH}><m:rad><m:deg/><m:e>{symbols('a+b')}</m:e></m:rad></m:oMath>", "√(a+b)"),
+        (
+            f"<m:oMath {MATH}><m:func><m:fName>{symbols('sin')}</m:fName><m:e>{symbols('x')}</m:e></m:func></m:oMath>",
+            "sin x",
+        ),
+    ],
+)
+def test_fields_and_equations_of_word(tmp_path: Path, inside: str, text: str) -> None:
+    body = f"<w:p>{run('[')}{inside}{run(']')}</w:p>"
+    noted = f'<w:p>{run("So")}<w:r><w:footnoteReference w:id="7"/></w:r></w:p>'
+    notes = f'<w:footnotes {WORD}><w:footnote w:id="7">{body}</w:footnote></w:footnotes>'
+    path = tmp_path / "a.docx"
+    path.write_bytes(docx(body + noted, footnotes=notes))
+    document = read_document(path)
+    assert document.text == f"[{text}]\n\nSo[1]\n\n- [1] [{text}]"
+    assert document.notes == ()
+
+
+def test_strict_word_files(tmp_path: Path) -> None:
+    """They have other namespaces; and an encoding and prefixes of their own."""
+    body = f'<w:p>{run("On ")}<w:fldSimple w:instr="DATE">{run("Ü")}</w:fldSimple></w:p>'
+    page = f"<x:document {WORD}><x:body>{body}</x:body></x:document>".replace("w:", "x:").replace("xmlns:w", "xmlns:x")
+    page = page.replace(
+        "http://schemas.openxmlformats.org/wordprocessingml/2006", "http://purl.oclc.org/ooxml/wordprocessingml"
+    )
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(docx(""))) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            declared = '<?xml version="1.0" encoding="UTF-16"?>' + page
+            new.writestr(name, declared.encode("utf-16") if name == "word/document.xml" else old.read(name))
+    assert text_of(tmp_path, "a.docx", out.getvalue()) == "On Ü"
+
+
+def test_what_is_left_out_of_a_word_file_is_noted(tmp_path: Path) -> None:
+    box = f"<v:textbox><w:txbxContent>{paragraph('')}{paragraph('In an oval.')}</w:txbxContent></v:textbox>"
+    shapes = f"<v:shape><v:stroke/><v:fill/></v:shape><v:oval>{box}</v:oval><v:oval/><v:line/>"
+    drawn = f"<w:r><w:pict xmlns:v='urn:schemas-microsoft-com:vml'>{shapes}</w:pict></w:r>"
+    silent = "<w:permStart/><w:customXml><w:customXmlPr/></w:customXml><w:r><w:separator/></w:r>"
+    path = tmp_path / "a.docx"
+    path.write_bytes(docx(f"<w:p>{run('Text')}{silent}{drawn}</w:p>", unused="not well-formed"))
+    assert read_document(path).text == "Text"
+    assert read_document(path).notes == ("what Word stores as oval is left out: save it as .pdf",)
+    path.write_bytes(docx(f"<w:p>{run('Text')}{silent}{drawn * 2}</w:p><w:altChunk/>"))
+    assert read_document(path).notes == ("what Word stores as altChunk, oval is left out: save it as .pdf",)
+    path.write_bytes(docx(f"<w:p>{run('Text')}{silent}</w:p>"))
+    assert read_document(path).notes == ()
+
+
+def test_a_word_file_with_a_damaged_picture(tmp_path: Path) -> None:
+    data = docx(paragraph(LEAVE))
+    out = io.BytesIO(data)
+    with zipfile.ZipFile(out, "a") as archive:
+        archive.writestr("word/media/image1.png", b"picture")
+    assert text_of(tmp_path, "a.docx", out.getvalue().replace(b"picture", b"PICTURE")) == LEAVE
+
+
 def test_numbers_that_word_computes_are_not_made_up(tmp_path: Path) -> None:
     level = '<w:lvl w:ilvl="0"><w:start w:val="4"/><w:numFmt w:val="decimal"/></w:lvl>'
     numbering = f'<w:numbering {WORD}><w:abstractNum w:abstractNumId="0">{level}</w:abstractNum>'
