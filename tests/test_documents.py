@@ -18,6 +18,7 @@ from fastmem.documents.docx_text import MAX_UNPACKED_BYTES
 from fastmem.documents.html_text import html_text
 from fastmem.documents.pdf_text import without_line_end_hyphens
 from fastmem.documents.text_process import TextProcess
+from fastmem.documents.word_ranking import words
 from fastmem.errors import DocumentError, InputError
 
 LEAVE = "Everyone has 27 days of annual leave."
@@ -642,3 +643,34 @@ def test_word_scores() -> None:
 )
 def test_words_in_other_forms(question: str, text: str) -> None:
     assert word_scores(question, ["unrelated", text])[1] > 0
+
+
+HINDI = ("हर कर्मचारी को साल में सत्ताईस दिन की छुट्टी मिलती है", "कार्यालय सुबह आठ बजे खुलता है")
+
+
+@pytest.mark.parametrize(
+    ("question", "right", "wrong"),
+    [
+        ("कितनी छुट्टी मिलती है", *HINDI),
+        ("कार्यालय कब खुलता है", *reversed(HINDI)),
+        ("দিন", "প্রতি দিন ছুটি", "দান করুন, নদী দূরে"),
+        ("விடுமுறை", "ஆண்டு விடுமுறை நாட்கள்", "வீடு மாறி முடிந்தது, றை"),
+        ("ลา", "พนักงานลาได้ปีละ 27 วัน", "สำนักงานเปิดแปดนาฬิกา"),
+        ("ລາພັກ", "ພະນັກງານລາພັກໄດ້ 27 ມື້", "ຫ້ອງການເປີດແປດໂມງ ກັນ"),
+        ("ថ្ងៃឈប់", "បុគ្គលិកមានថ្ងៃឈប់សម្រាក ២៧", "ការិយាល័យបើកម៉ោងប្រាំបី"),
+        ("ခွင့်ရက်", "ဝန်ထမ်းတိုင်းခွင့်ရက် ၂၇ ရက်ရှိသည်", "ရုံးကိုနံနက်ရှစ်နာရီတွင်ဖွင့်သည်"),
+    ],
+)
+def test_words_of_scripts_with_vowel_signs(question: str, right: str, wrong: str) -> None:
+    found = word_scores(question, [wrong, right])
+    assert found[1] > found[0]
+
+
+def test_words_are_letters_digits_and_their_marks() -> None:
+    assert words("कर्मचारी की ২৭ দিন") == ["कर्मचारी", "की", "২৭", "দিন"]
+    assert words("Zoë's 2_tier, naïve e\u0301te\u0301 q\u0323") == ["zoë", "s", "2", "tier", "naïve", "été", "q\u0323"]
+    assert words("I \u2764\ufe0f it \u0301") == ["i", "it"], "a mark without a letter is no word"
+    assert words("年假3天のX") == ["年", "假", "3", "天", "の", "x"]
+    assert words("วันลา 27ก a") == ["วั", "ัน", "นล", "ลา", "27", "ก", "a"]
+    assert words("၂၇ ရက်။") == ["၂၇", "ရက", "က်"]
+    assert words("") == words("?!") == []
