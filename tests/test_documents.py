@@ -250,6 +250,29 @@ def test_the_charset_of_html(data: bytes) -> None:
     assert html_text(data) == "café €"
 
 
+@pytest.mark.parametrize(
+    ("charset", "encoding", "text"),
+    [
+        ("shift_jis", "cp932", "① 髙島"),
+        ("x-sjis", "cp932", "① 髙島"),
+        ("Windows-31J", "cp932", "① 髙島"),
+        ("gb2312", "gb18030", "朱镕基"),
+        ("GBK", "gb18030", "朱镕基 㐀"),
+        ("x-gbk", "gb18030", "朱镕基 㐀"),
+        ("euc-kr", "cp949", "똠방각하"),
+        ("ks_c_5601-1987", "cp949", "똠방각하"),
+        ("windows-949", "cp949", "똠방각하"),
+        ("big5", "big5hkscs", "香港嘅 碁"),
+        ("iso-8859-9", "cp1254", "ığ “x” €"),
+        ("tis-620", "cp874", "ไทย “x” €"),
+        ("iso-8859-11", "cp874", "ไทย “x” €"),
+        ("windows-874", "cp874", "ไทย “x” €"),
+    ],
+)
+def test_charsets_that_browsers_read_as_their_supersets(charset: str, encoding: str, text: str) -> None:
+    assert html_text(f"<meta charset={charset}><p>{text}</p>".encode(encoding)) == text
+
+
 def test_html_in_another_encoding_than_it_says(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_bytes("<p>café".encode("cp1252"))
     assert refused(tmp_path / "a.html") == "it names no charset, and byte 0xe9 at position 6 is not UTF-8"
