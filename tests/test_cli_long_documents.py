@@ -58,6 +58,14 @@ def test_a_document_that_is_too_long_is_answered_from_its_part(fastmem: Runner, 
     assert found.json["trace"][0]["loss"] == expected.memory.trace[0].loss
 
 
+def test_no_part_shares_a_word_with_the_question(fastmem: Runner, base, document) -> None:
+    refused = refusal(fastmem("ask", "zzz?", "-c", document, "-m", base, "--part-tokens", TOKENS, *ANSWER))
+    assert refused == (
+        "none of the 2 parts shares a word with the question: ask in words of the document, or cut it into larger "
+        "parts (option --part-tokens)."
+    )
+
+
 def test_a_document_that_fits_is_one_part(fastmem: Runner, base, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text(SECOND)
     found = fastmem(

@@ -64,7 +64,19 @@ def test_the_fitting_part_shares_words_with_the_question() -> None:
     parts = ["The office opens at eight.", "The mayor of Tarn is Ada.", "Dogs may come on Fridays."]
     assert fitting_part("When may dogs come?", parts) == 2
     assert fitting_part("Who is the MAYOR?", parts) == 1
-    assert fitting_part("xyz", parts) == 0
+    assert fitting_part("the", ["It is the one.", "It is the two."]) == 0, "the first of equals"
+
+
+def test_a_part_without_a_word_of_the_question_is_not_chosen() -> None:
+    with pytest.raises(InputError, match="none of the 2 parts shares a word with the question: ask in words of"):
+        fitting_part("xyz", ["One.", "Two."])
+    assert fitting_part("xyz", ["The only part."]) == 0
+
+
+@pytest.mark.parametrize("question", [None, 3, ["Who?"], b"Who?"])
+def test_a_question_is_a_text(question: object) -> None:
+    with pytest.raises(InputError, match=f"the question must be one text; given {type(question).__name__}"):
+        fitting_part(question, ["One.", "Two."])  # type: ignore[arg-type]
 
 
 def test_no_parts_fit_no_question() -> None:

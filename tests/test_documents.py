@@ -18,6 +18,7 @@ from fastmem.documents.docx_text import MAX_UNPACKED_BYTES
 from fastmem.documents.html_text import html_text
 from fastmem.documents.pdf_text import without_line_end_hyphens
 from fastmem.documents.text_process import TextProcess
+from fastmem.documents.word_ranking import words
 from fastmem.errors import DocumentError, InputError
 
 LEAVE = "Everyone has 27 days of annual leave."
@@ -249,6 +250,29 @@ def test_the_charset_of_html(data: bytes) -> None:
     assert html_text(data) == "café €"
 
 
+@pytest.mark.parametrize(
+    ("charset", "encoding", "text"),
+    [
+        ("shift_jis", "cp932", "① 髙島"),
+        ("x-sjis", "cp932", "① 髙島"),
+        ("Windows-31J", "cp932", "① 髙島"),
+        ("gb2312", "gb18030", "朱镕基"),
+        ("GBK", "gb18030", "朱镕基 㐀"),
+        ("x-gbk", "gb18030", "朱镕基 㐀"),
+        ("euc-kr", "cp949", "똠방각하"),
+        ("ks_c_5601-1987", "cp949", "똠방각하"),
+        ("windows-949", "cp949", "똠방각하"),
+        ("big5", "big5hkscs", "香港嘅 碁"),
+        ("iso-8859-9", "cp1254", "ığ “x” €"),
+        ("tis-620", "cp874", "ไทย “x” €"),
+        ("iso-8859-11", "cp874", "ไทย “x” €"),
+        ("windows-874", "cp874", "ไทย “x” €"),
+    ],
+)
+def test_charsets_that_browsers_read_as_their_supersets(charset: str, encoding: str, text: str) -> None:
+    assert html_text(f"<meta charset={charset}><p>{text}</p>".encode(encoding)) == text
+
+
 def test_html_in_another_encoding_than_it_says(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_bytes("<p>café".encode("cp1252"))
     assert refused(tmp_path / "a.html") == "it names no charset, and byte 0xe9 at position 6 is not UTF-8"
@@ -293,6 +317,104 @@ def test_word(tmp_path: Path) -> None:
         "27 days",
         "- [1] Since 2020.",
     ]
+
+
+MATH = 'xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math"'
+
+
+def symbols(text: str) -> str:
+    """A run of an equation."""
+    return f"<m:r><m:rPr><m:sty m:val='p'/></m:rPr><w:rPr><w:b/></w:rPr><m:t>{text}</m:t></m:r>"
+
+
+FRACTION = f"<m:f><m:num>{symbols('1')}</m:num><m:den>{symbols('a+b')}</m:den></m:f>"
+POWER = f"<m:sSup><m:e>{symbols('x')}</m:e><m:sup>{symbols('12')}</m:sup></m:sSup>"
+
+
+@pytest.mark.parametrize(
+    ("inside", "text"),
+    [
+        (f'<w:fldSimple w:instr="DATE"><w:fldData>AAA=</w:fldData>{run("12 March")}</w:fldSimple>', "12 March"),
+        (f'<w:fldSimple w:instr="A"><w:fldSimple w:instr="B">{run("both")}</w:fldSimple></w:fldSimple>', "both"),
+        (f'<w:hyperlink w:anchor="a"><w:fldSimple w:instr="REF">{run("here")}</w:fldSimple></w:hyperlink>', "here"),
+        (f'<w:bdo w:val="rtl">{run("שלום")}</w:bdo>', "שלום"),
+        (f'<w:dir w:val="rtl">{run("שלום")}</w:dir>', "שלום"),
+        ("<w:r><w:t>one</w:t><w:cr/><w:t>two</w:t></w:r>", "one\ntwo"),
+        (f"<w:r><w:ruby><w:rt>{run('とう')}</w:rt><w:rubyBase>{run('東')}</w:rubyBase></w:ruby></w:r>", "東"),
+        (f"<m:oMath {MATH}>{symbols('E=mc')}</m:oMath>", "E=mc"),
+        (f"<m:oMathPara {MATH}><m:oMath>{symbols('a&lt;b')}</m:oMath></m:oMathPara>", "a<b"),
+        (f"<m:oMath {MATH}>{FRACTION}</m:oMath>", "1/(a+b)"),
+        (f"<m:oMath {MATH}>{POWER}</m:oMath>", "x^12"),
+        (
+            f"<m:oMath {MATH}><m:sSub><m:e>{symbols('x')}</m:e><m:sub>{FRACTION}</m:sub></m:sSub></m:oMath>",
+            "x_(1/(a+b))",
+        ),
+        (f"<m:oMath {MATH}>{symbols('f')}<m:d><m:e>{symbols('x')}</m:e></m:d></m:oMath>", "f(x)"),
+        (
+            f"<m:oMath {MATH}><m:d><m:dPr><m:begChr m:val='['/><m:sepChr m:val=';'/><m:endChr m:val=''/></m:dPr>"
+            f"<m:e>{symbols('x')}</m:e><m:e>{symbols('y')}</m:e></m:d></m:oMath>",
+            "[x;y",
+        ),
+        (
+            f"<m:oMath {MATH}><m:nary><m:naryPr><m:chr m:val='∑'/></m:naryPr><m:sub>{symbols('i=1')}</m:sub>"
+            f"<m:sup>{symbols('n')}</m:sup><m:e>{symbols('i')}</m:e></m:nary></m:oMath>",
+            "∑_(i=1)^n i",
+        ),
+        (f"<m:oMath {MATH}><m:nary><m:sub/><m:sup/><m:e>{POWER}</m:e></m:nary></m:oMath>", "∫ x^12"),
+        (f"<m:oMath {MATH}><m:rad><m:deg/><m:e>{symbols('a+b')}</m:e></m:rad></m:oMath>", "√(a+b)"),
+        (
+            f"<m:oMath {MATH}><m:func><m:fName>{symbols('sin')}</m:fName><m:e>{symbols('x')}</m:e></m:func></m:oMath>",
+            "sin x",
+        ),
+    ],
+)
+def test_fields_and_equations_of_word(tmp_path: Path, inside: str, text: str) -> None:
+    body = f"<w:p>{run('[')}{inside}{run(']')}</w:p>"
+    noted = f'<w:p>{run("So")}<w:r><w:footnoteReference w:id="7"/></w:r></w:p>'
+    notes = f'<w:footnotes {WORD}><w:footnote w:id="7">{body}</w:footnote></w:footnotes>'
+    path = tmp_path / "a.docx"
+    path.write_bytes(docx(body + noted, footnotes=notes))
+    document = read_document(path)
+    assert document.text == f"[{text}]\n\nSo[1]\n\n- [1] [{text}]"
+    assert document.notes == ()
+
+
+def test_strict_word_files(tmp_path: Path) -> None:
+    """They have other namespaces; and an encoding and prefixes of their own."""
+    body = f'<w:p>{run("On ")}<w:fldSimple w:instr="DATE">{run("Ü")}</w:fldSimple></w:p>'
+    page = f"<x:document {WORD}><x:body>{body}</x:body></x:document>".replace("w:", "x:").replace("xmlns:w", "xmlns:x")
+    page = page.replace(
+        "http://schemas.openxmlformats.org/wordprocessingml/2006", "http://purl.oclc.org/ooxml/wordprocessingml"
+    )
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(docx(""))) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            declared = '<?xml version="1.0" encoding="UTF-16"?>' + page
+            new.writestr(name, declared.encode("utf-16") if name == "word/document.xml" else old.read(name))
+    assert text_of(tmp_path, "a.docx", out.getvalue()) == "On Ü"
+
+
+def test_what_is_left_out_of_a_word_file_is_noted(tmp_path: Path) -> None:
+    box = f"<v:textbox><w:txbxContent>{paragraph('')}{paragraph('In an oval.')}</w:txbxContent></v:textbox>"
+    shapes = f"<v:shape><v:stroke/><v:fill/></v:shape><v:oval>{box}</v:oval><v:oval/><v:line/>"
+    drawn = f"<w:r><w:pict xmlns:v='urn:schemas-microsoft-com:vml'>{shapes}</w:pict></w:r>"
+    silent = "<w:permStart/><w:customXml><w:customXmlPr/></w:customXml><w:r><w:separator/></w:r>"
+    path = tmp_path / "a.docx"
+    path.write_bytes(docx(f"<w:p>{run('Text')}{silent}{drawn}</w:p>", unused="not well-formed"))
+    assert read_document(path).text == "Text"
+    assert read_document(path).notes == ("what Word stores as oval is left out: save it as .pdf",)
+    path.write_bytes(docx(f"<w:p>{run('Text')}{silent}{drawn * 2}</w:p><w:altChunk/>"))
+    assert read_document(path).notes == ("what Word stores as altChunk, oval is left out: save it as .pdf",)
+    path.write_bytes(docx(f"<w:p>{run('Text')}{silent}</w:p>"))
+    assert read_document(path).notes == ()
+
+
+def test_a_word_file_with_a_damaged_picture(tmp_path: Path) -> None:
+    data = docx(paragraph(LEAVE))
+    out = io.BytesIO(data)
+    with zipfile.ZipFile(out, "a") as archive:
+        archive.writestr("word/media/image1.png", b"picture")
+    assert text_of(tmp_path, "a.docx", out.getvalue().replace(b"picture", b"PICTURE")) == LEAVE
 
 
 def test_numbers_that_word_computes_are_not_made_up(tmp_path: Path) -> None:
@@ -544,3 +666,34 @@ def test_word_scores() -> None:
 )
 def test_words_in_other_forms(question: str, text: str) -> None:
     assert word_scores(question, ["unrelated", text])[1] > 0
+
+
+HINDI = ("हर कर्मचारी को साल में सत्ताईस दिन की छुट्टी मिलती है", "कार्यालय सुबह आठ बजे खुलता है")
+
+
+@pytest.mark.parametrize(
+    ("question", "right", "wrong"),
+    [
+        ("कितनी छुट्टी मिलती है", *HINDI),
+        ("कार्यालय कब खुलता है", *reversed(HINDI)),
+        ("দিন", "প্রতি দিন ছুটি", "দান করুন, নদী দূরে"),
+        ("விடுமுறை", "ஆண்டு விடுமுறை நாட்கள்", "வீடு மாறி முடிந்தது, றை"),
+        ("ลา", "พนักงานลาได้ปีละ 27 วัน", "สำนักงานเปิดแปดนาฬิกา"),
+        ("ລາພັກ", "ພະນັກງານລາພັກໄດ້ 27 ມື້", "ຫ້ອງການເປີດແປດໂມງ ກັນ"),
+        ("ថ្ងៃឈប់", "បុគ្គលិកមានថ្ងៃឈប់សម្រាក ២៧", "ការិយាល័យបើកម៉ោងប្រាំបី"),
+        ("ခွင့်ရက်", "ဝန်ထမ်းတိုင်းခွင့်ရက် ၂၇ ရက်ရှိသည်", "ရုံးကိုနံနက်ရှစ်နာရီတွင်ဖွင့်သည်"),
+    ],
+)
+def test_words_of_scripts_with_vowel_signs(question: str, right: str, wrong: str) -> None:
+    found = word_scores(question, [wrong, right])
+    assert found[1] > found[0]
+
+
+def test_words_are_letters_digits_and_their_marks() -> None:
+    assert words("कर्मचारी की ২৭ দিন") == ["कर्मचारी", "की", "২৭", "দিন"]
+    assert words("Zoë's 2_tier, naïve e\u0301te\u0301 q\u0323") == ["zoë", "s", "2", "tier", "naïve", "été", "q\u0323"]
+    assert words("I \u2764\ufe0f it \u0301") == ["i", "it"], "a mark without a letter is no word"
+    assert words("年假3天のX") == ["年", "假", "3", "天", "の", "x"]
+    assert words("วันลา 27ก a") == ["วั", "ัน", "นล", "ลา", "27", "ก", "a"]
+    assert words("၂၇ ရက်။") == ["၂၇", "ရက", "က်"]
+    assert words("") == words("?!") == []

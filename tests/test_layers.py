@@ -72,7 +72,7 @@ PLACES = {
     "platformdirs": ("auto_recipe.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),
-    "lxml": ("documents/html_text.py",),
+    "lxml": ("documents/html_text.py", "documents/word_xml.py"),
     "mammoth": ("documents/docx_text.py",),
     "pypdfium2": ("documents/pdf_text.py",),
 }

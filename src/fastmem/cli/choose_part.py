@@ -43,7 +43,10 @@ def parts_of(llm: "FastMem", document: str, most: int | None) -> list[Part]:
 
 
 def fitting_part_of(llm: "FastMem", document: str, most: int | None, question: str, quiet: bool) -> Part:
-    """The part that shares most with the question in words, and a notice that says which it is."""
+    """The part that shares most with the question in words, and a notice that says which it is.
+
+    Errors: `InputError` if there are several and none shares a word.
+    """
     from fastmem.documents import fitting_part
 
     parts = parts_of(llm, document, most)

@@ -35,12 +35,19 @@ def document_parts(text: str, most: int, count: Callable[[str], int]) -> list[st
 def fitting_part(question: str, parts: Sequence[str]) -> int:
     """The number of the part that shares most with the question in words (BM25), from 0; the first of equals.
 
-    Errors: `InputError` if there are no parts.
+    The only part needs no shared word. Errors: `InputError` if there are no parts, if none of several shares a word
+    with the question, or if the question is no text.
     """
+    if not isinstance(question, str):
+        raise InputError(f"the question must be one text; given {type(question).__name__}.", field="question")
     if not parts:
         raise InputError("there are no parts to choose from: give at least one.", field="parts")
     scores = word_scores(question, parts)
-    return max(range(len(scores)), key=scores.__getitem__)
+    best = max(range(len(scores)), key=scores.__getitem__)
+    if scores[best] == 0 and len(parts) > 1:
+        text = f"none of the {len(parts)} parts shares a word with the question"
+        raise InputError(f"{text}: ask in words of the document, or cut it into larger parts.", field="part_tokens")
+    return best
 
 
 def _packed(text: str, most: int, count: Callable[[str], int], level: int) -> list[str]:

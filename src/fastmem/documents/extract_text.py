@@ -26,7 +26,7 @@ def extracted(path: Path) -> tuple[str, list[str]]:
     if ending == ".docx":
         from fastmem.documents.docx_text import docx_text
 
-        return docx_text(path), []
+        return docx_text(path)
     from fastmem.documents.html_text import html_text
 
     return html_text(path.read_bytes()), []

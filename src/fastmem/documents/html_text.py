@@ -30,6 +30,20 @@ CELLS = {"td", "th"}
 # A charset in the first kilobyte, in a meta element or an XML declaration, as browsers look for it.
 CHARSET = re.compile(rb"""<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 
+# What browsers read under a name (the WHATWG Encoding Standard): supersets of the encodings that Python means by it.
+BROWSER_ENCODINGS = {
+    **{"iso8859-1": "cp1252", "ascii": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874"},
+    **{"gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs", "shift_jis": "cp932", "euc_kr": "cp949"},
+}
+# Names that are in use, and that Python does not know.
+BROWSER_NAMES = {
+    "x-sjis": "cp932",
+    "windows-31j": "cp932",
+    "x-gbk": "gb18030",
+    "windows-949": "cp949",
+    "windows-874": "cp874",
+}
+
 
 @dataclass(frozen=True)
 class _Block:
@@ -124,7 +138,8 @@ def _decoded(data: bytes) -> str:
 
 
 def _browser_encoding(name: str) -> str | None:
-    """Python's name of a charset; None for one that does not exist. Browsers read Latin-1 as its superset cp1252."""
+    """Python's name of what browsers read for a charset; None for a charset that does not exist."""
+    name = BROWSER_NAMES.get(name.lower(), name)
     try:
         b" ".decode(name)  # fails for what is no encoding of text, such as hex
     except (LookupError, UnicodeError):
@@ -132,7 +147,7 @@ def _browser_encoding(name: str) -> str | None:
     encoding = codecs.lookup(name).name
     if encoding.startswith(("utf-16", "utf-32")):
         return None  # its name was read as ASCII, so the page is not UTF-16; browsers read UTF-8 then
-    return "cp1252" if encoding in ("iso8859-1", "ascii") else encoding
+    return BROWSER_ENCODINGS.get(encoding, encoding)
 
 
 def _blocks(walk: Any, writer: _Writer) -> list[_Block]:

@@ -1,0 +1,99 @@
+"""The XML of a Word document, changed so that mammoth (1.13) reads what it would leave out.
+
+These are simple fields (dates, captions, references), runs with a writing direction, the text under ruby characters,
+carriage returns and equations. Equations become one line of characters: x^2, (a+b)/2, x_1, √(a+b).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+# Of the transitional and of the strict format.
+WORD = (
+    "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}",
+    "{http://purl.oclc.org/ooxml/wordprocessingml/main}",
+)
+MATH = (
+    "{http://schemas.openxmlformats.org/officeDocument/2006/math}",
+    "{http://purl.oclc.org/ooxml/officeDocument/math}",
+)
+UNWRAPPED = [f"{word}{name}" for word in WORD for name in ("fldSimple", "bdo", "dir", "ruby", "rubyBase")]
+LEFT_OUT = [f"{word}{name}" for word in WORD for name in ("fldData", "rubyPr", "rt")]
+TEXTS = [f"{word}t" for word in WORD]
+RETURNS = [f"{word}cr" for word in WORD]
+# What is written before parts of an equation: before those that form a unit, and before others.
+UNITS = {"num": "", "den": "/", "sup": "^", "sub": "_", "rad/e": "√"}
+SPACED = ("nary/e", "func/e")
+
+
+def readable_xml(data: bytes) -> bytes:
+    """The same part of the document for mammoth; as it is if it is not well-formed, for mammoth says why."""
+    from lxml import etree
+
+    root = _parsed(data)
+    if root is None:
+        return data
+    for math in MATH:
+        _write_in_line(root, math)
+        for element in root.iter(f"{math}r", f"{math}t"):
+            element.tag = WORD[0] + etree.QName(element).localname
+        etree.strip_tags(root, f"{math}*")
+    etree.strip_elements(root, *LEFT_OUT, with_tail=False)
+    etree.strip_tags(root, *UNWRAPPED)
+    for element in root.iter(*RETURNS):
+        element.tag = f"{WORD[0]}br"
+    return etree.tostring(root.getroottree(), encoding="utf-8")
+
+
+def names_with_text(data: bytes, names: Iterable[str]) -> set[str]:
+    """Those names, without a prefix, of which elements in this part of the document hold text."""
+    root = _parsed(data)
+    if root is None:
+        return set()
+    found = ((name, element) for name in names for element in root.iter(f"{{*}}{name}"))
+    return {name for name, element in found if any(text.text for text in element.iter(*TEXTS))}
+
+
+def _parsed(data: bytes) -> Any:
+    """The root, or None of what is not well-formed. Entities stay as they are: written out, a few fill the memory."""
+    from lxml import etree
+
+    try:
+        return etree.fromstring(data, etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=True))
+    except etree.XMLSyntaxError:
+        return None
+
+
+def _write_in_line(root: Any, math: str) -> None:
+    """Write the signs of equations that are elements, such as brackets, as characters. math: their namespace."""
+
+    def parts(path: str) -> Any:
+        return root.iterfind(".//" + "/".join(f"{math}{name}" for name in path.split("/")))
+
+    def sign(element: Any, path: str, default: str) -> str:
+        found = element.find("/".join(f"{math}{name}" for name in path.split("/")))
+        return default if found is None else found.get(f"{math}val", default)
+
+    for path, before in UNITS.items():
+        for part in parts(path):
+            symbols = "".join(part.itertext()).strip()
+            single = len(symbols) == 1 or symbols.isdecimal()
+            if symbols:
+                part.insert(0, _run(before if single else f"{before}("))
+                part.append(_run("" if single else ")"))
+    for brackets in parts("d"):
+        for number, part in enumerate(brackets.findall(f"{math}e")):
+            part.insert(0, _run(sign(brackets, "dPr/sepChr", "|") if number else sign(brackets, "dPr/begChr", "(")))
+        brackets.append(_run(sign(brackets, "dPr/endChr", ")")))
+    for path in SPACED:
+        for part in parts(path):
+            part.insert(0, _run(" "))
+    for operator in parts("nary"):
+        operator.insert(0, _run(sign(operator, "naryPr/chr", "∫")))
+
+
+def _run(text: str) -> Any:
+    from lxml import etree
+
+    run = etree.Element(f"{WORD[0]}r")
+    etree.SubElement(run, f"{WORD[0]}t").text = text
+    return run
