@@ -148,6 +148,8 @@ def test_bad_input_is_one_clear_line(typed, tmp_path):
     assert (code, "--rates is 'fast': give numbers separated by commas." in err) == (2, True)
     code, _, err = typed("search", "--steps", "10.7")
     assert (code, "--steps is '10.7': give whole numbers separated by commas." in err) == (2, True)
+    code, _, err = typed("search", "--trials", "9")
+    assert (code, err) == (2, "error: --trials needs --sampler tpe: a grid has all its points (option --sampler).\n")
     code, _, err = typed("report", str(tmp_path))
     assert (code, "run.json does not exist: give a folder that `fastmem eval` wrote." in err) == (2, True)
 
