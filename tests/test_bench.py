@@ -10,7 +10,7 @@ from statistics import median
 import pytest
 import torch
 
-from command_line import Runner, save
+from command_line import Runner, refusal, save
 from conftest import ROOT
 from families import build
 
@@ -19,9 +19,9 @@ sys.path.insert(0, str(ROOT))
 import bench
 from bench import batch, charts, decode, gpu, length, memorize
 
-from fastmem import Recipe
+from fastmem import FastMem, Recipe
 from fastmem.answer.contrast import METHODS
-from fastmem.cost import ceiling, document, memorizing
+from fastmem.cost import card, ceiling, document, memorizing
 from fastmem.device_memory import PeakMemory
 from fastmem.timing import median_seconds
 
@@ -188,3 +188,22 @@ def test_fastmem_bench_takes_no_more_tokens_than_there_are_positions(capsys, tmp
     folder = save(model, tmp_path)
     found = Runner(capsys)("bench", "-m", folder, "--tokens", 500, "--new-tokens", 4, "--steps", 1, "--json").json
     assert found["memorize"]["scored_tokens"] == 64 - 5 - 4
+
+
+def test_fastmem_bench_refuses_new_tokens_that_leave_no_room_for_a_document(capsys, tmp_path):
+    model = build("llama")
+    model.config.max_position_embeddings = 64
+    folder = save(model, tmp_path)
+    said = refusal(Runner(capsys)("bench", "-m", folder, "--new-tokens", 59, "--steps", 1, "--json"))
+    assert said == (
+        "new_tokens is 59: the model has 64 positions, and the shortest document takes 6 of them. Give 58 or fewer "
+        "(option --new-tokens)."
+    )
+    found = Runner(capsys)("bench", "-m", folder, "--new-tokens", 58, "--steps", 1, "--json").json
+    assert found["memorize"]["scored_tokens"] == 1
+
+
+def test_fastmem_bench_measures_what_is_asked_of_a_model_without_a_position_limit():
+    llm = FastMem(build("bloom"), None)
+    assert llm.split_model.max_positions is None
+    assert card(llm, Recipe(steps=1), scored=20, tokens=3)["memorize"]["scored_tokens"] == 20

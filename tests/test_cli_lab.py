@@ -148,6 +148,8 @@ def test_bad_input_is_one_clear_line(typed, tmp_path):
     assert (code, "--rates is 'fast': give numbers separated by commas." in err) == (2, True)
     code, _, err = typed("search", "--steps", "10.7")
     assert (code, "--steps is '10.7': give whole numbers separated by commas." in err) == (2, True)
+    code, _, err = typed("search", "--trials", "9")
+    assert (code, err) == (2, "error: --trials needs --sampler tpe: a grid has all its points (option --sampler).\n")
     code, _, err = typed("report", str(tmp_path))
     assert (code, "run.json does not exist: give a folder that `fastmem eval` wrote." in err) == (2, True)
 
@@ -270,6 +272,26 @@ def test_paper_without_data_says_why_for_each_task(paper, tmp_path):
     assert not (tmp_path / "p").exists()
     code, _, err = paper("--data", "world=rows.json")
     assert (code, "unknown task of the paper 'world'" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "recipes"),
+    [
+        ((), 6),
+        (("--recipe", "paper"), 6),
+        (("--learning-rate", "1e-5"), 1),
+        (("--steps", "10"), 1),
+        (("--recipe", "paper", "--kl-weight", "0.1"), 1),
+    ],
+)
+def test_paper_uses_one_recipe_if_a_flag_is_given_whatever_its_value(paper, monkeypatch, flags, recipes):
+    """The values are those of `Recipe()`, which are the paper's for questions only."""
+    from fastmem.lab.run import paper as planned_by
+
+    plans, plan = [], planned_by.runs
+    monkeypatch.setattr(planned_by, "runs", lambda *a, **k: plans.append(plan(*a, **k)) or plans[-1])
+    paper(*flags)
+    assert len({each.recipe for each in plans[0]}) == recipes
 
 
 def test_paper_keeps_finished_tasks_that_have_no_data_any_more(paper, tmp_path):

@@ -204,6 +204,40 @@ def test_refusals(fastmem: Runner, base: Path, documents: Path, tmp_path: Path) 
     assert "is not a folder" in refusal(fastmem("memorize", "a.txt", "-o", tmp_path / "file" / "sub", "-m", base))
 
 
+def test_options_that_would_have_no_effect_are_refused_before_a_model_is_loaded(
+    fastmem: Runner, base: Path, documents: Path, tmp_path: Path
+) -> None:
+    absent = ("-m", tmp_path / "no model", "-o", tmp_path / "out")
+    said = refusal(fastmem("memorize", documents / "tarn.txt", *absent, "--placement", "prompt"))
+    assert said == (
+        "placement 'prompt' lays the document out inside a question, and memorize has none: give assistant, "
+        "user or text, or ask the question with 'fastmem ask' (option --placement)."
+    )
+    for flag in ("--rank", "--lora-alpha", "--recipe-seed"):
+        said = refusal(fastmem("memorize", documents / "tarn.txt", *absent, flag, 4))
+        assert said == f"{flag} needs --parametrization lora (option --parametrization)."
+    assert not (tmp_path / "out").exists()
+    # A request to a server may ask for lora.
+    assert "no model' does not exist" in refusal(fastmem("serve", *absent[:2], "--rank", 4))
+    memorize(fastmem, base, documents, "--parametrization", "lora", "--rank", 2)
+    source = documents / "memories" / "harbour.safetensors"
+    said = refusal(fastmem("export", source, *absent, "--rank", 1))
+    assert said == f"{source} is a low-rank memory, which is exported with its own rank, 2: leave out --rank."
+    for option in (("--rank", 4), ("--context", documents / "tarn.txt"), ("--max-kl", 0.1), ("--force",)):
+        said = refusal(fastmem("export", source, *absent, "--format", "merged", *option))
+        assert said == (
+            f"{option[0]} needs --format peft: a merged checkpoint contains the whole memory (option --format)."
+        )
+
+
+def test_a_recipe_file_that_is_low_rank_takes_a_rank(
+    fastmem: Runner, base: Path, documents: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.json").write_text('{"parametrization": "lora"}')
+    assert memorize(fastmem, base, documents, "--recipe", tmp_path / "recipe.json", "--rank", 3).code == 0
+    assert Memory.peek(documents / "memories" / "harbour.safetensors").recipe.rank == 3
+
+
 def test_peek_is_what_list_reads(
     fastmem: Runner, base: Path, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

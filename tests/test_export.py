@@ -1,6 +1,7 @@
 """Exported memories, loaded by the real peft and transformers, answer as ours do."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,23 @@ def test_zero_divergence_of_a_memory_from_itself():
     llm = FastMem(build("llama"), None)
     memory = llm.memorize(TOKENS, FULL)
     assert mean_kl(llm, memory, memory, TOKENS) == 0
+
+
+@pytest.mark.parametrize("layers", [(-1,), (0, -1)], ids=["last", "two layers"])
+def test_the_divergence_is_measured_in_pieces(layers, monkeypatch):
+    """Equal to the formula on all logits at once, of which only a chunk of positions exists at a time."""
+    llm = FastMem(build("llama").double(), None)
+    memory = llm.memorize(TOKENS, replace(FULL, layers=layers))
+    other, _ = memory.truncated(2)
+    hidden = [llm.split_model.forward(TOKENS.ids[None], ffn=llm.ffn(m))[0, :-1] for m in (memory, other)]
+    rows, head = [], llm.split_model.head
+    p, q = (head(states[TOKENS.scored[1:]]).detach().log_softmax(-1) for states in hidden)  # [N, V] float64
+    expected = float((p.exp() * (p - q)).sum(-1).mean())
+    monkeypatch.setattr(llm.split_model, "head", lambda hidden: rows.append(len(hidden)) or head(hidden))
+    monkeypatch.setattr("fastmem.learn.surprisal.CHUNK_POSITIONS", 6)
+    assert mean_kl(llm, memory, other, TOKENS) == pytest.approx(expected, rel=1e-10)
+    assert max(rows) == 6
+    assert sum(rows) == 2 * int(TOKENS.scored[1:].sum())
 
 
 # Merged checkpoints.

@@ -187,6 +187,54 @@ def test_likelihoods_are_those_of_the_method(harnessed, method):
         assert log_likelihood == pytest.approx(own, abs=1e-3)
 
 
+def asked_about(rows):
+    from lm_eval.api.instance import Instance
+
+    return [
+        Instance("generate_until", row, (f"{row}", {"until": [], "max_gen_toks": 2}), 0, ("own_task", i, 1))
+        for i, row in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("contxt", "the task's rows have no column 'contxt'"),
+        ("choices", "the task's column 'choices' holds a dict, not a text"),
+    ],
+)
+def test_a_column_that_holds_no_document_is_refused(harnessed, field, message):
+    from fastmem.lab.harness.lm_eval_model import FastMemLM
+
+    lm = FastMemLM(str(harnessed[0]), context_field=field, learning_rate=0.1, steps=1)
+    requests = asked_about([{"context": "A sentence.", "choices": {"text": ["A"]}, "answer": "A"}])
+    for ask in (lm.generate_until, lm.loglikelihood):
+        with pytest.raises(InputError) as refused:
+            ask(requests, disable_tqdm=True)
+        assert str(refused.value) == f"context_field: {message}. Give one of its columns: context, choices, answer."
+
+
+def test_rows_without_a_document_are_counted_in_one_warning(harnessed, caplog):
+    from fastmem.lab.harness.lm_eval_model import FastMemLM
+
+    rows = [{"context": ""}, {"context": {"title": []}}, {"question": "Who?"}, {"context": "A sentence."}]
+    requests = asked_about(rows)
+    FastMemLM(str(harnessed[0]), method="base").generate_until(requests * 2)
+    assert "no document" not in caplog.text
+    lm = FastMemLM(str(harnessed[0]), learning_rate=1e-4, steps=1)
+    lm.generate_until(requests * 2)
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "fastmem"]
+    assert warning == (
+        "3 of 4 rows have no document, so the untouched model answers them: if they have one, name its column with "
+        "context_field."
+    )
+    caplog.clear()
+    FastMemLM(str(harnessed[0]), context_field="context", learning_rate=1e-4, steps=1).generate_until(
+        asked_about([{"context": ""}, {"context": None}, {"context": "A sentence."}])
+    )
+    assert "2 of 3 rows have no document" in caplog.text
+
+
 def test_wikihow_on_the_embedded_model_from_the_command_line(tmp_path):
     pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'fastmem[lm-eval]'")
     rows = [{"title": "How to Rest", "article": f"Sit down {n} times.", "summary": "sit down."} for n in range(3)]

@@ -17,6 +17,7 @@ from fastmem.answer.batch import Batch
 from fastmem.answer.contrast import METHODS
 from fastmem.answer.request import Request
 from fastmem.device_memory import PeakMemory
+from fastmem.errors import InputError
 from fastmem.learn.budget import plan
 from fastmem.learn.memorize import drain
 from fastmem.memory.memory import Memory
@@ -28,6 +29,8 @@ from fastmem.timing import median_seconds, seconds_of, timed
 
 # AdamW reads and writes the weight and both moments and reads the gradient, all in float32.
 ADAMW_BYTES_PER_WEIGHT = 28
+# Tokens before the scored ones of a synthetic document.
+UNSCORED = 5
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def ceiling(split_model: SplitModel, recipe: Recipe, positions: int, repeats: in
     )
 
 
-def document(split_model: SplitModel, scored: int, unscored: int = 5) -> Tokens:
+def document(split_model: SplitModel, scored: int, unscored: int = UNSCORED) -> Tokens:
     """A synthetic document with this many scored tokens."""
     ids = (torch.arange(scored + unscored) * 7919 + 13) % split_model.vocabulary_size
     return Tokens(ids, torch.arange(scored + unscored) >= unscored)
@@ -165,10 +168,22 @@ def decoding(
 
 
 def card(llm: FastMem, recipe: Recipe, scored: int = 150, tokens: int = 12) -> dict[str, Any]:
-    """The lower bounds and the costs of memorizing and of every method, as JSON values."""
+    """The lower bounds and the costs of memorizing and of every method, as JSON values.
+
+    scored: tokens of the document, fewer if the model's positions end before. tokens: to decode. Errors: `InputError`
+    if these leave no room for a document.
+    """
     llm.split_model.require_decoder_only("the benchmark")
     limit = llm.split_model.max_positions
-    scored = min(scored, (limit or scored + 5) - 5 - tokens)
+    if limit is not None:
+        scored = min(scored, limit - UNSCORED - tokens)
+        if scored < 1:
+            least = UNSCORED + 1
+            raise InputError(
+                f"new_tokens is {tokens}: the model has {limit} positions, and the shortest document takes {least} of "
+                f"them. Give {limit - least} or fewer.",
+                field="new_tokens",
+            )
     bound = ceiling(llm.split_model, recipe, scored)
     cost, memory = memorizing(llm, scored, recipe, repeats=1)
     return {

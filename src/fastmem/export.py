@@ -23,6 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fastmem.errors import FastMemError, InputError, one_of
+from fastmem.learn.surprisal import token_divergences
 from fastmem.memory.memory import Memory
 from fastmem.memory.memory_file import write_safetensors
 from fastmem.model import FastMem
@@ -90,12 +91,11 @@ def export(
     return replace(export_peft(llm, kept, folder), retained_energy=energy, kl=kl)
 
 
-@torch.no_grad()
 def mean_kl(llm: FastMem, memory: Memory, other: Memory, tokens: Tokens) -> float:
-    """KL(memory || other) in nats, mean over the scored tokens of a document."""
-    scored = tokens.scored[1:]
-    p, q = (llm.logits(tokens.ids, m)[:-1][scored].double().log_softmax(-1) for m in (memory, other))  # [N, V]
-    return float((p.exp() * (p - q)).sum(-1).mean())
+    """KL(memory || other) in nats, mean over the scored tokens of a document. Errors: `InputError`."""
+    llm.preparer.check(tokens.ids)
+    reading = llm.read(tokens, memory.recipe.layers)
+    return float(token_divergences(llm.split_model, reading, llm.ffn(memory), llm.ffn(other)).mean())
 
 
 def export_peft(llm: FastMem, memory: Memory, folder: str | Path) -> Exported:

@@ -96,6 +96,16 @@ def numbers(option: str, given: str, kind: type[N], accepted: str) -> tuple[N, .
     return values
 
 
+def require_effect(options: Mapping[str, Any], needed: str, field: str) -> None:
+    """Errors: `InputError` for the first of the options that was given: it does nothing without another one.
+
+    options: option, such as `--rank`, -> value; None if it was not given. needed: the other option. field: its name.
+    """
+    for option, value in options.items():
+        if value is not None:
+            raise InputError(f"{option} needs {needed}.", field=field)
+
+
 @contextmanager
 def fields_named(options: Mapping[str, str]) -> Iterator[None]:
     """Within the block, errors name the options of a command. options: field -> option, where the two differ."""
@@ -231,6 +241,17 @@ class RecipeFlags:
             changes["layers"] = numbers("--layers", changes["layers"], int, LAYERS)
         with fields_named({"seed": "recipe.seed"}):
             return merged_recipe(default, self.recipe, changes)
+
+    def check(self) -> None:
+        """Check all values before a model is loaded. Errors: `InputError`, also for values that only lora uses."""
+        if self.known().parametrization != "lora":
+            low_rank = {"--rank": self.rank, "--lora-alpha": self.lora_alpha, "--recipe-seed": self.recipe_seed}
+            require_effect(low_rank, "--parametrization lora", "parametrization")
+
+
+@dataclass(frozen=True)
+class ServedRecipeFlags(RecipeFlags):
+    """The recipe of a server, in which values of lora have an effect: for adapters, and requests that ask for lora."""
 
     def check(self) -> None:
         """Check all values before a model is loaded. Errors: `InputError`."""

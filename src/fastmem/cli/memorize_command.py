@@ -74,6 +74,12 @@ def memorize(
     if bool(files) == (documents is not None):
         given = "documents are given twice" if files else "no document is given"
         raise InputError(f"{given}: give FILE..., or a folder with --documents.")
+    if recipe.known().placement == "prompt":
+        raise InputError(
+            "placement 'prompt' lays the document out inside a question, and memorize has none: give assistant, user "
+            "or text, or ask the question with 'fastmem ask'.",
+            field="placement",
+        )
     if store is not None:
         from fastmem.memory.compression import STORED_AS
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from fastmem.cli import Command
-from fastmem.cli.flags import ModelFlags, OutputFlags, with_flags
+from fastmem.cli.flags import ModelFlags, OutputFlags, require_effect, with_flags
 from fastmem.cli.memory_listing import memory_files, memory_line, memory_name, memory_record
 from fastmem.cli.output import Status, emit
 from fastmem.cli.read_document import read_document
-from fastmem.errors import FastMemError, MemoryFileError
+from fastmem.errors import FastMemError, InputError, MemoryFileError
 
 memories = typer.Typer(add_completion=False, rich_markup_mode=None, help="List, show and verify memory files.")
 
@@ -111,16 +111,22 @@ def export(
     output: OutputFlags,
     format: Annotated[str, typer.Option("--format", metavar="NAME", help="peft or merged.")] = "peft",
     rank: Annotated[
-        int, typer.Option(metavar="N", min=1, help="peft: rank to which a full memory is truncated.")
-    ] = 64,
+        int | None,
+        typer.Option(metavar="N", min=1, help="peft: rank to which a full memory is truncated; default: 64."),
+    ] = None,
     context: Annotated[
         str | None,
-        typer.Option("--context", "-c", metavar="FILE", help="The document, to measure the KL of the truncation."),
+        typer.Option(
+            "--context", "-c", metavar="FILE", help="peft: the document, to measure the KL of the truncation."
+        ),
     ] = None,
     max_kl: Annotated[
-        float, typer.Option(metavar="X", min=0, help="peft: largest accepted KL of the truncation, in nats per token.")
-    ] = 0.05,
-    force: Annotated[bool, typer.Option("--force", help="Export even if the KL is too large.")] = False,
+        float | None,
+        typer.Option(
+            metavar="X", min=0, help="peft: largest accepted KL of the truncation, in nats per token; default: 0.05."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="peft: export even if the KL is too large.")] = False,
 ) -> None:
     """Export a memory as a PEFT adapter or a checkpoint.
 
@@ -131,15 +137,33 @@ def export(
       fastmem export memories/policy.safetensors --model Qwen/Qwen3-0.6B --output adapter
       fastmem export memories/policy.safetensors --model ./base --format merged --output merged
     """
+    if format == "merged":
+        truncation = {"--rank": rank, "--context": context, "--max-kl": max_kl, "--force": force or None}
+        require_effect(truncation, "--format peft: a merged checkpoint contains the whole memory", "format")
+    from fastmem.export import DEFAULT_RANK, MAX_KL
     from fastmem.export import export as write
     from fastmem.memory.memory import Memory
 
+    own = Memory.peek(memory).recipe
+    if rank is not None and own.parametrization == "lora":
+        raise InputError(
+            f"{memory} is a low-rank memory, which is exported with its own rank, {own.rank}: leave out --rank."
+        )
     with Status(quiet=output.quiet) as status:
         llm = model.load(status)
         loaded = Memory.load(memory, model=llm)
         text = read_document(context) if context is not None else None
         status("exporting ...")
-        exported = write(llm, loaded, output_folder, format, rank=rank, context=text, max_kl=max_kl, force=force)
+        exported = write(
+            llm,
+            loaded,
+            output_folder,
+            format,
+            rank=DEFAULT_RANK if rank is None else rank,
+            context=text,
+            max_kl=MAX_KL if max_kl is None else max_kl,
+            force=force,
+        )
     if output.json:
         return emit(asdict(exported))
     print(f"{exported.folder}: {exported.format}, {exported.size_bytes:,} bytes")

@@ -52,7 +52,8 @@ def paper(
 
     --limit estimates the cost. If the command is interrupted, run it again to continue.
 
-    The recipes are the paper's. If any recipe flag is given, one recipe is used for all runs.
+    Every task has its own recipe of the paper, also with --recipe paper. If any other recipe flag is given, one recipe
+    is used for all runs.
 
     \b
     Examples:
@@ -73,8 +74,10 @@ def paper(
     # Values and packages are checked before data is loaded, by an experiment that is not run.
     Experiment("xsum", ("base",), Recipe(), scorers=scorers.scorers("cpu"), **given_values(answers))
 
+    one_recipe = given_values(recipe) not in ({}, {"recipe": "paper"})
+
     def planned(own: "Recipe") -> "Sequence[Run]":
-        return runs(own, same_recipe=own != Recipe())
+        return runs(own, same_recipe=one_recipe)
 
     known = planned(recipe.known())
     with Status(quiet=output.quiet) as status:

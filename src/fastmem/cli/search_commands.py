@@ -18,6 +18,7 @@ from fastmem.cli.flags import (
     OutputFlags,
     fields_named,
     numbers,
+    require_effect,
     with_flags,
 )
 from fastmem.cli.output import Status, emit, say
@@ -26,6 +27,8 @@ from fastmem.errors import one_of
 
 if TYPE_CHECKING:
     from fastmem.lab.search import search as recipe_search
+
+TRIALS = 40
 
 
 @with_flags
@@ -39,7 +42,9 @@ def search(
     ],
     output_dir: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the recipe and all points.")],
     sampler: Annotated[str, typer.Option(metavar="NAME", help="grid (all points) or tpe (Optuna).")] = "grid",
-    trials: Annotated[int, typer.Option(metavar="N", min=1, help="tpe: number of points.")] = 40,
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help=f"tpe: number of points; default: {TRIALS}.")
+    ] = None,
     rates: Annotated[
         str, typer.Option(metavar="X,X", help="Learning rates, as in the paper.")
     ] = "1e-6,3e-6,1e-5,3e-5",
@@ -78,7 +83,8 @@ def search(
     from fastmem.lab.tasks import embedded_world, task_named
     from fastmem.memory.recipe import Recipe
 
-    one_of(sampler, ("grid", "tpe"), "sampler", field="sampler")
+    if one_of(sampler, ("grid", "tpe"), "sampler", field="sampler") == "grid":
+        require_effect({"--trials": trials}, "--sampler tpe: a grid has all its points", "sampler")
     require_packages(task_named(task), sampler)
 
     def space(default: Recipe) -> Space:
@@ -110,7 +116,7 @@ def search(
             if sampler == "grid":
                 result = search_grid(llm, found, examples, output_dir, tokens, on_progress, answering)
             else:
-                result = search_tpe(llm, found, examples, output_dir, trials, tokens, on_progress, answering)
+                result = search_tpe(llm, found, examples, output_dir, trials or TRIALS, tokens, on_progress, answering)
     best, recipe_file = result["best"], output_dir / "recipe.json"
     if output.json:
         emit({"best": best, "points": len(result["points"]), "recipe": str(recipe_file)})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fastmem.cli.flags import ModelFlags, OutputFlags, RecipeFlags, with_flags
+from fastmem.cli.flags import ModelFlags, OutputFlags, ServedRecipeFlags, with_flags
 from fastmem.cli.output import Status, emit, say
 from fastmem.errors import InputError, one_of
 from fastmem.extras import require
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @with_flags
 def serve(
     model: ModelFlags,
-    recipe: RecipeFlags,
+    recipe: ServedRecipeFlags,
     output: OutputFlags,
     host: Annotated[
         str,
@@ -230,7 +230,7 @@ def _vllm_options(
     return options
 
 
-def _low_rank(recipe: RecipeFlags) -> RecipeFlags:
+def _low_rank(recipe: ServedRecipeFlags) -> ServedRecipeFlags:
     """The recipe of adapters: low-rank, with the rate that is found for the model unless one is given."""
     from dataclasses import replace
 

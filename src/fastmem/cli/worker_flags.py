@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from fastmem.cli.flags import ModelFlags, option
+from fastmem.cli.flags import ModelFlags, option, require_effect
 from fastmem.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,9 +63,8 @@ class WorkerFlags:
             "--cpus-per-worker": self.cpus_per_worker,
             "--gpus-per-worker": self.gpus_per_worker,
         }
-        given = [flag for flag, value in others.items() if value is not None]
-        if given and self.workers is None:
-            raise InputError(f"{given[0]} needs --workers N, the number of workers.", field="workers")
+        if self.workers is None:
+            require_effect(others, "--workers N, the number of workers", "workers")
         if (gpus := self.gpus_per_worker or 0) > 1 and gpus % 1:
             text = f"--gpus-per-worker is {gpus:g}: give a whole number, or a part of one GPU such as 0.5."
             raise InputError(text, field="gpus_per_worker")

@@ -1,10 +1,11 @@
 """`FastMemLM`: the harness's Hugging Face model, with a memory of the document of every request.
 
 The document is a column of the task's row (`request.doc`); it is not extracted from the prompt. Requests of one
-document are grouped, so it is memorized once. Rows without a document are answered by the base.
+document are grouped, so it is memorized once. Rows without a document are answered by the base, with a warning.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from fastmem.memory.recipe import merged_recipe
 from fastmem.model import FastMem
 from fastmem.prompts import Tokens
 from fastmem.system_turn import remove_system_turn
+
+log = logging.getLogger("fastmem")
 
 # Columns with the document in known tasks; the first that is present counts.
 CONTEXT_FIELDS = ("sub_context", "context", "article", "passage", "document")
@@ -80,6 +83,7 @@ class FastMemLM(HFLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy answers in batches, with the memory of each document."""
+        self._warn_of_missing_documents(requests)
         texts: list[str] = [""] * len(requests)
         size = self.batch_size if isinstance(self.batch_size, int) else 16
         order = sorted(range(len(requests)), key=lambda i: (_options(requests[i]), self.document(requests[i].doc)))
@@ -92,10 +96,35 @@ class FastMemLM(HFLM):
         return texts
 
     def document(self, doc: Any) -> str:
-        """The document in a task's row; empty if there is none."""
+        """The document in a task's row; empty if there is none. Errors: `InputError` for a `context_field` without."""
+        columns = doc if isinstance(doc, dict) else {}
+        if self._context_field:
+            self._require_text(columns, self._context_field)
         fields = (self._context_field,) if self._context_field else CONTEXT_FIELDS
-        found = next((doc[name] for name in fields if isinstance(doc, dict) and doc.get(name)), "")
+        found = next((columns[name] for name in fields if columns.get(name)), "")
         return found if isinstance(found, str) else ""
+
+    @staticmethod
+    def _require_text(columns: Mapping[str, Any], name: str) -> None:
+        """Errors: `InputError` if the column of that name is absent or holds something else than texts."""
+        value = columns.get(name)
+        if name not in columns:
+            reason = f"the task's rows have no column {name!r}"
+        elif not isinstance(value, str | None):
+            reason = f"the task's column {name!r} holds a {type(value).__name__}, not a text"
+        else:
+            return
+        raise InputError(f"context_field: {reason}. Give one of its columns: {', '.join(columns)}.")
+
+    def _warn_of_missing_documents(self, requests: Sequence[Instance]) -> None:
+        """One warning if the method memorizes and some rows have nothing to memorize."""
+        rows = {(request.task_name, request.doc_id): request.doc for request in requests}
+        missing = sum(not self.document(doc) for doc in rows.values())
+        if missing and self._method.memorized:
+            log.warning(
+                "%d of %d rows have no document, so the untouched model answers them: if they have one, name its "
+                "column with context_field.", missing, len(rows)
+            )  # fmt: skip
 
     def _generate(self, requests: Sequence[Instance], stop: tuple[str, ...], max_new_tokens: int) -> list[str]:
         documents = [self.document(request.doc) for request in requests]
@@ -130,6 +159,7 @@ class FastMemLM(HFLM):
         """
         if self._method.kind == "dola":
             raise InputError("dola masks tokens, so texts have no likelihood: use another method.")
+        self._warn_of_missing_documents(requests)
         rows_of: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             rows_of.setdefault(self.document(request.doc), []).append(i)
