@@ -137,10 +137,23 @@ def test_check_says_what_its_rows_say(check, tmp_path):
     assert f"--recipe {tmp_path / 'out' / 'recipe.json'}" in again.out or "fastmem check" in again.out
 
 
-def test_a_recipe_that_fails_on_every_question_gives_no_verdict(check):
+def test_a_recipe_that_cannot_be_used_is_refused_before_any_question(check, tmp_path):
     found = check("--methods", "fastmem", "--layers", "99", "--limit", "3")
     assert found.code == 2
-    assert "every question failed with fastmem, the first with: InputError: layer 99 does not exist" in found.err
+    assert found.err == "error: layer 99 does not exist: give -6 to 5 (option --layers).\n"
+    assert not (tmp_path / "out" / "rows.jsonl").exists()
+
+
+def test_a_method_that_fails_on_every_question_gives_no_verdict(check, tmp_path):
+    method = tmp_path / "failing.py"
+    method.write_text(  # it works when it is tried before the first question
+        'NEEDS = ("memorized",)\ncalls = []\ndef scores(logits):\n    calls.append(1)\n'
+        '    if len(calls) > 1: raise ValueError("no scores today")\n    return logits["memorized"]\n'
+    )
+    found = check("--methods", method, "--limit", "3")
+    assert found.code == 2
+    assert "every question failed with failing.py, the first with: " in found.err
+    assert "no scores today" in found.err
 
 
 def test_the_method_is_one_of_those_that_were_asked_for(check):
