@@ -5,6 +5,7 @@ with one row per group it is the ordinary bootstrap. Resampling, exact intervals
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -89,6 +90,37 @@ def compare(
     p_value = _mcnemar(only_first, only_second) if binary else _sign_flip(_by_group(differences, groups)[0])
     test = "mcnemar" if binary else "sign flip"
     return Comparison(difference, p_value, test, len(both), only_first, only_second)
+
+
+def paired_interval(won: float, lost: float, n: float) -> tuple[float, float]:
+    """The 95 % interval of a difference of booleans: right under the second method only, less under the first only.
+
+    won, lost: so many of the n pairs, not necessarily whole numbers. If one of them is 0, the end on the side of the
+    other is the exact limit of its share (Clopper and Pearson 1934). [-1, 1] for no pairs.
+    """
+    if not n:
+        return -1.0, 1.0
+    # The exact limits of both shares, combined as in MOVER (Zou and Donner, Statistics in Medicine 27, 2008); the
+    # counts of a multinomial distribution are correlated, at -1 if all pairs differ.
+    (less, more), (less_lost, more_lost) = _exact_margins(won, n), _exact_margins(lost, n)
+    same = (n - won) * (n - lost)
+    correlation = -math.sqrt(won * lost / same) if same else -1.0
+
+    def together(a: float, b: float) -> float:
+        return math.sqrt(a**2 + b**2 - 2 * correlation * a * b)
+
+    difference = (won - lost) / n
+    return max(-1.0, difference - together(less, more_lost)), min(1.0, difference + together(more, less_lost))
+
+
+def _exact_margins(count: float, n: float) -> tuple[float, float]:
+    """How far the exact interval of the share `count / n` reaches below and above it."""
+    from scipy import stats
+
+    tail, share = (1 - CONFIDENCE) / 2, count / n
+    low = float(stats.beta.ppf(tail, count, n - count + 1)) if count else 0.0
+    high = float(stats.beta.ppf(1 - tail, count + 1, n - count)) if count < n else 1.0
+    return share - low, high - share
 
 
 def _all_boolean(values: Iterable[float | bool]) -> bool:
