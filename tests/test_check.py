@@ -264,6 +264,13 @@ def test_a_rate_that_does_nothing_is_said(check):
     assert re.search(r"too few questions to judge fastmem: .* on [0-4] of 4 questions, ", found.out)
 
 
+def test_of_a_single_step_no_effect_is_claimed(check):
+    """Losses are measured before every update, so one step has only that of the untouched model."""
+    found = check("--methods", "fastmem", "--steps", "1", "--limit", "4")
+    assert found.code == 0, found.err
+    assert "almost no effect" not in found.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

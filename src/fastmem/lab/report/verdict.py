@@ -10,7 +10,7 @@ from fastmem.lab.report.results import BASE, Results
 from fastmem.lab.scores import grading, statistics
 from fastmem.lab.scores.grading import Record
 from fastmem.lab.search.search import is_searched
-from fastmem.memory.effect import hardly
+from fastmem.memory.effect import hardly, is_measured
 
 Word = Literal["helps", "no difference", "harms", "too few questions"]
 # A difference of less than this, either way, counts as none.
@@ -155,8 +155,8 @@ def seconds_of(r: Results, method: str) -> float:
 
 
 def hardly_memorized(r: Results, method: str) -> tuple[float, float] | None:
-    """(mean loss before, after memorizing) if it hardly fell; otherwise None."""
-    traces = [row["trace"] for row in r.rows[method] if row.get("trace")]
+    """(mean loss before, after memorizing) if it hardly fell; otherwise None, also if no row measured its effect."""
+    traces = [row["trace"] for row in r.rows[method] if is_measured(row.get("trace") or ())]
     if not traces:
         return None
     before, after = (sum(trace[place][1] for trace in traces) / len(traces) for place in (0, -1))
