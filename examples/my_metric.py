@@ -18,7 +18,7 @@ def words(text: str) -> list[str]:
 def score(text: str, example: Example) -> dict[str, float | bool | None]:
     """Scores of a raw answer, by name. One number alone would take the name of the file, my_metric.
 
-    True and False are compared by McNemar's test, numbers by a paired bootstrap. None is a score that is missing.
+    True and False are compared by McNemar's test, numbers by the sign-flip test. None is a score that is missing.
     """
     given, known = words(text), {*words(example.context), *words(example.question), "the", "answer", "is"}
     share = sum(word in known for word in given) / len(given) if given else None

@@ -58,7 +58,7 @@ class Row:
 
     def right(self, text: str) -> bool:
         """Whether an answer is right by the main score of the task."""
-        return bool(score_of(text, self.example, TASKS[self.task].score))
+        return bool(score_of(text, self.example, TASKS[self.task]))
 
 
 def rows(

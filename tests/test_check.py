@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -17,9 +18,9 @@ from fastmem.cli.check_command import next_command
 from fastmem.cli.flags import ModelFlags
 from fastmem.lab.report import load_results
 from fastmem.lab.report.check_page import changes
-from fastmem.lab.report.verdict import interval, judged, needed_questions, word_for
+from fastmem.lab.report.verdict import MARGIN, interval, judged, needed_questions, word_for
 from fastmem.lab.run.run_files import read_examples, read_rows
-from fastmem.lab.scores.statistics import compare
+from fastmem.lab.scores.statistics import compare, paired_interval
 from fastmem.lab.search.search import is_searched
 from fastmem.tiny.world import examples
 
@@ -30,6 +31,10 @@ def compared(won: int, lost: int, both: int, neither: int = 0):
     """A comparison of booleans with so many rows of each kind."""
     pairs = [(False, True)] * won + [(True, False)] * lost + [(True, True)] * both + [(False, False)] * neither
     return compare([a for a, _ in pairs], [b for _, b in pairs])
+
+
+def at(n: int, won: int, lost: int):
+    return compared(won, lost, n - won - lost)
 
 
 def word(difference) -> str:
@@ -45,6 +50,8 @@ def word(difference) -> str:
         ((5, 4, 391), "no difference"),
         ((0, 0, 200), "no difference"),
         ((0, 0, 20), "too few questions"),
+        ((1, 0, 59), "too few questions"),
+        ((1, 1, 58), "too few questions"),
         ((3, 0, 97), "too few questions"),  # the interval leaves out 0, McNemar's p is 0.25
         ((8, 6, 46), "too few questions"),
         ((1, 0, 0), "too few questions"),
@@ -55,18 +62,71 @@ def test_the_words(counts, expected):
     assert word(compared(*counts)) == expected
 
 
-def test_where_all_rows_agree_the_interval_is_the_exact_one():
+def test_where_answers_change_one_way_only_the_interval_is_the_exact_one():
     low, high = interval(compared(0, 0, 50))
     assert high == -low == pytest.approx(1 - 0.025 ** (1 / 50))  # Clopper and Pearson, no event in 50
-    low, high = interval(compared(9, 0, 0))
-    assert (low, high) == (pytest.approx(0.025 ** (1 / 9)), 1.0)
+    for won in (1, 2, 5):
+        low, high = interval(at(60, won, 0))
+        assert high == pytest.approx(stats.binomtest(won, 60).proportion_ci(method="exact").high)
+        assert interval(at(60, 0, won)) == (-high, -low)
+    assert interval(compared(9, 0, 0)) == (pytest.approx(2 * 0.025 ** (1 / 9) - 1), 1.0)  # lost: all but the won
+    assert interval(compared(0, 0, 0)) == (-1.0, 1.0)
 
 
-@pytest.mark.parametrize("counts", [(0, 0, 20), (3, 0, 97), (8, 6, 46), (2, 1, 30), (4, 1, 35), (1, 2, 7)])
+def test_the_interval_holds_the_difference_and_the_resampled_interval():
+    for counts in [(30, 8, 162), (8, 6, 46), (4, 4, 2), (1, 2, 7), (9, 0, 0)]:
+        difference = compared(*counts)
+        low, high = interval(difference)
+        assert -1 <= low <= difference.difference.value <= high <= 1
+        if difference.difference.low is not None:
+            assert low <= difference.difference.low < difference.difference.high <= high
+    half = compare([True, False] * 8, [True, True] * 8, [str(i // 2) for i in range(16)])  # one share in all groups
+    low, high = interval(half)
+    assert low < half.difference.value == 0.5 < high
+    grouped = compare([False] * 8 + [True] * 232, [True] * 240, [str(i // 4) for i in range(240)])
+    assert interval(grouped) == pytest.approx(interval(at(60, 2, 0)))  # rows of one question count as one
+    assert needed_questions(grouped) == pytest.approx(4 * needed_questions(at(60, 2, 0)), rel=0.02)
+
+
+@pytest.mark.parametrize("n", [20, 60, 100, 200, 1000])
+@pytest.mark.parametrize("share", [0.005, 0.02, 0.1, 0.4, 0.9])
+@pytest.mark.parametrize("wins", [0.5, 0.75, 1.0])
+def test_the_interval_holds_the_true_difference_19_times_of_20(n, share, wins):
+    """Over 3,000 drawn files; without the resampled interval, which only makes it wider."""
+    probabilities = [share * wins, share * (1 - wins), 1 - share]
+    drawn = np.random.default_rng(0).multinomial(n, probabilities, 3000)
+    kinds, counts = np.unique(drawn, axis=0, return_counts=True)
+    ends = np.array([paired_interval(won, lost, n) for won, lost, _ in kinds])
+    inside = (ends[:, 0] <= share * (2 * wins - 1)) & (share * (2 * wins - 1) <= ends[:, 1])
+    assert counts[inside].sum() >= stats.binom(3000, 0.95).ppf(0.001)
+
+
+def test_more_changed_answers_never_make_it_easier_to_see_no_difference():
+    """The more answers changed at one net change, and the larger the net change of as many, the harder it is."""
+    for n in (20, 60, 72, 73, 90, 100, 150, 200, 300, 500, 1000):
+        found = {
+            (won - lost, won + lost): max(map(abs, paired_interval(won, lost, n))) <= MARGIN
+            for won in range(min(n, 80) + 1)
+            for lost in range(min(won, n - won) + 1)
+        }
+        for (net, changed), none in found.items():
+            for less in ((net, changed - 2), (net - 2, changed), (net - 1, changed - 1)):
+                assert not none or found.get(less, True), (n, net, changed, less)
+    for n in (60, 72, 100, 125, 160, 200):  # the verdict itself, also where 10 and more answers changed
+        for net in (0, 1, 2):
+            words = [word(at(n, net + lost, lost)) for lost in range(8)]
+            assert words == sorted(words), (n, net, words)  # "no difference", then "too few questions"
+        words = [word(at(n, net, 0)) for net in range(6)]
+        assert words == sorted(words), (n, words)
+
+
+@pytest.mark.parametrize(
+    "counts", [(0, 0, 20), (3, 0, 97), (8, 6, 46), (2, 1, 30), (4, 1, 35), (1, 2, 7), (1, 0, 59), (1, 1, 58)]
+)
 def test_as_many_questions_as_said_would_do(counts):
     """The same shares on that many rows, half of which judge, are decided; on 0.6 times as many they are not."""
     difference = compared(*counts)
-    needed = needed_questions(difference, *interval(difference)) / 2
+    needed = needed_questions(difference) / 2
 
     def scaled(to: float):
         factor = to / sum(counts)
@@ -215,6 +275,13 @@ def test_a_rate_that_does_nothing_is_said(check):
     found = check("--methods", "fastmem", "--learning-rate", "1e-7", "--limit", "4")
     assert "memorizing had almost no effect: the loss of the documents went from" in found.out
     assert re.search(r"too few questions to judge fastmem: .* on [0-4] of 4 questions, ", found.out)
+
+
+def test_of_a_single_step_no_effect_is_claimed(check):
+    """Losses are measured before every update, so one step has only that of the untouched model."""
+    found = check("--methods", "fastmem", "--steps", "1", "--limit", "4")
+    assert found.code == 0, found.err
+    assert "almost no effect" not in found.out
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ import pytest
 
 from command_line import Runner, refusal, save
 from fastmem.errors import FastMemError, InputError, TaskError
+from fastmem.lab.report import load_results
+from fastmem.lab.run.run_files import read_rows
+from fastmem.lab.search.search import score_of
 from fastmem.lab.tasks import load
 from fastmem.lab.tasks.document_folder import MOST_CHARACTERS
 from fastmem.lab.tasks.own_questions import named_columns, read_questions
@@ -413,3 +416,29 @@ def test_a_bad_file_is_refused_before_a_model_is_loaded(files, capsys, tmp_path)
     assert said.endswith("as in document=NAME (option --columns).")
     assert "'no-model'" not in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reply_is_not_right_because_the_answer_is_a_letter_or_a_sign(tmp_path, fastmem):
+    """The paper's code finds an answer that its normalization leaves nothing of in every reply."""
+    data = write(tmp_path / "a.csv", [ROW | {"answer": answer} for answer in ("A", "The", "%", "+", "Z")])
+    out = tmp_path / "out"
+    found = fastmem(
+        "eval", "--task", "qa", "--data", data, "--methods", "base", "--max-new-tokens", 8, "--output", out
+    )
+    assert found.code == 0, found.err
+    written = [row["scores"]["paper_correct"] for row in read_rows(out)]
+    assert written == [False] * 5
+    assert [row["scores"]["paper_correct"] for row in load_results(out).rows["base"]] == written
+    task = load("qa", data)
+    assert [score_of("The answer is: B", example, task.definition) for example in task.examples] == [0.0] * 5
+
+
+def test_a_task_of_ones_own_is_graded_like_a_file_of_questions(tmp_path, fastmem):
+    (tmp_path / "letters.py").write_text(
+        "from fastmem.lab.tasks import Example\n\n"
+        'def examples():\n    yield Example("", "question", "The light is kept by Ada.", "Which?", ("A",))\n'
+    )
+    out = tmp_path / "out"
+    command = ("eval", "--task", tmp_path / "letters.py", "--methods", "base", "--max-new-tokens", 8, "--output", out)
+    assert fastmem(*command).code == 0
+    assert load_results(out).rows["base"][0]["scores"]["paper_correct"] is False

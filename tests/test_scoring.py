@@ -62,6 +62,30 @@ def test_quirks(reply, answers, paper, strict, why):
 
 
 @pytest.mark.parametrize(
+    ("reply", "answer", "right"),
+    [
+        ("The answer is: A", "A", True),
+        ("The answer is: a.", "A", True),  # the same by exact match
+        ("The answer is: (A) Paris", "A", True),
+        ("The answer is: B", "A", False),
+        ("The answer is: B, a large city", "A", False),  # an article, not the letter
+        ("The answer is: Ankara", "A", False),
+        ("The answer is:", "A", False),
+        ("A", "A", False),  # without the marker
+        ("The answer is: The", "The", True),
+        ("The answer is: whatever", "The", False),
+        ("The answer is: 5 %", "%", True),
+        ("The answer is: %", "%", True),
+        ("The answer is: 5", "%", False),
+        ("The answer is: minus", "+", False),
+        ("The answer is: because", "B", True),  # all other answers are compared by the paper's rule
+    ],
+)
+def test_an_answer_of_ones_own_that_normalizes_to_nothing_must_be_there(reply, answer, right):
+    assert grade(reply, question(answer), whole_words=True).paper_correct is right
+
+
+@pytest.mark.parametrize(
     ("reply", "paper", "strict"),
     [
         ("The answer is: 1948", False, False),
@@ -131,7 +155,8 @@ def test_f1(answer, gold, f1):
 def test_normalizations_differ_in_the_papers_quirks():
     assert paper_normalize("The  Cat, a -- dog") == "cat  dog"  # the blanks around the dashes stay
     assert squad_normalize("The  Cat, a -- dog") == "cat dog"
-    assert squad_normalize("A") == "a"  # not empty
+    assert squad_normalize("A") == squad_normalize("(A).") == "a"  # not empty
+    assert squad_normalize("%") == "%"
     assert paper_normalize("A") == ""
     assert paper_answer("nothing") == "Unknown"
     assert strict_answer("nothing") is None

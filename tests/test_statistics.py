@@ -1,5 +1,7 @@
 """Means with n and an interval over groups, and comparisons of two methods on the same rows."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -86,11 +88,65 @@ def test_mcnemar_without_a_difference():
     assert (result.p_value, result.difference.value, result.difference.how) == (1.0, 0.0, "none")
 
 
-def test_paired_bootstrap():
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 12])
+def test_numbers_are_compared_by_all_ways_to_flip_the_signs_of_few_groups(count):
+    differences = np.random.default_rng(count).normal(0.3, 1.0, count)
+    ways = [sum(s * d for s, d in zip(signs, differences, strict=True)) for signs in product((1, -1), repeat=count)]
+    expected = np.mean([abs(way) >= abs(sum(differences)) - 1e-12 for way in ways])
+    result = compare([0.0] * count, list(differences))
+    assert (result.test, result.p_value) == ("sign flip", pytest.approx(expected))
+    if count > 1:  # which scipy asks for
+        found = stats.permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=5000)
+        assert result.p_value == pytest.approx(found.pvalue)
+
+
+def test_no_row_is_certain():
+    """Differences of one sign: at most the two ways with one sign for all are as extreme."""
+    for count in range(1, 12):
+        rows = [0.1 * i for i in range(1, count + 1)]
+        assert compare([0.0] * count, rows).p_value == pytest.approx(2 * 0.5**count)
+        assert compare([0.0] * count, [0.5] * count).p_value == pytest.approx(2 * 0.5**count)
+    assert compare([0.5] * 9, [0.5] * 9).p_value == 1.0
+    repeated = compare([0.0] * 30, [0.1 + i for i in range(30)], [str(i // 10) for i in range(30)])
+    assert repeated.p_value == pytest.approx(2 * 0.5**3)
+
+
+def test_with_many_groups_the_p_value_is_that_of_scipy():
+    differences = np.random.default_rng(5).normal(0.15, 1.0, 150)
+    found = stats.permutation_test(
+        (differences,),
+        lambda values, axis: values.sum(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=50_000,
+        rng=np.random.default_rng(6),
+    )
+    result = compare([0.0] * 150, list(differences))
+    assert 0.02 < found.pvalue < 0.5
+    assert result.p_value == pytest.approx(found.pvalue, abs=3 * np.sqrt(found.pvalue / 5000))
+    assert result == compare([0.0] * 150, list(differences))  # seeded
+    unequal = [str(i * i // 100) for i in range(150)]  # groups of 1 to 10 rows
+    sums = [differences[[name == other for other in unequal]].sum() for name in dict.fromkeys(unequal)]
+    grouped = compare([0.0] * 150, list(differences), unequal)
+    assert grouped.p_value == pytest.approx(compare([0.0] * len(sums), sums).p_value)
+
+
+def test_few_groups_have_no_interval_by_resampling():
+    assert mean([0.1, 0.2, 0.3, 0.4, 0.5]).how == "none"
+    assert mean([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]).how == "bootstrap"
+    assert mean([0.1 * i for i in range(10)], [str(i // 2) for i in range(10)]).low is None
+    few = mean([True, True, True, True, False])
+    exact = stats.binomtest(4, 5).proportion_ci(method="exact")
+    assert (few.low, few.high, few.how) == (pytest.approx(exact.low), pytest.approx(exact.high), "exact")
+    assert mean([True, False, True], ["a", "a", "b"]).how == "none"  # half a question is right
+    assert compare([True, False, True], [True, True, True]).difference.low is None
+
+
+def test_numbers_of_many_rows():
     random = np.random.default_rng(4)
     first = random.normal(0.0, 1.0, 200)
     better = compare(list(first), list(first + random.normal(0.05, 0.1, 200)))
-    assert better.test == "paired bootstrap"
+    assert better.test == "sign flip"
     assert better.p_value < 0.001  # the rows vary by 1, the differences by 0.1: an unpaired test would find nothing
     assert 0.0 < better.difference.low < better.difference.high < 0.1
     same = compare(list(first), list(first + random.normal(0.0, 0.1, 200)))
@@ -106,7 +162,6 @@ def test_comparison_uses_the_rows_that_both_have():
     assert (result.n, result.difference.missing, result.only_first, result.only_second) == (2, 2, 1, 1)
     for nothing in (compare([None], [True]), compare([], [])):
         assert (nothing.p_value, nothing.test, nothing.n) == (None, "none", 0)
-    assert compare([0.1, 0.2], [0.2, 0.3]).p_value is None or compare([0.0, 1.0], [1.0, 2.0]).p_value is None
 
 
 def test_rows_must_match():

@@ -55,12 +55,12 @@ class Notice:
 def notice_of(cross_entropies: Sequence[float], stopped: str | None, learning_rate: float) -> Notice | None:
     """The warning about a memory, or None. cross_entropies: in nats per token, before every update.
 
-    There is none for fewer than two steps, since the effect of a single update is not measured, and none for a run
-    that a stop rule of its recipe ended while all was well.
+    There is none where the effect was not measured, and none for a run that a stop rule of its recipe ended while all
+    was well.
     """
     if stopped is not None and NOT_FINITE in stopped:
         return Notice(f"memorizing stopped early: {stopped}", "below", learning_rate)
-    if len(cross_entropies) < 2:
+    if not is_measured(cross_entropies):
         return None
     first, highest, last = cross_entropies[0], max(cross_entropies), cross_entropies[-1]
     if highest > first + max(RISEN * first, RISEN_NATS):
@@ -70,6 +70,11 @@ def notice_of(cross_entropies: Sequence[float], stopped: str | None, learning_ra
         text = f"memorizing had almost no effect (cross entropy {first:.2f} to {last:.2f} nats per token)"
         return Notice(text, "above", learning_rate)
     return None
+
+
+def is_measured(trace: Sequence[object]) -> bool:
+    """Whether the steps say something of the effect: one that is measured before the only update does not."""
+    return len(trace) > 1
 
 
 def hardly(first: float, last: float) -> bool:

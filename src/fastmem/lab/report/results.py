@@ -126,7 +126,9 @@ def load_results(folder: Path, metrics: Sequence[OwnMetric] = ()) -> Results:
     examples = run_files.read_examples(folder)
     by_id = {example.id: example for example in examples}
     task = about["identity"]["task"]
-    score = TASKS[task].score if task in TASKS else None
+    definition = TASKS.get(task)  # None for a task of a Python file, which may be gone
+    score = None if definition is None else definition.score
+    whole_words = definition is None or definition.whole_words
     of_task = () if score is None else tuple(score("", examples[0]))
     computed = try_out(metrics, examples[0], of_task)
     rows: dict[str, list[Record]] = {}
@@ -137,7 +139,7 @@ def load_results(folder: Path, metrics: Sequence[OwnMetric] = ()) -> Results:
                 "Run the evaluation again in a new folder."
             )
         row["scores"] = {name: value for name, value in row["scores"].items() if name not in computed}
-        graded = grading.regraded(row, by_id[row["id"]], score)
+        graded = grading.regraded(row, by_id[row["id"]], score, whole_words)
         rows.setdefault(row["method"], []).append(with_scores(graded, metrics, by_id[row["id"]]))
     if not rows:
         raise RunError(f"{folder} has no finished rows yet: run the same `fastmem eval` again.")

@@ -10,7 +10,7 @@ from fastmem.lab.report.results import BASE, Results
 from fastmem.lab.scores import grading, statistics
 from fastmem.lab.scores.grading import Record
 from fastmem.lab.search.search import is_searched
-from fastmem.memory.effect import hardly
+from fastmem.memory.effect import hardly, is_measured
 
 Word = Literal["helps", "no difference", "harms", "too few questions"]
 # A difference of less than this, either way, counts as none.
@@ -81,7 +81,7 @@ def judged(r: Results, methods: Sequence[str]) -> Verdict | None:
     assert exact is not None
     low, high = interval(difference)
     word = word_for(difference, low, high)
-    needed = needed_questions(difference, low, high) if word == "too few questions" else None
+    needed = needed_questions(difference) if word == "too few questions" else None
     means = {name: {score: judging.mean(name, score) for score in SCORES} for name in r.methods}
     return Verdict(
         word=word,
@@ -103,42 +103,50 @@ def word_for(difference: statistics.Comparison, low: float, high: float) -> Word
     significant = difference.p_value is not None and difference.p_value < P_VALUE
     if significant and (low > 0 or high < 0):
         return "helps" if low > 0 else "harms"
-    return "no difference" if max(-low, high) <= MARGIN else "too few questions"
+    return "no difference" if _within_margin(low, high) else "too few questions"
 
 
 def interval(difference: statistics.Comparison) -> tuple[float, float]:
-    """The 95 % interval of a difference; where resampling gives none, since all rows agree, the exact one."""
-    from scipy import stats
-
-    mean = difference.difference
-    if mean.low is not None and mean.high is not None:
-        return mean.low, mean.high
-    if not mean.groups:
-        return -1.0, 1.0
-    if mean.value:  # every answer has changed, in the same direction
-        low = float(stats.binomtest(mean.groups, mean.groups).proportion_ci(statistics.CONFIDENCE).low)
-        return (low, 1.0) if mean.value > 0 else (-1.0, -low)
-    bound = float(stats.binomtest(0, mean.groups).proportion_ci(statistics.CONFIDENCE).high)
-    return -bound, bound
+    """The 95 % interval of a difference: `paired_interval`, since a resampled one is too narrow where few answers
+    changed; the resampled one where that is wider, as it may be if rows repeat questions."""
+    mean, (low, high) = difference.difference, _paired_interval(difference, difference.n)
+    return (low, high) if mean.low is None or mean.high is None else (min(low, mean.low), max(high, mean.high))
 
 
-def needed_questions(difference: statistics.Comparison, low: float, high: float) -> int:
+def needed_questions(difference: statistics.Comparison) -> int:
     """How many questions in all would probably decide, if further ones are like these.
 
-    Either the interval, whose width shrinks with the root of their number, comes to lie within the margin, or
-    McNemar's test, whose statistic grows with it, tells the two apart.
+    Either the interval comes to lie within the margin, or McNemar's test, whose statistic grows with their number,
+    tells the two apart.
     """
-    n, value = max(difference.n, 1), abs(difference.difference.value or 0.0)
-    ways = []
-    if not difference.only_first and not difference.only_second:  # where the exact interval comes to lie within it
-        ways.append(math.log((1 - statistics.CONFIDENCE) / 2) / math.log(1 - MARGIN))
-    elif value < MARGIN:
-        ways.append(n * ((high - low) / 2 / (MARGIN - value)) ** 2)
-    lost, won = difference.only_first, difference.only_second
+    n, lost, won = max(difference.n, 1), difference.only_first, difference.only_second
     edge, changed = abs(won - lost), won + lost
+    ways = list[float]()
+    if edge / n < MARGIN:
+        enough = n + 1
+        while not _within_margin(*_paired_interval(difference, enough)):
+            enough = max(enough + 1, int(1.01 * enough))
+        ways.append(enough)
     if edge:
-        ways.append(n * max(3.84 * changed / edge**2, 6 / changed))  # 6 to 0 is the least with p < 0.05
-    return 2 * math.ceil(max(min(ways, default=n), n + 1))
+        # 6 to 0 is the least with p < 0.05
+        ways.append(n * max(3.84 * changed / edge**2, 6 / changed) / _questions_per_row(difference))
+    return 2 * math.ceil(max(min(ways), n + 1))
+
+
+def _paired_interval(difference: statistics.Comparison, rows: int) -> tuple[float, float]:
+    """That of so many rows like these."""
+    questions = rows * _questions_per_row(difference)
+    each = questions / max(difference.n, 1)
+    return statistics.paired_interval(difference.only_second * each, difference.only_first * each, questions)
+
+
+def _questions_per_row(difference: statistics.Comparison) -> float:
+    """Less than 1 where rows repeat a question; those of one question count as one."""
+    return difference.difference.groups / difference.n if difference.n else 1.0
+
+
+def _within_margin(low: float, high: float) -> bool:
+    return max(-low, high) <= MARGIN
 
 
 def seconds_of(r: Results, method: str) -> float:
@@ -147,8 +155,8 @@ def seconds_of(r: Results, method: str) -> float:
 
 
 def hardly_memorized(r: Results, method: str) -> tuple[float, float] | None:
-    """(mean loss before, after memorizing) if it hardly fell; otherwise None."""
-    traces = [row["trace"] for row in r.rows[method] if row.get("trace")]
+    """(mean loss before, after memorizing) if it hardly fell; otherwise None, also if no row measured its effect."""
+    traces = [row["trace"] for row in r.rows[method] if is_measured(row.get("trace") or ())]
     if not traces:
         return None
     before, after = (sum(trace[place][1] for trace in traces) / len(traces) for place in (0, -1))

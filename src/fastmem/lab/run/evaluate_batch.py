@@ -272,7 +272,7 @@ class BatchEvaluator:
             elif example.kind == "summary":
                 summaries.append((row, example))
             else:
-                row["scores"] = grading.graded(row["text"], example)
+                row["scores"] = grading.graded(row["text"], example, self.experiment.definition.whole_words)
         if summaries:
             texts = [row["text"] for row, _ in summaries]
             found = grading.summarized(texts, [example for _, example in summaries], self.experiment.scorers)

@@ -39,9 +39,9 @@ def columns(kind: Kind) -> dict[str, str]:
     return SUMMARY if kind == "summary" else ACCURACY
 
 
-def graded(reply: str, example: Example) -> Record:
-    """The scores of an answer to a question or a choice, by the paper's rule and strictly."""
-    return asdict(qa.grade(reply, example))
+def graded(reply: str, example: Example, whole_words: bool = False) -> Record:
+    """The scores of an answer to a question or a choice, by the paper's rule and strictly. whole_words: see `Task`."""
+    return asdict(qa.grade(reply, example, whole_words))
 
 
 def failed(example: Example) -> Record:
@@ -64,11 +64,11 @@ def summarized(
     ]
 
 
-def regraded(row: Record, example: Example, score: Score | None = None) -> Record:
+def regraded(row: Record, example: Example, score: Score | None = None, whole_words: bool = False) -> Record:
     """The row with its scores computed again from the raw text. Scores that need a model stay as they were, and so do
     those of one's own, also where a row has no others.
 
-    score: how the task grades its answers, if it has scores of its own.
+    score: how the task grades its answers, if it has scores of its own. whole_words: see `Task`.
     """
     if score is not None:
         return row | {"scores": row["scores"] | score(row["text"], example)}
@@ -78,7 +78,7 @@ def regraded(row: Record, example: Example, score: Score | None = None) -> Recor
     if row["error"]:
         return row | {"scores": failed(example) | own}
     if example.kind != "summary":
-        return row | {"scores": graded(row["text"], example) | own}
+        return row | {"scores": graded(row["text"], example, whole_words) | own}
     if row["text"].strip():
         rouge = {k: scores[0].value for k, scores in summary.rouge([row["text"]], [example.reference]).items()}
     else:

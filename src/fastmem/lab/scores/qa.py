@@ -28,7 +28,8 @@ class Grade:
     """The grades of one answer.
 
     answer: the answer as strict grading reads it; empty after a format failure.
-    paper_correct: the text after the last marker contains a normalized gold answer.
+    paper_correct: the text after the last marker contains a normalized gold answer; see `contains_answer` for the one
+        exception.
     paper_failure: that text is `Unknown`, or the marker is missing; the paper counts it on NQ and NQ-SWAP.
     exact_match, f1: against the nearest gold answer; 0 after a format failure.
     failure: the marker is missing, or nothing follows it.
@@ -44,8 +45,8 @@ class Grade:
     remembered: bool | None
 
 
-def grade(reply: str, example: "Example") -> Grade:
-    """Both gradings of a model's raw reply to a question or a choice."""
+def grade(reply: str, example: "Example", whole_words: bool = False) -> Grade:
+    """Both gradings of a model's raw reply to a question or a choice. whole_words: see `Task`."""
     answer = strict_answer(reply)
     if example.choices:
         exact = answer is not None and _chosen(answer, example.choices) == example.answers[0]
@@ -54,9 +55,10 @@ def grade(reply: str, example: "Example") -> Grade:
         exact = answer is not None and exact_match(answer, example.answers)
         f1 = token_f1(answer, example.answers) if answer is not None else 0.0
     remembered = answer is not None and not exact and exact_match(answer, example.original_answers)
+    correct = contains_answer if whole_words else paper_correct
     return Grade(
         answer=answer or "",
-        paper_correct=paper_correct(reply, example.answers),
+        paper_correct=correct(reply, example.answers),
         paper_failure=paper_answer(reply).lower() == UNKNOWN.lower(),
         exact_match=exact,
         f1=f1,
@@ -90,6 +92,22 @@ def paper_correct(reply: str, answers: Iterable[str]) -> bool:
     return any(paper_normalize(answer) in given for answer in answers)
 
 
+def contains_answer(reply: str, answers: Iterable[str]) -> bool:
+    """`paper_correct`, except for a gold answer that is empty once normalized, such as "A" or "%".
+
+    The reply must contain that as a whole word in its letter case, since "a" may be an article, or equal it by
+    `exact_match`.
+    """
+    given, line = paper_answer(reply), strict_answer(reply) or ""
+
+    def contains(answer: str) -> bool:
+        if paper_normalize(answer):
+            return paper_correct(reply, [answer])
+        return exact_match(line, [answer]) or re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", given) is not None
+
+    return any(map(contains, answers))
+
+
 def strict_answer(reply: str) -> str | None:
     """The first line after the last marker; None, a format failure, if there is no marker or nothing follows it."""
     if not _MARKER.search(reply):
@@ -104,9 +122,10 @@ def stated_answer(reply: str) -> str:
 
 
 def squad_normalize(text: str) -> str:
-    """SQuAD's: lower case, no ASCII punctuation or articles, single blanks. If nothing remains, only lower case."""
+    """SQuAD's: lower case, no ASCII punctuation or articles, single blanks. If nothing remains, articles stay, and if
+    there are none, punctuation."""
     bare = "".join(c for c in text.lower() if c not in _PUNCTUATION)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split()) or text.lower().strip()
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split()) or bare.strip() or text.lower().strip()
 
 
 def exact_match(answer: str, answers: Iterable[str]) -> bool:

@@ -28,7 +28,6 @@ from fastmem.lab.scores import grading, statistics, summary
 from fastmem.lab.scores.own_metric import try_out
 from fastmem.lab.search.grid import Grid, Space
 from fastmem.lab.tasks import Data, Example, Task
-from fastmem.lab.tasks.example import Score
 from fastmem.lab.workers import Lost, ThisProcess, Workers
 from fastmem.model import FastMem
 from fastmem.model_identity import identity_of_model
@@ -94,14 +93,14 @@ def require_packages(task: Task, sampler: str) -> None:
         summary.require_rouge()
 
 
-def score_of(text: str, example: Example, own: Score | None = None) -> float:
+def score_of(text: str, example: Example, task: Task) -> float:
     """The score that is maximized: the first of the task's own, if it has some; else the paper's accuracy, and for
     summaries ROUGE-L, which needs no other model. Errors: `InputError` of the file of the task."""
-    if own is not None:
+    if (own := task_score(task)) is not None:
         return float(next(iter(own(text, example).values())) or 0.0)
     if example.kind == "summary":
         return summary.rouge([text], [example.reference])["rougeL"][0].value or 0.0
-    return float(grading.graded(text, example)["paper_correct"])
+    return float(grading.graded(text, example, task.whole_words)["paper_correct"])
 
 
 def search_grid(
@@ -154,15 +153,15 @@ def _scored_by(
 
 def _scorer(llm: FastMem, *, space: Space, task: Task, new_tokens: int) -> Callable[[Example], list[Record]]:
     """What a worker does with an example."""
-    grid, own = Grid(llm, space, new_tokens), task_score(task)
-    return lambda example: [_scored(grid, example, own)]
+    grid = Grid(llm, space, new_tokens)
+    return lambda example: [_scored(grid, example, task)]
 
 
-def _scored(grid: Grid, example: Example, own: Score | None) -> Record:
+def _scored(grid: Grid, example: Example, task: Task) -> Record:
     """The scores of all points on one example. An error is recorded and counts as a wrong answer at every point."""
     started = time.perf_counter()
     try:
-        scores, error = [score_of(text, example, own) for text in grid.texts(example)], None
+        scores, error = [score_of(text, example, task) for text in grid.texts(example)], None
     except Exception as problem:
         scores, error = None, f"{type(problem).__name__}: {problem}"
     return _row(example, grid.space, scores, time.perf_counter() - started, error)

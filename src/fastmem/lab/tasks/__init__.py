@@ -51,7 +51,9 @@ class Task:
     hub: the data set on the hub; None if it must be given as a file, which `obtain` describes. shot: the worked
     example for one-shot; None if there is none. counts_failures: the paper reports failures of the output format (for
     NQ and NQ-SWAP only). file: the Python file of a task of one's own. tokens: the most new tokens of an answer, if
-    not those of the paper's code. score: how answers are graded, if the data set has metrics of its own.
+    not those of the paper's code. score: how answers are graded, if the data set has metrics of its own. whole_words:
+    an accepted answer such as "A", of which the paper's normalization leaves nothing, is right only where it stands;
+    the paper's code, which the tasks of data sets follow, finds it in every reply.
     """
 
     kind: Kind
@@ -64,6 +66,7 @@ class Task:
     file: PythonFile | None = None
     tokens: int | None = None
     score: Score | None = None
+    whole_words: bool = False
 
     @property
     def max_new_tokens(self) -> int:
@@ -183,7 +186,12 @@ TASKS: dict[str, Task] = {
         obtain=cub.OBTAIN,
         score=cub.score,
     ),
-    own_questions.TASK: Task("question", "questions of your own", obtain="questions, answers and documents in a file"),
+    own_questions.TASK: Task(
+        "question",
+        "questions of your own",
+        obtain="questions, answers and documents in a file",
+        whole_words=True,
+    ),
     **{
         name: Task("question", about, shot=one_shot.of_world(name), score=embedded_world.SCORES.get(name))
         for name, about in embedded_world.TASKS.items()
@@ -201,7 +209,7 @@ def task_named(name: str) -> Task:
     file = load_file(name, "task")
     file.function("examples", own_task.USE)
     kind, tokens, shot = own_task.kind_of(file), own_task.tokens_of(file), own_task.shot_of(file)
-    return Task(kind, file.label, shot=shot, file=file, tokens=tokens)
+    return Task(kind, file.label, shot=shot, file=file, tokens=tokens, whole_words=True)
 
 
 def load(
