@@ -33,15 +33,13 @@ all conditions: neither its subject nor its answers are mentioned in any of the 
   8-grams that do. The base is held against the same documents: the twenty, or the one.
 - what it buys: the answer to the row's own question, with its document in the prompt.
 
-**Decision rule**, written before any measured row (a timing run of one document led to more unrelated questions,
-and to leaving out texts that a model cannot predict). Differences from the base are paired, with 95 % intervals by
-bootstrap over rows; p-values (McNemar for right and wrong, the sign-flip test for numbers; the published stars are of
-a paired bootstrap, which it replaced) are corrected by Holm over all conditions and measures of a model, the own
-question left out. The margin is 0.05 (nats per token or a share), and 2 tokens for the longest run. A condition
-*dulls* the model if some measure is worse at 0.05 and its interval is not within the margin. It *does not* if the
-intervals of all measures are within the margin on the worse side. Else the question is *open*. Where no answer
-differs, the interval is the exact one for the share of answers that differ.
-"""
+**Decision rule**, written before any measured row (a timing run of one document led to more unrelated questions, and
+to leaving out texts that a model cannot predict). Differences from the base are paired, with 95 % intervals by
+bootstrap over rows; p-values (McNemar for right and wrong, the sign-flip test for numbers) are corrected by Holm over
+all conditions and measures of a model, the own question left out. The margin is 0.05 (nats per token or a share), and
+2 tokens for the longest run. A condition *dulls* the model if some measure is worse at 0.05 and its interval is not
+within the margin. It *does not* if the intervals of all measures are within the margin on the worse side. Else the
+question is *open*. Where no answer differs, the interval is the exact one for the share of answers that differ. """
 
 import argparse
 import math
