@@ -39,7 +39,8 @@ bootstrap over rows; p-values (McNemar for right and wrong, the sign-flip test f
 all conditions and measures of a model, the own question left out. The margin is 0.05 (nats per token or a share), and
 2 tokens for the longest run. A condition *dulls* the model if some measure is worse at 0.05 and its interval is not
 within the margin. It *does not* if the intervals of all measures are within the margin on the worse side. Else the
-question is *open*. Where no answer differs, the interval is the exact one for the share of answers that differ. """
+question is *open*. Where no answer differs, the interval is the exact one for the share of answers that differ.
+"""
 
 import argparse
 import math
