@@ -85,10 +85,8 @@ def do_runs(
         report = None if on_progress is None else functools.partial(on_progress, each)
         data_used = replace(whole, examples=whole.examples[:limit])
         summary = run(llm, experiment, data_used, folder / each.name, report, workers)
-        # All methods of a run share one memory, but the rows of each include its cost.
-        costs = [
-            summary["methods"][method]["seconds"] for method in each.methods
-        ]  # an earlier start may have had more
+        # Without methods of an earlier start. All share one memory, but the rows of each include its cost.
+        costs = [summary["methods"][method]["seconds"] for method in each.methods]
         memorizing = [seconds["trunk"] + seconds["steps"] for seconds in costs]
         per_example = sum(seconds["decode"] for seconds in costs) + max(memorizing)
         outcomes.append(Outcome(each, len(whole.examples), per_example))
