@@ -31,6 +31,27 @@ class Forgetful(nn.Module):
         return self.factor * self.linear(states)
 
 
+def test_a_lack_of_memory_does_not_make_a_model_unsupported(monkeypatch):
+    """In whichever of the passes that try a model the memory runs out."""
+    mlp, calls, failing = type(build("llama").model.layers[0].mlp), [], [0]
+    forward = mlp.forward
+
+    def counted(self, states):
+        calls.append(states)
+        if len(calls) == failing[0]:
+            raise torch.OutOfMemoryError("no room")
+        return forward(self, states)
+
+    monkeypatch.setattr(mlp, "forward", counted)
+    SplitModel(build("llama"))
+    passes = len(calls)
+    assert passes > 20
+    for failing[0] in range(1, passes + 1):
+        calls.clear()
+        with pytest.raises(torch.OutOfMemoryError, match="no room"):
+            SplitModel(build("llama"))
+
+
 def test_a_copy_that_differs_from_the_model_is_found():
     model = build("llama")
     attention = model.model.layers[0].self_attn
