@@ -10,7 +10,7 @@ or costs less? In particular: does a better prompt do as well for nothing?
 **Design.** Rows, choice of rates and tests are those of `compared_ways.py`; the prompt of the task, which is the
 paper's but for JSON objects and summaries, holds the document in every way. All that is tuned has the same objective
 (cross entropy + 0.1 KL to the untouched model on the document's tokens), AdamW, and three steps, as many as `fastmem
-calibrate` takes, at one of three rates chosen on development rows.
+calibrate` takes, at a rate that is chosen on development rows.
 
 - *FastMem*: all weights of the last FFN; also with ten steps, as in the paper. *LoRA* (arXiv 2106.09685): rank 8,
   alpha 16, on the last FFN and all FFNs by FastMem's own `parametrization="lora"`, on attention and everywhere by
@@ -25,7 +25,7 @@ calibrate` takes, at one of three rates chosen on development rows.
   2303.11315); CAD (arXiv 2305.14739; alpha chosen as the rates are), AdaCAD (arXiv 2409.07394) and DoLa (arXiv
   2309.03883).
 
-The three rates of a way lie a factor of 4 apart. They were placed before any row was answered, by the loss before the
+The first three rates of a way lie a factor of 4 apart. They were placed before any row was answered, by the loss before the
 last step on a document that no measured row uses (`--losses`). For prefix tuning, prompt tuning and query projections
 it still fell at the largest rate tried, which became the middle one.
 

@@ -3,7 +3,8 @@
 A *way* turns one document into something that answers a question about it. The rows are those of `study_rows.py`,
 right by the main score of their task. Every way is tried at three rates on development rows of the first three kinds.
 The best is the one with the largest sum of the shares of right answers over these kinds, of equals the middle one.
-Test rows of all kinds are answered at that rate only. Seconds are processor time of making the memory.
+While the best is the lowest or the highest rate, the next one beyond it is tried, too, up to six rates. Test rows of
+all kinds are answered at the best rate only. Seconds are processor time of making the memory.
 """
 
 import math
@@ -33,6 +34,7 @@ CHOOSING_KINDS = KINDS[:3]  # of the rows that choose a rate
 NQ_KINDS = KINDS[:2]  # no model here knows the answers of NQ, which an irrelevant document leaves to the model
 Cells = dict[str, Any]  # of one row: "name rate" -> right or wrong by kind, seconds, bytes, loss
 BASE = "base"
+MOST_RATES = 6  # that are tried on development rows
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Made:
 
 @dataclass(frozen=True)
 class Way:
-    """name: as in the table. rates: three to choose from, or one. make: from (model, document, rate)."""
+    """name: as in the table. rates: the first three to choose from, in equal ratios, or one. make: from (model,
+    document, rate)."""
 
     name: str
     rates: tuple[float, ...]
@@ -119,15 +122,25 @@ def study(
 ) -> None:
     """The development rows, the choice of the rates, the test rows of these kinds. rows: of each kind, by part."""
     folder.mkdir(parents=True, exist_ok=True)
-    for part in rows:
-        if part == "dev":
-            wanted = [(way, rate) for way in ways if len(way.rates) > 1 for rate in way.rates]
-        else:
-            chosen = chosen_rates(read(folder / "dev.jsonl"), ways)
-            wanted = [(way, chosen[way.name]) for way in ways]
-        asked = [kind for kind in (CHOOSING_KINDS if part == "dev" else kinds) if not data or kind in NQ_KINDS]
-        found = list(study_rows.in_turns(study_rows.rows(data, part, asked, rows[part])))
-        run(llm, found, wanted, folder / f"{part}.jsonl")
+
+    def of(part: world.Part, kinds: Sequence[str]) -> list[Row]:
+        asked = [kind for kind in kinds if not data or kind in NQ_KINDS]
+        return list(study_rows.in_turns(study_rows.rows(data, part, asked, rows[part])))
+
+    dev = folder / "dev.jsonl"
+    try_rates(llm, of("dev", CHOOSING_KINDS), [way for way in ways if len(way.rates) > 1], dev)
+    chosen = chosen_rates(read(dev), ways)
+    run(llm, of("test", kinds), [(way, chosen[way.name]) for way in ways], folder / "test.jsonl")
+
+
+def try_rates(llm: FastMem, rows: Sequence[Row], ways: Sequence[Way], path: Path) -> None:
+    """Answer development rows at the rates of every way, and at further ones until the best has neighbours."""
+    before = read(path) if path.exists() else []
+    wanted = [(way, rate) for way in ways for rate in sorted({*way.rates, *tried_rates(before, way)})]
+    while wanted:
+        run(llm, rows, wanted, path)
+        found = read(path)
+        wanted = [(way, rate) for way in ways if (rate := further_rate(found, way)) is not None]
 
 
 def rights(rows: Sequence[Cells], name: str) -> dict[str, list[bool | None]]:
@@ -149,19 +162,32 @@ def share(values: Sequence[bool | None]) -> float:
     return sum(given) / max(len(given), 1)
 
 
+def tried_rates(rows: Sequence[Cells], way: Way) -> list[float]:
+    """The rates of a way that these rows have, from low to high."""
+    keys = (name.rpartition(" ") for row in rows for name in row)
+    return sorted({float(rate) for name, _, rate in keys if name == way.name})
+
+
+def best_rate(rows: Sequence[Cells], way: Way) -> float:
+    """Of those that were tried; see the head of this file."""
+    sums = {rate: sum(map(share, rights(rows, key(way, rate)).values())) for rate in tried_rates(rows, way)}
+    equal = [rate for rate, total in sums.items() if math.isclose(total, max(sums.values()))]
+    return equal[len(equal) // 2]
+
+
+def further_rate(rows: Sequence[Cells], way: Way) -> float | None:
+    """The next rate beyond the best one, if that is the lowest or the highest of fewer than the most."""
+    tried, best, ratio = tried_rates(rows, way), best_rate(rows, way), way.rates[1] / way.rates[0]
+    if len(tried) == MOST_RATES or best not in (tried[0], tried[-1]):
+        return None
+    return best / ratio if best == tried[0] else best * ratio
+
+
 def chosen_rates(rows: Sequence[Cells], ways: Sequence[Way]) -> dict[str, float]:
-    """The best rate of every way that these rows have; see the head of this file."""
-    found, answered_by = {}, {name for row in rows for name in row}
-    for way in ways:
-        if len(way.rates) == 1:
-            found[way.name] = way.rates[0]
-            continue
-        if not answered_by.issuperset(key(way, rate) for rate in way.rates):
-            continue
-        sums = {rate: sum(map(share, rights(rows, key(way, rate)).values())) for rate in way.rates}
-        equal = [rate for rate in way.rates if math.isclose(sums[rate], max(sums.values()))]
-        found[way.name] = equal[len(equal) // 2]
-    return found
+    """The rate of every way that has one, or whose rates these rows have."""
+    found = {way.name: way.rates[0] for way in ways if len(way.rates) == 1}
+    complete = [way for way in ways if len(way.rates) > 1 and {*way.rates} <= {*tried_rates(rows, way)}]
+    return found | {way.name: best_rate(rows, way) for way in complete}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -255,17 +281,19 @@ def table(
 
 def development_table(folder: Path, ways: Sequence[Way]) -> Iterator[str]:
     """Every rate of every way on development rows: the shares of right answers by kind."""
-    rows = read(folder / "dev.jsonl")
-    chosen = chosen_rates(rows, ways)
+    rows, lines = read(folder / "dev.jsonl"), dict[str, list[str]]()
     for way in ways:
-        if len(way.rates) > 1 and way.name in chosen:
-            by_rate = {rate: rights(rows, key(way, rate)) for rate in way.rates}
-            shares = {
-                rate: ", ".join(f"{share(found[kind]):.2f}" for kind in KINDS if kind in found)
-                for rate, found in by_rate.items()
-            }
-            cells = [f"{r:g}{' (chosen)' if r == chosen[way.name] else ''}: {shares[r]}" for r in way.rates]
-            yield f"| {way.name} | {' | '.join(cells)} |"
+        if len(way.rates) > 1 and (tried := tried_rates(rows, way)):
+            best, lines[way.name] = best_rate(rows, way), []
+            for rate in tried:
+                found = rights(rows, key(way, rate))
+                shares = ", ".join(f"{share(found[kind]):.2f}" for kind in KINDS if kind in found)
+                lines[way.name].append(f"{rate:g}{' (chosen)' if rate == best else ''}: {shares}")
+    columns = max(map(len, lines.values()), default=0)
+    yield f"| way | rates, from low to high |{' |' * (columns - 1)}"
+    yield "|---" * (1 + columns) + "|"
+    for name, cells in lines.items():
+        yield f"| {' | '.join([name, *cells, *[''] * (columns - len(cells))])} |"
 
 
 def document(results: Mapping[str, Results], reference: str) -> dict[str, Any]:

@@ -8,8 +8,8 @@
 the best choice, or only the best for its price?
 
 **Design.** The same objective (cross entropy + 0.1 KL on the document's tokens), optimizer and number of steps for
-every set of weights; only the rate differs, one of the same three for all (four times as large for the norms), chosen
-on development rows (`compared_ways.py`). FFNs are tuned by FastMem itself (`Recipe(layers=...)`), which runs the
+every set of weights; only the rate differs, which is chosen on development rows (`compared_ways.py`), first from the
+same three for all (four times as large for the norms). FFNs are tuned by FastMem itself (`Recipe(layers=...)`), which runs the
 layers below the lowest tuned one once; others by `tuned_parameters.py`, which runs the whole model at every step, so
 their seconds are those of plain autograd. Kinds of rows of the embedded world: the document contradicts what the
 model knows (world_swap), agrees with it (world), is irrelevant to the question (world_irrelevant), or contradicts in a

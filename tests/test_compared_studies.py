@@ -3,6 +3,7 @@ model's, frozen keys, the choice of rates, Holm's correction, resuming."""
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,6 +147,37 @@ def test_the_rate_with_most_right_over_the_kinds_is_chosen():
     ]
     assert compared_ways.chosen_rates(rows, [way]) == {"w": 2.0}
     assert compared_ways.chosen_rates(rows[:1], [way]) == {"w": 3.0}  # two equal: the middle one, rounded up
+
+
+@pytest.mark.parametrize(
+    ("right", "tried", "best"),
+    [
+        (lambda rate: 3 * (rate == 2), [1, 2, 4], 2.0),
+        (lambda rate: 8 - abs(rate - 8), [1, 2, 4, 8, 16], 8.0),
+        (lambda rate: 2 - abs(rate - 0.5), [0.25, 0.5, 1, 2, 4], 0.5),
+        (lambda rate: 3 * (rate in (4, 8)), [1, 2, 4, 8, 16], 8.0),  # of two equal rates the higher one
+        (lambda rate: rate, [1, 2, 4, 8, 16, 32], 32.0),  # not more than six
+    ],
+)
+def test_rates_beyond_the_best_are_tried_until_it_has_neighbours(tmp_path, monkeypatch, right, tried, best):
+    way, calls = compared_ways.Way("w", (1.0, 2.0, 4.0), lambda *_: None), []
+
+    def answered(llm, row, wanted):
+        calls.extend((rate, row.id) for _, rate in wanted)
+        return {f"w {rate:g}": {"right": {"contradicts": row.number < 2 * right(rate)}} for _, rate in wanted}
+
+    monkeypatch.setattr(compared_ways, "answered", answered)
+    path, dev = tmp_path / "dev.jsonl", [SimpleNamespace(id=str(number), number=number) for number in range(64)]
+    compared_ways.try_rates(None, dev, [way], path)
+    rows = compared_ways.read(path)
+    assert (compared_ways.tried_rates(rows, way), compared_ways.best_rate(rows, way)) == (tried, best)
+    assert compared_ways.chosen_rates(rows, [way]) == {"w": best}
+    assert sorted(calls) == sorted((rate, row.id) for rate in tried for row in dev)  # each once
+    header, line, cells = compared_ways.development_table(tmp_path, [way])
+    assert header.count("|") == line.count("|") == cells.count("|")
+    assert f"{best:g} (chosen): " in cells
+    compared_ways.try_rates(None, dev, [way], path)
+    assert len(calls) == len(tried) * len(dev)  # nothing is answered again
 
 
 def kinds_of(row):
