@@ -25,9 +25,9 @@ calibrate` takes, at a rate that is chosen on development rows.
   2303.11315); CAD (arXiv 2305.14739; alpha chosen as the rates are), AdaCAD (arXiv 2409.07394) and DoLa (arXiv
   2309.03883).
 
-The first three rates of a way lie a factor of 4 apart. They were placed before any row was answered, by the loss before the
-last step on a document that no measured row uses (`--losses`). For prefix tuning, prompt tuning and query projections
-it still fell at the largest rate tried, which became the middle one.
+The first three rates of a way lie a factor of 4 apart. They were placed before any row was answered, by the loss
+before the last step on a document that no measured row uses (`--losses`). For prefix tuning, prompt tuning and query
+projections it still fell at the largest rate tried, which became the middle one.
 
 **Decision rule**, written before the first run. A way is better than FastMem if on contradicting test rows the paired
 difference is above 0 by McNemar's test at 0.05, corrected by Holm over all ways and kinds of a model, and on no other

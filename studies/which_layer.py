@@ -9,12 +9,12 @@ the best choice, or only the best for its price?
 
 **Design.** The same objective (cross entropy + 0.1 KL on the document's tokens), optimizer and number of steps for
 every set of weights; only the rate differs, which is chosen on development rows (`compared_ways.py`), first from the
-same three for all (four times as large for the norms). FFNs are tuned by FastMem itself (`Recipe(layers=...)`), which runs the
-layers below the lowest tuned one once; others by `tuned_parameters.py`, which runs the whole model at every step, so
-their seconds are those of plain autograd. Kinds of rows of the embedded world: the document contradicts what the
-model knows (world_swap), agrees with it (world), is irrelevant to the question (world_irrelevant), or contradicts in a
-sentence that names the answer first (world_turned); the answer needs two sentences (world_hop), is a list, a JSON
-object or a summary. Of real text: NQ-SWAP contradicts, NQ agrees.
+same three for all (four times as large for the norms). FFNs are tuned by FastMem itself (`Recipe(layers=...)`), which
+runs the layers below the lowest tuned one once; others by `tuned_parameters.py`, which runs the whole model at every
+step, so their seconds are those of plain autograd. Kinds of rows of the embedded world: the document contradicts what
+the model knows (world_swap), agrees with it (world), is irrelevant to the question (world_irrelevant), or contradicts
+in a sentence that names the answer first (world_turned); the answer needs two sentences (world_hop), is a list, a
+JSON object or a summary. Of real text: NQ-SWAP contradicts, NQ agrees.
 
 **Decision rule**, written before the first run. On contradicting test rows, a set is better than the last FFN if the
 paired difference is above 0 by McNemar's test at 0.05, corrected by Holm over all sets and kinds of a model; and
