@@ -340,7 +340,7 @@ def figure(results: Mapping[str, Results], reference: str, path: Path) -> None:
             axis.errorbar(values, places, xerr=[low, high], fmt="o", markersize=3, linewidth=1, label=kind)
         axis.set_yticks(range(len(ways)), [f"{way} *" if way == reference else way for way in ways], fontsize=8)
         axis.axvline(0, color="#888888", linewidth=1, zorder=0)
-        axis.set_title(model, fontsize=10)
+        axis.set_title(model, fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(CHOOSING_KINDS))
     axes[-1, 0].set_xlabel("share of right answers, less the base's; bars: 95 %; *: FastMem")
