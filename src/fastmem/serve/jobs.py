@@ -12,7 +12,7 @@ from typing import Any
 from fastmem.answer.request import Request as DecodeRequest
 from fastmem.answer.row import Row
 from fastmem.answer.running_batch import Answer, Piece
-from fastmem.errors import FastMemError
+from fastmem.errors import FastMemError, without_locals
 from fastmem.memory.memory import Memory
 from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.store import Entry
@@ -56,9 +56,12 @@ class ActionFinished:
 
 @dataclass(frozen=True)
 class JobFailed:
-    """The job has ended with an error."""
+    """The job has ended with an error. It may wait for its client to read it, so it holds no tensors of what failed."""
 
     error: Exception
+
+    def __post_init__(self) -> None:
+        without_locals(self.error)
 
 
 @dataclass(frozen=True)
