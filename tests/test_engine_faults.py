@@ -84,6 +84,14 @@ def test_a_row_that_fails_midway_leaves_the_others_where_they_were(llm, started,
     assert [one.text() for one in asked] == expected
 
 
+def test_the_log_of_a_refused_row_has_no_text_of_a_foreign_error(llm, started, monkeypatch, caplog):
+    """Such a text can quote the document."""
+    poisoned(monkeypatch, llm, ValueError("cannot read 'The vault opens with a song'"))
+    assert isinstance(Asked(llm, Tokens([1, *POISON, 5])).to(started()).end(), JobFailed)
+    assert "a row was refused: ValueError at " in caplog.text
+    assert "vault" not in caplog.text
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_no_room_to_sort_the_keys_and_values_costs_no_answer_a_token(llm, started, monkeypatch, cancelled):
     """When an answer is complete, or its client has left, those of the others are copied."""

@@ -15,6 +15,7 @@ from fastmem.answer.row import Row
 from fastmem.answer.running_batch import Piece, PieceError, RunningBatch
 from fastmem.device_memory import explained_out_of_memory
 from fastmem.serve.jobs import Job
+from fastmem.serve.logs import cause
 
 log = logging.getLogger("fastmem")
 
@@ -89,7 +90,7 @@ class IsolatedBatch:
             torch.cuda.empty_cache()
         failed = []
         if newest.suspect or not self.jobs:
-            log.warning("a row was refused: %s", error)
+            log.warning("a row was refused: %s", cause(error))
             failed = [(newest, error)]
         else:
             newest.suspect = True
