@@ -223,6 +223,11 @@ def test_health_answers_while_a_document_is_tokenized(serve, llm, monkeypatch):
             )
         ),
         ("/v1/responses", {"input": QUESTION * 1024, "instructions": "Be brief."}),
+        *(
+            ("/v1/responses", {"input": QUESTION, "max_output_tokens": 2, "stream": stream, "text": {"format": form}})
+            for form in [{"type": "json_schema", "schema": {"type": "object"}, "description": "\ud800"}]
+            for stream in (False, True)
+        ),
     ],
 )
 def test_what_was_an_internal_error_is_a_bad_request(serve, path, body):
