@@ -175,6 +175,14 @@ def test_overload_is_answered_with_429_and_retry_after(serve):
     assert {status for status, _ in found} == {200, 429}
 
 
+def test_more_answers_than_there_is_room_for_are_no_overload_that_ends(serve):
+    app = serve(engine_limits=EngineLimits(rows=2, waiting=1))
+    assert ask(app, {"n": 3, "max_tokens": 1}).status_code == 200
+    refused = ask(app, {"n": 4, "max_tokens": 1})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+    assert "at most 3 answers" in refused.json()["error"]["message"]
+
+
 def test_no_tenant_sees_or_uses_another_s_memory_under_load(serve, llm):
     """Eight tenants, by key and by salt, with documents of their own and one in common, all at once."""
     app = serve(engine_limits=EngineLimits(rows=8, waiting=200))

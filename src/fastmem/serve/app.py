@@ -85,7 +85,9 @@ def create_app(
     llm.split_model.require_decoder_only("the server")
     if admin_key is not None:
         check_key("admin_key", admin_key)
-    limits = limits or Limits()
+    limits, engine_limits = limits or Limits(), engine_limits or EngineLimits()
+    # More answers would never find room, and their client would be told to try again.
+    limits = replace(limits, answers=min(limits.answers, engine_limits.rows + engine_limits.waiting))
     if vllm is not None:
         limits = replace(limits, adapter_rank=llm.recipe.rank)
         check_adapter(llm.recipe, limits)
