@@ -66,6 +66,12 @@ def serve(llm):
             "layers",
             "only layers of its own recipe, [-1].",
         ),
+        (
+            {"documents": DOCUMENTS, "fastmem": {"recipe": {"placement": "prompt"}}},
+            400,
+            "placement",
+            "lays a document out inside one question",
+        ),
         ({"documents": DOCUMENTS, "fastmem": {"alpha": -1}}, 400, "fastmem.alpha", "greater than"),
         ({"documents": [{"text": "  "}]}, 400, None, "the context is empty"),
         ({"documents": [{"text": "long " * 200}]}, 400, None, "too many: the model has 512 positions"),
