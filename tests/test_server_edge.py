@@ -277,6 +277,20 @@ def test_without_an_accepted_key_no_body_is_read(serve, path, status):
     assert web(app, authorization="Bearer a").post(path, content=b"x" * 2000).status_code == 413
 
 
+def test_a_key_that_is_accepted_while_its_request_is_read_comes_too_late_and_changes_no_answer(serve, monkeypatch):
+    """Otherwise the request would be answered without its body."""
+    app = serve(api_keys=["a"])
+    real, looked = Keys.tenant, []
+
+    def tenant(keys, key):
+        looked.append(key)
+        return real(keys, key) if len(looked) < 3 else real(keys, "a")
+
+    monkeypatch.setattr(Keys, "tenant", tenant)
+    assert web(app, authorization="Bearer new").post("/v1/memories", json={"documents": DOCUMENTS}).status_code == 401
+    assert looked == ["new"]
+
+
 def test_a_half_sent_request_does_not_hold_up_the_shutdown(listening):
     address, server = listening(limits=Limits(body_seconds=10_000, shutdown_seconds=1))
     with socket.create_connection(address) as connection:
