@@ -30,6 +30,7 @@ from fastmem.serve.engine import EngineLimits
 from fastmem.serve.jobs import MemorizeProgress
 from fastmem.serve.limits import Limits
 from fastmem.serve.responses import sse_event
+from fastmem.serve.service import Service
 from fastmem.serve.store import Store
 from fastmem.serve.tenants import Keys
 from fastmem.surprisal_report import TokenSurprisal
@@ -181,16 +182,18 @@ def test_a_text_that_cannot_fit_is_refused_unread_and_the_longest_that_can_is_re
     assert f"the text is {longest + 1} characters long" in over.json()["error"]["message"]
 
 
-def test_health_answers_while_a_document_is_tokenized(serve, llm, monkeypatch):
+@pytest.mark.parametrize("work", ["check_documents", "requested_recipe", "memory_tokens"])
+def test_health_answers_while_a_document_is_checked_and_tokenized(serve, llm, monkeypatch, work):
     app, begun, go_on = serve(), threading.Event(), threading.Event()
-    real = type(llm).memory_tokens
+    place = {"check_documents": Service, "requested_recipe": memory_routes, "memory_tokens": type(llm)}[work]
+    real = getattr(place, work)
 
     def slow(*arguments):
         begun.set()
         assert go_on.wait(60)
         return real(*arguments)
 
-    monkeypatch.setattr(type(llm), "memory_tokens", slow)
+    monkeypatch.setattr(place, work, slow)
     with web(app) as http, ThreadPoolExecutor() as pool:  # one event loop for both
         asking = pool.submit(http.post, "/v1/memories", json={"documents": DOCUMENTS})
         assert begun.wait(60)
