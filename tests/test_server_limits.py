@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import openai
 import pytest
+import torch
 
+from fastmem.answer.batch import Batch
 from fastmem.serve.app import create_app
 from fastmem.serve.engine import EngineLimits
 from fastmem.serve.jobs import Job
@@ -285,6 +287,24 @@ def test_one_answer_that_fails_ends_its_request_and_no_other(app, monkeypatch):
     eventually(lambda: not service.engine._open)
     assert len(service.engine.batch) == 0
     assert ask(app, body | {"n": 1}).status_code == 200
+
+
+def test_answers_that_do_not_fit_together_leave_together(app, monkeypatch):
+    """Each attempt reads all prompts again. They return one by one, until there is no room for the next."""
+    real, failed = Batch.step, []
+
+    def step(batch):
+        if len(batch.rows) > 3:
+            failed.append(len(batch.rows))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Batch, "step", step)
+        refused = ask(app, {"n": 8, "max_tokens": 40})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "out_of_memory")
+    assert failed[:2] == [8, 4]
+    assert ask(app, {"n": 8, "max_tokens": 4}).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -56,7 +56,7 @@ class ActionFinished:
 
 @dataclass(frozen=True)
 class JobFailed:
-    """The job has ended with an error. It may wait for its client to read it, so it holds no tensors of what failed."""
+    """The job has ended with an error, which may wait for its client, so it holds no tensors of what failed."""
 
     error: Exception
 
@@ -82,10 +82,10 @@ class Job:
 
     account: who asked, whatever the salt of its memories. source: the memory it needs, if any. request: the answer to
     decode, still without its memory. action: a function of the memory, for jobs without an answer; on_device: it needs
-    the weights there. durable: wait until the memory is on disk. progress: report every update. The engine sets the
-    other fields; overtaken: how many later jobs have started while this one waited for room in the store; saved_again:
-    whether a memory that could not be written was written again for this job; row: it has begun, even if it waits for
-    others to go first.
+    the weights there. durable: wait until the memory is on disk. progress: report every update. together: the same
+    object for all answers to one request. The engine sets the other fields; overtaken: how many later jobs have
+    started while this one waited for room in the store; saved_again: whether a memory that could not be written was
+    written again for this job; row: it has begun, even if it waits for others to go first.
     """
 
     emit: Callable[[Event], None] = lambda event: None
@@ -96,6 +96,7 @@ class Job:
     durable: bool = False
     progress: bool = False
     account: str = ""
+    together: object = field(default_factory=object)
 
     submitted: float = field(default_factory=time.perf_counter)
     entry: Entry | None = None
