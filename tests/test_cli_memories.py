@@ -217,6 +217,11 @@ def test_options_that_would_have_no_effect_are_refused_before_a_model_is_loaded(
         said = refusal(fastmem("memorize", documents / "tarn.txt", *absent, flag, 4))
         assert said == f"{flag} needs --parametrization lora (option --parametrization)."
     assert not (tmp_path / "out").exists()
+    said = refusal(fastmem("serve", *absent[:2], "--placement", "prompt"))
+    assert said == (
+        "placement 'prompt' lays a document out inside one question, and memories of a server are for any: give "
+        "assistant, user or text (option --placement)."
+    )
     # A request to a server may ask for lora.
     assert "no model' does not exist" in refusal(fastmem("serve", *absent[:2], "--rank", 4))
     memorize(fastmem, base, documents, "--parametrization", "lora", "--rank", 2)

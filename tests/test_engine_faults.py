@@ -1,6 +1,7 @@
 """Failures stay alone: rows, memories, files, and the worker itself."""
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fastmem.errors import InputError, MemoryFileError, ResourceError, StorageEr
 from fastmem.memory.recipe import Recipe
 from fastmem.prompts import Tokens
 from fastmem.serve.jobs import ActionFinished, AnswerFinished, DrainingError, JobFailed
+from fastmem.serve.logs import cause
 from serving import RECIPE, Asked, closing_engines, make_llm, source
 
 POISON = (250, 251)  # two tokens that make the forward pass that reads them fail, where a test wants it to
@@ -82,6 +84,14 @@ def test_a_row_that_fails_midway_leaves_the_others_where_they_were(llm, started,
     assert [one.text() for one in asked] == expected
 
 
+def test_the_log_of_a_refused_row_has_no_text_of_a_foreign_error(llm, started, monkeypatch, caplog):
+    """Such a text can quote the document."""
+    poisoned(monkeypatch, llm, ValueError("cannot read 'The vault opens with a song'"))
+    assert isinstance(Asked(llm, Tokens([1, *POISON, 5])).to(started()).end(), JobFailed)
+    assert "a row was refused: ValueError at " in caplog.text
+    assert "vault" not in caplog.text
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_no_room_to_sort_the_keys_and_values_costs_no_answer_a_token(llm, started, monkeypatch, cancelled):
     """When an answer is complete, or its client has left, those of the others are copied."""
@@ -128,6 +138,26 @@ def test_a_memorization_that_fails_is_refused_alone(llm, started, monkeypatch):
         assert isinstance(end, JobFailed)
         assert isinstance(end.error, ResourceError)
     assert good.text() == offline(llm, "q", "short", "fastmem").text
+
+
+@pytest.mark.parametrize("memorizing", [False, True])
+def test_a_refusal_holds_no_tensors_of_what_failed(llm, started, monkeypatch, memorizing):
+    """A client that does not read its answer would hold those of everybody's answers for as long."""
+    held = []
+
+    def fails(*arguments, **options):
+        held.append(weakref.ref(weights := torch.zeros(2)))
+        raise torch.OutOfMemoryError(f"CUDA out of memory for {len(weights)} numbers")
+
+    engine = started()
+    place, name = (fastmem.model, "read") if memorizing else (llm.split_model, "forward")
+    with monkeypatch.context() as patched:
+        patched.setattr(place, name, fails)
+        refused = Asked(llm, "q", source(llm, "none") if memorizing else None).to(engine).end()
+    assert Asked(llm, "q").to(engine).text() == llm.generate("q", max_new_tokens=8).text
+    assert [one() for one in held] == [None]
+    assert isinstance(refused.error, ResourceError)
+    assert "fails" in cause(refused.error.__cause__), "the log says where it happened"
 
 
 def test_a_loss_that_turns_nan_keeps_the_last_good_step(llm, started):

@@ -167,6 +167,26 @@ def test_only_steps_need_room_for_keys_and_values(llm):
     assert [tuple(row.token_ids) for row in several[2:]] == [expected[0].token_ids] * 2
 
 
+def test_an_answer_that_leaves_and_returns_before_a_step_is_read_once(llm, monkeypatch):
+    """The server does this to an answer whose place is wanted and, before anything is decoded, free again."""
+    requests = requests_of(llm, max_new_tokens=8, ignore_eos=True)
+    expected = [answer.token_ids for answer in answers(llm.batch(), [replace(one) for one in requests], 3)]
+    batch = llm.batch()
+    rows = batch.join(requests)
+    batch.step()
+    batch.leave(rows[:1])
+    batch.resume(rows[:1])
+    whole, read = llm.split_model.forward, []
+    monkeypatch.setattr(llm.split_model, "forward", lambda ids, **more: read.append(len(ids)) or whole(ids, **more))
+    for _ in range(2):
+        read.clear()
+        batch.step()
+        assert sum(read) == len(requests)
+    while batch.rows:
+        batch.step()
+    assert [tuple(row.token_ids) for row in rows] == expected
+
+
 def test_a_prefix_is_kept_only_as_far_as_it_may_be_shared(llm):
     prefixes = PrefixCache(2**20)
     for shared, salt, found in ((0, "a", 0), (9, "a", 0), (9, "a", 9), (9, "b", 0)):

@@ -30,6 +30,7 @@ from fastmem.serve.engine import EngineLimits
 from fastmem.serve.jobs import MemorizeProgress
 from fastmem.serve.limits import Limits
 from fastmem.serve.responses import sse_event
+from fastmem.serve.service import Service
 from fastmem.serve.store import Store
 from fastmem.serve.tenants import Keys
 from fastmem.surprisal_report import TokenSurprisal
@@ -181,16 +182,18 @@ def test_a_text_that_cannot_fit_is_refused_unread_and_the_longest_that_can_is_re
     assert f"the text is {longest + 1} characters long" in over.json()["error"]["message"]
 
 
-def test_health_answers_while_a_document_is_tokenized(serve, llm, monkeypatch):
+@pytest.mark.parametrize("work", ["check_documents", "requested_recipe", "memory_tokens"])
+def test_health_answers_while_a_document_is_checked_and_tokenized(serve, llm, monkeypatch, work):
     app, begun, go_on = serve(), threading.Event(), threading.Event()
-    real = type(llm).memory_tokens
+    place = {"check_documents": Service, "requested_recipe": memory_routes, "memory_tokens": type(llm)}[work]
+    real = getattr(place, work)
 
     def slow(*arguments):
         begun.set()
         assert go_on.wait(60)
         return real(*arguments)
 
-    monkeypatch.setattr(type(llm), "memory_tokens", slow)
+    monkeypatch.setattr(place, work, slow)
     with web(app) as http, ThreadPoolExecutor() as pool:  # one event loop for both
         asking = pool.submit(http.post, "/v1/memories", json={"documents": DOCUMENTS})
         assert begun.wait(60)
@@ -223,6 +226,11 @@ def test_health_answers_while_a_document_is_tokenized(serve, llm, monkeypatch):
             )
         ),
         ("/v1/responses", {"input": QUESTION * 1024, "instructions": "Be brief."}),
+        *(
+            ("/v1/responses", {"input": QUESTION, "max_output_tokens": 2, "stream": stream, "text": {"format": form}})
+            for form in [{"type": "json_schema", "schema": {"type": "object"}, "description": "\ud800"}]
+            for stream in (False, True)
+        ),
     ],
 )
 def test_what_was_an_internal_error_is_a_bad_request(serve, path, body):
@@ -270,6 +278,20 @@ def test_without_an_accepted_key_no_body_is_read(serve, path, status):
     app = serve(api_keys=["a"], limits=Limits(body_bytes=1000))
     assert web(app).post(path, content=b"x" * 2000).status_code == status
     assert web(app, authorization="Bearer a").post(path, content=b"x" * 2000).status_code == 413
+
+
+def test_a_key_that_is_accepted_while_its_request_is_read_comes_too_late_and_changes_no_answer(serve, monkeypatch):
+    """Otherwise the request would be answered without its body."""
+    app = serve(api_keys=["a"])
+    real, looked = Keys.tenant, []
+
+    def tenant(keys, key):
+        looked.append(key)
+        return real(keys, key) if len(looked) < 3 else real(keys, "a")
+
+    monkeypatch.setattr(Keys, "tenant", tenant)
+    assert web(app, authorization="Bearer new").post("/v1/memories", json={"documents": DOCUMENTS}).status_code == 401
+    assert looked == ["new"]
 
 
 def test_a_half_sent_request_does_not_hold_up_the_shutdown(listening):

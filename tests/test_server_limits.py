@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import openai
 import pytest
+import torch
 
+from fastmem.answer.batch import Batch
 from fastmem.serve.app import create_app
 from fastmem.serve.engine import EngineLimits
 from fastmem.serve.jobs import Job
@@ -65,6 +67,12 @@ def serve(llm):
             400,
             "layers",
             "only layers of its own recipe, [-1].",
+        ),
+        (
+            {"documents": DOCUMENTS, "fastmem": {"recipe": {"placement": "prompt"}}},
+            400,
+            "placement",
+            "lays a document out inside one question",
         ),
         ({"documents": DOCUMENTS, "fastmem": {"alpha": -1}}, 400, "fastmem.alpha", "greater than"),
         ({"documents": [{"text": "  "}]}, 400, None, "the context is empty"),
@@ -175,6 +183,14 @@ def test_overload_is_answered_with_429_and_retry_after(serve):
     assert {status for status, _ in found} == {200, 429}
 
 
+def test_more_answers_than_there_is_room_for_are_no_overload_that_ends(serve):
+    app = serve(engine_limits=EngineLimits(rows=2, waiting=1))
+    assert ask(app, {"n": 3, "max_tokens": 1}).status_code == 200
+    refused = ask(app, {"n": 4, "max_tokens": 1})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+    assert "at most 3 answers" in refused.json()["error"]["message"]
+
+
 def test_no_tenant_sees_or_uses_another_s_memory_under_load(serve, llm):
     """Eight tenants, by key and by salt, with documents of their own and one in common, all at once."""
     app = serve(engine_limits=EngineLimits(rows=8, waiting=200))
@@ -271,6 +287,24 @@ def test_one_answer_that_fails_ends_its_request_and_no_other(app, monkeypatch):
     eventually(lambda: not service.engine._open)
     assert len(service.engine.batch) == 0
     assert ask(app, body | {"n": 1}).status_code == 200
+
+
+def test_answers_that_do_not_fit_together_leave_together(app, monkeypatch):
+    """Each attempt reads all prompts again. They return one by one, until there is no room for the next."""
+    real, failed = Batch.step, []
+
+    def step(batch):
+        if len(batch.rows) > 3:
+            failed.append(len(batch.rows))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Batch, "step", step)
+        refused = ask(app, {"n": 8, "max_tokens": 40})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "out_of_memory")
+    assert failed[:2] == [8, 4]
+    assert ask(app, {"n": 8, "max_tokens": 4}).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])

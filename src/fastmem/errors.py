@@ -92,13 +92,24 @@ def shown(value: object) -> str:
 
 def without_frames(error: E) -> E:
     """The error, without the frames that it and its causes passed through: they hold the tensors of what failed."""
+    for each in _with_causes(without_locals(error)):
+        each.__traceback__ = None
+    return error
+
+
+def without_locals(error: E) -> E:
+    """The error, which says where it and its causes were raised, but holds no tensors of what failed."""
+    for each in _with_causes(error):
+        traceback.clear_frames(each.__traceback__)
+    return error
+
+
+def _with_causes(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
     left: list[BaseException | None] = [error]
-    seen: set[int] = set()
     while left:
         each = left.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
-            traceback.clear_frames(each.__traceback__)
-            each.__traceback__ = None
+        if each is not None and not any(each is one for one in found):
+            found.append(each)
             left += [each.__cause__, each.__context__]
-    return error
+    return found

@@ -61,10 +61,11 @@ class Batch:
 
     def leave(self, rows: Sequence[Row]) -> None:
         """Remove these rows, finished or not. The next `step` frees their part of a cache that others share."""
-        self.rows, self._paused = _without(self.rows, rows), _without(self._paused, rows)
-        staying = {*self.rows, *self._paused}
+        self.rows, self._paused, gone = _without(self.rows, rows), _without(self._paused, rows), set(rows)
+        for sequence in (s for group in (*self._groups, *self._paused_groups) for s in group.sequences):
+            sequence.left = sequence.left or sequence.row in gone
         self._groups, self._paused_groups = (
-            [group for group in groups if any(sequence.row in staying for sequence in group.sequences)]
+            [group for group in groups if not all(sequence.left for sequence in group.sequences)]
             for groups in (self._groups, self._paused_groups)
         )
 
@@ -142,8 +143,8 @@ class Batch:
         This copies keys and values, so only `step` does it: where memory runs out, its rows can be added elsewhere.
         """
         groups, running, paused = [*self._groups, *self._paused_groups], set(self.rows), set(self._paused)
-        self._groups = keeping(groups, lambda sequence: sequence.row in running)
-        self._paused_groups = keeping(groups, lambda sequence: sequence.row in paused)
+        self._groups = keeping(groups, lambda sequence: sequence.row in running and not sequence.left)
+        self._paused_groups = keeping(groups, lambda sequence: sequence.row in paused and not sequence.left)
 
     def _new_groups(self, sequences: list[TokenSequence]) -> list[SequenceGroup]:
         """Group sequences of similar length, and those that go on from the same point of one prefix."""

@@ -25,7 +25,8 @@ FREE_PADDING = 1024
 class TokenSequence:
     """One sequence of a row. prompt: [S] its ids before the answer. side: what it is contrasted as; None for the main
     sequence. source: [S'] ids for the encoder of an encoder-decoder, encoded: [1, S', D] its output, once it has read
-    them. unread: [T] ids to feed next. length: ids read so far."""
+    them. left: its row has left, maybe to return with another sequence. unread: [T] ids to feed next. length: ids read
+    so far."""
 
     row: Row
     ffn: FFN | None
@@ -33,6 +34,7 @@ class TokenSequence:
     side: Side | None = None
     source: Tensor | None = None
     encoded: Tensor | None = None
+    left: bool = False
     unread: Tensor = field(init=False)
     length: int = field(init=False)
 

@@ -131,6 +131,7 @@ def serve(
     from fastmem.serve.engine import EngineLimits
     from fastmem.serve.limits import Limits
     from fastmem.serve.logs import start_logging
+    from fastmem.serve.memory_source import check_placement
     from fastmem.serve.store import Budget
     from fastmem.serve.tenants import Keys, check_key
     from fastmem.serve.uvicorn_server import run
@@ -143,6 +144,7 @@ def serve(
     if admin_key is not None:
         check_key("admin_key", admin_key)
     one_of(log_format, ("text", "json"), "log format", field="log_format")
+    check_placement(recipe.known())
     elsewhere = _vllm_options(vllm, adapters, vllm_adapters, vllm_api_key, rows)
     if elsewhere is not None:
         recipe = _low_rank(recipe)

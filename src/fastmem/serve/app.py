@@ -30,7 +30,7 @@ from fastmem.serve.responses import model_object
 from fastmem.serve.schemas import Template
 from fastmem.serve.service import Service, service_of
 from fastmem.serve.store import Budget, Store
-from fastmem.serve.tenants import Keys, bearer_key, check_key
+from fastmem.serve.tenants import Keys, Tenant, bearer_key, check_key
 from fastmem.serve.text_thread import TextThread
 from fastmem.serve.vllm_answers import VllmAnswers, VllmOptions
 from fastmem.tiny.world import shown_examples
@@ -85,7 +85,9 @@ def create_app(
     llm.split_model.require_decoder_only("the server")
     if admin_key is not None:
         check_key("admin_key", admin_key)
-    limits = limits or Limits()
+    limits, engine_limits = limits or Limits(), engine_limits or EngineLimits()
+    # More answers would never find room, and their client would be told to try again.
+    limits = replace(limits, answers=min(limits.answers, engine_limits.rows + engine_limits.waiting))
     if vllm is not None:
         limits = replace(limits, adapter_rank=llm.recipe.rank)
         check_adapter(llm.recipe, limits)
@@ -158,7 +160,7 @@ def _application(service: Service, allowed_hosts: Sequence[str], allowed_origins
     app.add_middleware(
         RequestMiddleware,
         refusal_of=AllowedHosts(allowed_hosts, allowed_origins).refusal,
-        accepts=partial(_has_accepted_key, service.keys),
+        sender_of=partial(_sender_of, service.keys),
         body_bytes=service.limits.body_bytes,
         body_seconds=service.limits.body_seconds,
         pace=RefusalPace(service.limits.refused_share),
@@ -194,17 +196,17 @@ def _on_response(metrics: Metrics, method: str, path: str, status: int, request_
     access.info("request", extra={"fields": {"request_id": request_id} | fields})
 
 
+def _sender_of(keys: Keys, scope: Scope) -> Tenant | None:
+    return keys.tenant(bearer_key(Request(scope)))
+
+
 def _client_of(keys: Keys, scope: Scope) -> str | None:
     """Whose refusals are counted together: a tenant's, or an address's where no key is accepted or needed. None for
     the checks of health, which never wait."""
     if scope["path"].removeprefix(scope.get("root_path", "")) in ("/health", "/ping"):
         return None
-    tenant = keys.tenant(bearer_key(Request(scope))) if keys.needed else None
+    tenant = scope["state"]["sender"] if keys.needed else None
     return tenant.salted(None) if tenant is not None else f"address {(scope.get('client') or ('unknown',))[0]}"
-
-
-def _has_accepted_key(keys: Keys, scope: Scope) -> bool:
-    return keys.tenant(bearer_key(Request(scope))) is not None
 
 
 async def _authorized(request: Request) -> None:

@@ -1,8 +1,8 @@
 """The running batch of the server: an answer that fails is found and refused without harm to the others.
 
 A step that raises does not tell which row caused it, and its batch cannot be used any more. So the rows go on in a new
-batch without the newest one. When that works, the rows that were set aside return one at a time. A row that makes a
-step fail, although all others have been stepped together before, is the one that is refused.
+batch without the newest one and those that came with it. When that works, the rows that were set aside return one at a
+time. A row that makes a step fail, although all others have been stepped together before, is the one that is refused.
 """
 
 import logging
@@ -15,6 +15,7 @@ from fastmem.answer.row import Row
 from fastmem.answer.running_batch import Piece, PieceError, RunningBatch
 from fastmem.device_memory import explained_out_of_memory
 from fastmem.serve.jobs import Job
+from fastmem.serve.logs import cause
 
 log = logging.getLogger("fastmem")
 
@@ -82,21 +83,29 @@ class IsolatedBatch:
         return [(by_row[id(row)], piece) for row, piece in pieces], []
 
     def _restart_without_newest(self, error: Exception) -> list[tuple[Job, Exception]]:
-        """The newest job is refused if it was suspected before or is alone, otherwise it is set aside."""
+        """The newest job is refused if it was suspected before or is alone. Otherwise it is set aside, with the other
+        answers to its request that have not begun either, which need as much."""
         self.jobs, self.paused = [*self.paused, *self.jobs], []  # keys and values of all are lost
-        newest = self.jobs.pop()
+        newest = self.jobs[-1]
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        failed = []
-        if newest.suspect or not self.jobs:
-            log.warning("a row was refused: %s", error)
+        failed, leaving = [], [newest]
+        if newest.suspect or len(self.jobs) == 1:
+            log.warning("a row was refused: %s", cause(error))
             failed = [(newest, error)]
         else:
-            newest.suspect = True
-            self.set_aside.appendleft(newest)
+            leaving = [job for job in self.jobs if job is newest or (_is_new(job) and job.together is newest.together)]
+            for job in leaving:
+                job.suspect = True
+            self.set_aside.extendleft(reversed(leaving))
+        self.jobs = [job for job in self.jobs if job not in leaving]
         self._batch.restart(_rows(self.jobs))
         self._proven = False
         return failed
+
+
+def _is_new(job: Job) -> bool:
+    return job.row is not None and not job.row.token_ids
 
 
 def _rows(jobs: Sequence[Job]) -> list[Row]:

@@ -12,7 +12,7 @@ from typing import Any
 from fastmem.answer.request import Request as DecodeRequest
 from fastmem.answer.row import Row
 from fastmem.answer.running_batch import Answer, Piece
-from fastmem.errors import FastMemError
+from fastmem.errors import FastMemError, without_locals
 from fastmem.memory.memory import Memory
 from fastmem.serve.memory_source import MemorySource
 from fastmem.serve.store import Entry
@@ -56,9 +56,12 @@ class ActionFinished:
 
 @dataclass(frozen=True)
 class JobFailed:
-    """The job has ended with an error."""
+    """The job has ended with an error, which may wait for its client, so it holds no tensors of what failed."""
 
     error: Exception
+
+    def __post_init__(self) -> None:
+        without_locals(self.error)
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,10 @@ class Job:
 
     account: who asked, whatever the salt of its memories. source: the memory it needs, if any. request: the answer to
     decode, still without its memory. action: a function of the memory, for jobs without an answer; on_device: it needs
-    the weights there. durable: wait until the memory is on disk. progress: report every update. The engine sets the
-    other fields; overtaken: how many later jobs have started while this one waited for room in the store; saved_again:
-    whether a memory that could not be written was written again for this job; row: it has begun, even if it waits for
-    others to go first.
+    the weights there. durable: wait until the memory is on disk. progress: report every update. together: the same
+    object for all answers to one request. The engine sets the other fields; overtaken: how many later jobs have
+    started while this one waited for room in the store; saved_again: whether a memory that could not be written was
+    written again for this job; row: it has begun, even if it waits for others to go first.
     """
 
     emit: Callable[[Event], None] = lambda event: None
@@ -93,6 +96,7 @@ class Job:
     durable: bool = False
     progress: bool = False
     account: str = ""
+    together: object = field(default_factory=object)
 
     submitted: float = field(default_factory=time.perf_counter)
     entry: Entry | None = None

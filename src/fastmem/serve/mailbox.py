@@ -34,9 +34,9 @@ class Mailbox:
         self._service, self._loop = service, asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._open: set[int] = set()
-        account = sender.salted(None)
+        account, together = sender.salted(None), object()
         for number, job in enumerate(jobs):
-            job.emit, job.account = partial(self._emit, number), account
+            job.emit, job.account, job.together = partial(self._emit, number), account, together
 
     def submit(self) -> "Mailbox":
         """All jobs or none. Errors: `QuotaError`, `OverloadedError`, `DrainingError`."""

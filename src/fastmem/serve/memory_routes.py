@@ -12,12 +12,13 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from fastmem.errors import FastMemError, InputError
+from fastmem.prompts import Tokens
 from fastmem.serve.completion_routes import EventStream
 from fastmem.serve.document_prompts import documents_text
 from fastmem.serve.http_errors import HttpRefusal, error_response
 from fastmem.serve.jobs import ActionFinished, Job, JobFailed, MemorizeProgress
 from fastmem.serve.mailbox import Mailbox, with_memory
-from fastmem.serve.memory_source import requested_recipe, source_of, text_digest
+from fastmem.serve.memory_source import MemorySource, requested_recipe, source_of, text_digest
 from fastmem.serve.responses import finite, memory_object, sse_event
 from fastmem.serve.schemas import MemoryRequest, SurpriseRequest
 from fastmem.serve.service import service_of
@@ -53,11 +54,13 @@ async def make_memory(body: MemoryRequest, request: Request) -> Response:
         raise InputError(f"the name {body.name!r} is taken or reserved: choose another.", field="name")
     sender = service.sender(request)
     tenant = sender.salted(body.cache_salt)
-    service.check_documents(body.documents)
-    recipe = requested_recipe(service.llm, body.fastmem, service.limits)
-    source = await service.text.run(
-        lambda: source_of(service.llm, body.documents, recipe, sender, body.cache_salt, service.limits, body.name)
-    )
+
+    def read() -> MemorySource:
+        service.check_documents(body.documents)
+        recipe = requested_recipe(service.llm, body.fastmem, service.limits)
+        return source_of(service.llm, body.documents, recipe, sender, body.cache_salt, service.limits, body.name)
+
+    source = await service.text.run(read)
     if body.name is not None and (owner := service.store.claim(tenant, body.name, source.key)) is not None:
         text = f"the name {body.name!r} belongs to memory {owner}: delete it or choose another."
         raise HttpRefusal(409, text, "name", "name_taken")
@@ -178,12 +181,16 @@ async def surprise(reference: str, body: SurpriseRequest, request: Request) -> d
     service = service_of(request)
     tenant, llm = service.tenant(request, body.cache_salt), service.llm
     entry = service.memory(tenant, reference)
-    service.check_documents(body.documents)
-    text = documents_text(body.documents)
-    if entry.record["about"]["text_sha256"] != text_digest(text):
-        text = "the memory was made from other documents than these: give the ones it was made from."
-        raise InputError(text, field="documents")
-    tokens = await service.text.run(lambda: llm.memory_tokens(text, entry.source.recipe))
+
+    def read() -> Tokens:
+        service.check_documents(body.documents)
+        text = documents_text(body.documents)
+        if entry.record["about"]["text_sha256"] != text_digest(text):
+            other = "the memory was made from other documents than these: give the ones it was made from."
+            raise InputError(other, field="documents")
+        return llm.memory_tokens(text, entry.source.recipe)
+
+    tokens = await service.text.run(read)
     done = await with_memory(service, request, entry.source, lambda memory: surprisal_report(llm, tokens, memory))
     rows = [{"text": t.text, "before": _shown(t.before), "after": _shown(t.after)} for t in done.result]
     return {"object": "surprise", "tokens": rows}

@@ -42,6 +42,7 @@ def requested_recipe(llm: FastMem, options: FastMemOptions, limits: Limits) -> R
         text = f"recipe layers has {len(layers)} entries: the model has {llm.split_model.depth} layers."
         raise InputError(text, field="layers")
     recipe = changed_recipe(llm.recipe, options.recipe)
+    check_placement(recipe)
     # Others would have to be read for their digest, and a quantized model's would need float copies that are kept.
     own = llm.split_model.indices(llm.recipe.layers)
     if not {*recipe.layers} <= {*own, *(index - llm.split_model.depth for index in own)}:
@@ -56,6 +57,16 @@ def requested_recipe(llm: FastMem, options: FastMemOptions, limits: Limits) -> R
         raise InputError(f"recipe rank is {recipe.rank}: the tuned matrices have rank {widest} at most.", field="rank")
     check_adapter(recipe, limits)
     return recipe
+
+
+def check_placement(recipe: Recipe) -> None:
+    """Errors: `InputError` for a memory that only one question could use."""
+    if recipe.placement == "prompt":
+        raise InputError(
+            "placement 'prompt' lays a document out inside one question, and memories of a server are for any: give "
+            "assistant, user or text.",
+            field="placement",
+        )
 
 
 def check_adapter(recipe: Recipe, limits: Limits) -> None:

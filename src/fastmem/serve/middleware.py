@@ -16,6 +16,7 @@ from fastmem.serve.asgi import Asgi, Message, Receive, Scope, Send, header
 from fastmem.serve.http_errors import error_response
 from fastmem.serve.refusal_pace import RefusalPace
 from fastmem.serve.responses import error_object
+from fastmem.serve.tenants import Tenant
 
 # Statuses by which a request is refused for what it is. Not 429 and 499: a full queue, and a client that has left.
 REFUSALS = {400, 401, 403, 404, 405, 409, 413, 415, 422}
@@ -24,17 +25,17 @@ LONGEST_CHARGE_SECONDS = 0.5
 
 
 class RequestMiddleware:
-    """refusal_of: the response to a request that is refused for its headers, otherwise None. accepts: whether the key
-    of a request is accepted; if not, `app` gets it without its body. body_bytes, body_seconds: the largest body, and
-    how long a client may take to send it. pace, client_of: how clients are slowed down, and who they are (None: not at
-    all). on_response: called with method, path, status, request id and seconds of every request, when its response is
-    complete."""
+    """refusal_of: the response to a request that is refused for its headers, otherwise None. sender_of: who sends a
+    request, for `app` in its state; if None, as for a key that is not accepted, `app` gets it without its body.
+    body_bytes, body_seconds: the largest body, and how long a client may take to send it. pace, client_of: how clients
+    are slowed down, and who they are (None: not at all), once `sender` is in the state. on_response: called with
+    method, path, status, request id and seconds of every request, when its response is complete."""
 
     def __init__(
         self,
         app: Asgi,
         refusal_of: Callable[[Scope], Asgi | None],
-        accepts: Callable[[Scope], bool],
+        sender_of: Callable[[Scope], Tenant | None],
         body_bytes: int,
         body_seconds: float,
         pace: RefusalPace,
@@ -42,7 +43,7 @@ class RequestMiddleware:
         on_response: Callable[[str, str, int, str, float], None],
     ):
         self.app, self.body_bytes, self.body_seconds, self.on_response = app, body_bytes, body_seconds, on_response
-        self.refusal_of, self.accepts, self.pace, self.client_of = refusal_of, accepts, pace, client_of
+        self.refusal_of, self.sender_of, self.pace, self.client_of = refusal_of, sender_of, pace, client_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,7 +51,8 @@ class RequestMiddleware:
             return
         given = header(scope, b"x-request-id")
         request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given) else f"req-{uuid.uuid4().hex}"
-        scope.setdefault("state", {})["request_id"] = request_id
+        sender = self.sender_of(scope)
+        scope.setdefault("state", {}).update(request_id=request_id, sender=sender)
         status, began, closing = 0, time.perf_counter(), False
 
         async def send_with_id(message: Message) -> None:
@@ -72,7 +74,7 @@ class RequestMiddleware:
                 return
             await asyncio.sleep(wait)
             refusal, body = self.refusal_of(scope), b""
-            if refusal is None and self.accepts(scope):
+            if refusal is None and sender is not None:
                 try:
                     read = await asyncio.wait_for(self._body(scope, receive), self.body_seconds)
                 except TimeoutError:

@@ -192,7 +192,8 @@ class JsonSchema(Strict):
     """A schema and its name, as OpenAI has them. description and strict have no effect: it is always strict."""
 
     name: _Name | None = None
-    description: str | None = None
+    # With a bound, pydantic refuses halves of characters, which no response can repeat.
+    description: Annotated[str, Field(max_length=MAX_SCHEMA)] | None = None
     strict: bool | None = None
     definition: dict[str, Any] = Field(alias="schema")
 

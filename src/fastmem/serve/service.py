@@ -61,9 +61,7 @@ class Service:
 
     def sender(self, request: Request) -> Tenant:
         """Who sent a request. Errors: `HttpRefusal` if a key is needed and the request has no accepted one."""
-        if not hasattr(request.state, "sender"):  # every request asks more than once
-            request.state.sender = self.keys.tenant(bearer_key(request))
-        if request.state.sender is None:
+        if request.state.sender is None:  # the middleware has looked
             text = "this server needs an API key: send it as 'Authorization: Bearer <key>'."
             raise HttpRefusal(401, text, code="invalid_api_key")
         return request.state.sender
