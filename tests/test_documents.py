@@ -327,7 +327,12 @@ def symbols(text: str) -> str:
     return f"<m:r><m:rPr><m:sty m:val='p'/></m:rPr><w:rPr><w:b/></w:rPr><m:t>{text}</m:t></m:r>"
 
 
+def matrix(*cells: str) -> str:
+    return "<m:mr>" + "".join(f"<m:e>{symbols(cell)}</m:e>" for cell in cells) + "</m:mr>"
+
+
 FRACTION = f"<m:f><m:num>{symbols('1')}</m:num><m:den>{symbols('a+b')}</m:den></m:f>"
+HALF = f"<m:f><m:num>{symbols('1')}</m:num><m:den>{symbols('2')}</m:den></m:f>"
 POWER = f"<m:sSup><m:e>{symbols('x')}</m:e><m:sup>{symbols('12')}</m:sup></m:sSup>"
 
 
@@ -366,6 +371,31 @@ POWER = f"<m:sSup><m:e>{symbols('x')}</m:e><m:sup>{symbols('12')}</m:sup></m:sSu
             f"<m:oMath {MATH}><m:func><m:fName>{symbols('sin')}</m:fName><m:e>{symbols('x')}</m:e></m:func></m:oMath>",
             "sin x",
         ),
+        (f"{run('5')}<m:oMath {MATH}>{HALF}</m:oMath>{run('hours')}", "5 1/2 hours"),
+        (f"<m:oMath {MATH}>{symbols('=')}{HALF}{symbols('+')}{HALF}</m:oMath>", "=1/2+1/2"),
+        (
+            f"<m:oMath {MATH}><m:d><m:e><m:m>{matrix('1', '0')}{matrix('-2', '3')}</m:m></m:e></m:d></m:oMath>",
+            "(1, 0; -2, 3)",
+        ),
+        (
+            f"<m:oMath {MATH}><m:eqArr><m:e>{symbols('x=1')}</m:e><m:e>{symbols('2y=3')}</m:e></m:eqArr></m:oMath>",
+            "x=1; 2y=3",
+        ),
+        (
+            f"<m:oMath {MATH}><m:func><m:fName><m:limLow><m:e>{symbols('lim')}</m:e><m:lim>{symbols('x→0')}</m:lim>"
+            f"</m:limLow></m:fName><m:e>{symbols('x')}</m:e></m:func></m:oMath>",
+            "lim_(x→0) x",
+        ),
+        (
+            f"<m:oMath {MATH}>{symbols('2')}<m:rad><m:deg>{symbols('3')}</m:deg>"
+            f"<m:e>{symbols('8')}</m:e></m:rad></m:oMath>",
+            "2√[3]8",
+        ),
+        (
+            f"<m:oMath {MATH}><m:sSup><m:e>{symbols('x')}</m:e><m:sup>{HALF}</m:sup></m:sSup></m:oMath>",
+            "x^(1/2)",
+        ),
+        (f"<m:oMath {MATH}><m:f><m:num>{HALF}</m:num><m:den>{HALF}</m:den></m:f></m:oMath>", "(1/2)/(1/2)"),
     ],
 )
 def test_fields_and_equations_of_word(tmp_path: Path, inside: str, text: str) -> None:

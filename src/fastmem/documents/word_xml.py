@@ -1,9 +1,10 @@
 """The XML of a Word document, changed so that mammoth (1.13) reads what it would leave out.
 
 These are simple fields (dates, captions, references), runs with a writing direction, the text under ruby characters,
-carriage returns and equations. Equations become one line of characters: x^2, (a+b)/2, x_1, √(a+b).
+carriage returns and equations. Equations become one line of characters: x^2, (a+b)/2, x_1, √(a+b), √[3]8.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,9 +21,12 @@ UNWRAPPED = [f"{word}{name}" for word in WORD for name in ("fldSimple", "bdo", "
 LEFT_OUT = [f"{word}{name}" for word in WORD for name in ("fldData", "rubyPr", "rt")]
 TEXTS = [f"{word}t" for word in WORD]
 RETURNS = [f"{word}cr" for word in WORD]
-# What is written before parts of an equation: before those that form a unit, and before others.
-UNITS = {"num": "", "den": "/", "sup": "^", "sub": "_", "rad/e": "√"}
+# What is written before parts of an equation: before those that form a unit, before others, and before all but the
+# first.
+UNITS = {"num": "", "den": "/", "sup": "^", "limUpp/lim": "^", "sub": "_", "limLow/lim": "_", "rad/e": ""}
 SPACED = ("nary/e", "func/e")
+LISTED = {"m/mr": "; ", "mr/e": ", ", "eqArr/e": "; "}
+EDGE = "\u2063"  # of a fraction, until `spaced`; a character that cannot be seen
 
 
 def readable_xml(data: bytes) -> bytes:
@@ -53,6 +57,11 @@ def names_with_text(data: bytes, names: Iterable[str]) -> set[str]:
     return {name for name, element in found if any(text.text for text in element.iter(*TEXTS))}
 
 
+def spaced(text: str) -> str:
+    """The text with a blank between a fraction and letters or digits beside it: 5 and 1/2 are not 51/2."""
+    return re.sub(rf"(?<=\w){EDGE}+(?=\w)", " ", text).replace(EDGE, "")
+
+
 def _parsed(data: bytes) -> Any:
     """The root, or None of what is not well-formed. Entities stay as they are: written out, a few fill the memory."""
     from lxml import etree
@@ -76,7 +85,8 @@ def _write_in_line(root: Any, math: str) -> None:
     for path, before in UNITS.items():
         for part in parts(path):
             symbols = "".join(part.itertext()).strip()
-            single = len(symbols) == 1 or symbols.isdecimal()
+            plain = sum(1 for _ in part.iter(f"{math}t")) == 1  # else it may hold signs that are not written yet
+            single = plain and (len(symbols) == 1 or symbols.isdecimal())
             if symbols:
                 part.insert(0, _run(before if single else f"{before}("))
                 part.append(_run("" if single else ")"))
@@ -87,8 +97,22 @@ def _write_in_line(root: Any, math: str) -> None:
     for path in SPACED:
         for part in parts(path):
             part.insert(0, _run(" "))
+    for path, between in LISTED.items():
+        whole, _, name = path.partition("/")
+        for element in parts(whole):
+            for part in element.findall(f"{math}{name}")[1:]:
+                part.insert(0, _run(between))
     for operator in parts("nary"):
         operator.insert(0, _run(sign(operator, "naryPr/chr", "∫")))
+    for degree in parts("rad/deg"):
+        if "".join(degree.itertext()).strip():
+            degree.insert(0, _run("["))
+            degree.append(_run("]"))
+    for radical in parts("rad"):
+        radical.insert(0, _run("√"))
+    for fraction in parts("f"):
+        fraction.insert(0, _run(EDGE))
+        fraction.append(_run(EDGE))
 
 
 def _run(text: str) -> Any:
