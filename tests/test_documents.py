@@ -409,6 +409,32 @@ def test_fields_and_equations_of_word(tmp_path: Path, inside: str, text: str) ->
     assert document.notes == ()
 
 
+def field(code: str, result: str | None = None) -> str:
+    """A field as Word writes it: its code, which may hold other fields, and what it shows."""
+    marks = [f'<w:r><w:fldChar w:fldCharType="{mark}"/></w:r>' for mark in ("begin", "separate", "end")]
+    return marks[0] + code + (marks[1] + result if result is not None else "") + marks[2]
+
+
+def code(text: str) -> str:
+    return f"<w:r><w:instrText>{text}</w:instrText></w:r>"
+
+
+def test_of_a_field_in_the_code_of_another_nothing_is_shown(tmp_path: Path) -> None:
+    """A letter to many: { IF { MERGEFIELD Sex } = "M" "Mr" "Ms" } { MERGEFIELD Name }."""
+    inner = field(code("MERGEFIELD Sex"), run("M"))
+    letter = field(
+        code("IF ") + inner + code(' = "M" ') + run("unseen"), run("Mr ") + field(code("NAME"), run("Lind"))
+    )
+    assert text_of(tmp_path, "a.docx", docx(f"<w:p>{letter}{run(' asks.')}</w:p>")) == "Mr Lind asks."
+    over = f"<w:p>{field(code('TOC'), run('1 Pay') + '</w:p><w:p>' + run('2 Leave'))}</w:p>"
+    assert text_of(tmp_path, "a.docx", docx(over)) == "1 Pay\n\n2 Leave"
+    assert text_of(tmp_path, "a.docx", docx(f"<w:p>{field(inner)}{run('after')}</w:p>")) == "after"
+    unclosed = f'<w:p><w:r><w:fldChar w:fldCharType="begin"/></w:r>{run("kept")}</w:p>'
+    stray = f'<w:p><w:r><w:fldChar w:fldCharType="separate"/></w:r>{run("too")}</w:p>'
+    assert text_of(tmp_path, "a.docx", docx(unclosed)) == "kept"
+    assert text_of(tmp_path, "a.docx", docx(stray)) == "too"
+
+
 def test_strict_word_files(tmp_path: Path) -> None:
     """They have other namespaces; and an encoding and prefixes of their own."""
     body = f'<w:p>{run("On ")}<w:fldSimple w:instr="DATE">{run("Ü")}</w:fldSimple></w:p>'

@@ -1,7 +1,8 @@
 """The XML of a Word document, changed so that mammoth (1.13) reads what it would leave out.
 
 These are simple fields (dates, captions, references), runs with a writing direction, the text under ruby characters,
-carriage returns and equations. Equations become one line of characters: x^2, (a+b)/2, x_1, √(a+b), √[3]8.
+carriage returns and equations. Equations become one line of characters: x^2, (a+b)/2, x_1, √(a+b), √[3]8. What mammoth
+reads although Word does not show it, is removed: fields in the code of another one.
 """
 
 import re
@@ -20,6 +21,7 @@ MATH = (
 UNWRAPPED = [f"{word}{name}" for word in WORD for name in ("fldSimple", "bdo", "dir", "ruby", "rubyBase")]
 LEFT_OUT = [f"{word}{name}" for word in WORD for name in ("fldData", "rubyPr", "rt")]
 TEXTS = [f"{word}t" for word in WORD]
+FIELD_MARKS = [f"{word}fldChar" for word in WORD]
 RETURNS = [f"{word}cr" for word in WORD]
 # What is written before parts of an equation: before those that form a unit, before others, and before all but the
 # first.
@@ -43,6 +45,7 @@ def readable_xml(data: bytes) -> bytes:
         etree.strip_tags(root, f"{math}*")
     etree.strip_elements(root, *LEFT_OUT, with_tail=False)
     etree.strip_tags(root, *UNWRAPPED)
+    _empty_field_codes(root)
     for element in root.iter(*RETURNS):
         element.tag = f"{WORD[0]}br"
     return etree.tostring(root.getroottree(), encoding="utf-8")
@@ -70,6 +73,24 @@ def _parsed(data: bytes) -> Any:
         return etree.fromstring(data, etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=True))
     except etree.XMLSyntaxError:
         return None
+
+
+def _empty_field_codes(root: Any) -> None:
+    """Remove the results of fields in the code of another one, of which Word shows only the result."""
+    texts: list[Any] = []
+    codes: list[int | None] = []  # of every open field, the first text in its code; None once its result has begun
+    for element in root.iter(*FIELD_MARKS, *TEXTS):
+        if element.tag in TEXTS:
+            texts.append(element)
+        elif "begin" in element.values():
+            codes.append(len(texts))
+        elif codes:
+            if (first := codes.pop()) is not None:  # a code that nothing ends is a mistake, and stays
+                for text in texts[first:]:
+                    text.text = ""
+                del texts[first:]
+            if "separate" in element.values():
+                codes.append(None)
 
 
 def _write_in_line(root: Any, math: str) -> None:
