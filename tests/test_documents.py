@@ -435,6 +435,35 @@ def test_of_a_field_in_the_code_of_another_nothing_is_shown(tmp_path: Path) -> N
     assert text_of(tmp_path, "a.docx", docx(stray)) == "too"
 
 
+def test_text_boxes_that_have_no_older_form(tmp_path: Path) -> None:
+    """Word writes each twice, and mammoth reads the older form; others write a picture in its place, or none."""
+    namespaces = (
+        "xmlns:mc='http://schemas.openxmlformats.org/markup-compatibility/2006' xmlns:wps='urn:wps' xmlns:a='urn:a' "
+        "xmlns:wp='http://schemas.openxmlformats.org/drawingml/2006/wordprocessingDrawing' xmlns:v='urn:v'"
+    )
+
+    def drawing(*texts: str) -> str:
+        boxes = "".join(f"<wps:txbx><w:txbxContent>{paragraph(text)}</w:txbxContent></wps:txbx>" for text in texts)
+        graphic = f"<a:graphic><a:graphicData><wps:wsp>{boxes}</wps:wsp></a:graphicData></a:graphic>"
+        return f"<w:drawing><wp:anchor><wp:docPr id='1' name='Box'/>{graphic}</wp:anchor></w:drawing>"
+
+    def either(fallback: str) -> str:
+        choice = f"<mc:Choice Requires='wps'>{drawing('Box')}</mc:Choice>"
+        return f"<mc:AlternateContent>{choice}{fallback}</mc:AlternateContent>"
+
+    older = f"<w:pict><v:textbox xmlns:v='urn:schemas-microsoft-com:vml'><w:txbxContent>{paragraph('Box')}"
+    older += "</w:txbxContent></v:textbox></w:pict>"
+    for inside, found in (
+        (either(f"<mc:Fallback>{older}</mc:Fallback>"), "Before after\n\nBox"),
+        (either(f"<mc:Fallback>{drawing()}</mc:Fallback>"), "Before after\n\nBox"),
+        (either(""), "Before after\n\nBox"),
+        (drawing("One", "Two"), "Before after\n\nOne\n\nTwo"),
+        (drawing(), "Before after"),
+    ):
+        body = f"<w:p {namespaces}>{run('Before ')}<w:r>{inside}</w:r>{run('after')}</w:p>"
+        assert text_of(tmp_path, "a.docx", docx(body)) == found, inside
+
+
 def test_strict_word_files(tmp_path: Path) -> None:
     """They have other namespaces; and an encoding and prefixes of their own."""
     body = f'<w:p>{run("On ")}<w:fldSimple w:instr="DATE">{run("Ü")}</w:fldSimple></w:p>'

@@ -1,8 +1,9 @@
 """The XML of a Word document, changed so that mammoth (1.13) reads what it would leave out.
 
 These are simple fields (dates, captions, references), runs with a writing direction, the text under ruby characters,
-carriage returns and equations. Equations become one line of characters: x^2, (a+b)/2, x_1, √(a+b), √[3]8. What mammoth
-reads although Word does not show it, is removed: fields in the code of another one.
+carriage returns, text boxes that have no older form, and equations. Equations become one line of characters: x^2,
+(a+b)/2, x_1, √(a+b), √[3]8. What mammoth reads although Word does not show it, is removed: fields in the code of
+another one.
 """
 
 import re
@@ -18,9 +19,12 @@ MATH = (
     "{http://schemas.openxmlformats.org/officeDocument/2006/math}",
     "{http://purl.oclc.org/ooxml/officeDocument/math}",
 )
+COMPATIBILITY = "{http://schemas.openxmlformats.org/markup-compatibility/2006}"  # two forms of one thing
 UNWRAPPED = [f"{word}{name}" for word in WORD for name in ("fldSimple", "bdo", "dir", "ruby", "rubyBase")]
 LEFT_OUT = [f"{word}{name}" for word in WORD for name in ("fldData", "rubyPr", "rt")]
 TEXTS = [f"{word}t" for word in WORD]
+DRAWINGS = [f"{word}drawing" for word in WORD]
+TEXT_BOXES = [f"{word}txbxContent" for word in WORD]
 FIELD_MARKS = [f"{word}fldChar" for word in WORD]
 RETURNS = [f"{word}cr" for word in WORD]
 # What is written before parts of an equation: before those that form a unit, before others, and before all but the
@@ -43,6 +47,7 @@ def readable_xml(data: bytes) -> bytes:
         for element in root.iter(f"{math}r", f"{math}t"):
             element.tag = WORD[0] + etree.QName(element).localname
         etree.strip_tags(root, f"{math}*")
+    _keep_text_boxes(root)
     etree.strip_elements(root, *LEFT_OUT, with_tail=False)
     etree.strip_tags(root, *UNWRAPPED)
     _empty_field_codes(root)
@@ -57,7 +62,7 @@ def names_with_text(data: bytes, names: Iterable[str]) -> set[str]:
     if root is None:
         return set()
     found = ((name, element) for name in names for element in root.iter(f"{{*}}{name}"))
-    return {name for name, element in found if any(text.text for text in element.iter(*TEXTS))}
+    return {name for name, element in found if _has_text(element)}
 
 
 def spaced(text: str) -> str:
@@ -73,6 +78,28 @@ def _parsed(data: bytes) -> Any:
         return etree.fromstring(data, etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=True))
     except etree.XMLSyntaxError:
         return None
+
+
+def _keep_text_boxes(root: Any) -> None:
+    """Put the text boxes of drawings where mammoth reads them. It reads those in the older form of a drawing, VML."""
+    for drawing in list(root.iter(*DRAWINGS)):
+        boxes: list[Any] = []
+        for box in drawing.iter(*TEXT_BOXES):
+            if not any(outer in boxes for outer in box.iterancestors()):
+                boxes.append(box)
+        if boxes:
+            drawing.tag, drawing[:] = f"{WORD[0]}pict", boxes
+    for both in list(root.iter(f"{COMPATIBILITY}AlternateContent")):
+        older = both.find(f"{COMPATIBILITY}Fallback")
+        newer = next((one for one in both.findall(f"{COMPATIBILITY}Choice") if _has_text(one)), None)
+        if newer is not None and (older is None or not _has_text(older)):
+            if older is not None:
+                both.remove(older)
+            newer.tag = f"{COMPATIBILITY}Fallback"
+
+
+def _has_text(element: Any) -> bool:
+    return any(text.text for text in element.iter(*TEXTS))
 
 
 def _empty_field_codes(root: Any) -> None:
