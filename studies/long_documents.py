@@ -13,7 +13,8 @@ tells of its subject, is not among the others. Rows are those for development (`
 question is asked with every prompt and memory below, so all comparisons are paired:
 
 - prompt: the `whole` document (cut to the model's positions where it is longer), or `part N`: of its parts of at most
-  N tokens (`fastmem.documents.document_parts`) the one that shares most words with the question (BM25).
+  N tokens (`fastmem.documents.document_parts`) the one that shares most words with the question (BM25); left out if
+  none shares a word, as `fastmem ask` refuses such a question.
 - memory: `none`; `whole`, the document at once; `part N`, that part alone; `surprising S`, a trunk pass over the whole
   document, then steps on only the sentences with the highest mean surprisal, until they have the share S of its
   tokens; `random S`, as many tokens in randomly chosen sentences, to see whether surprisal is what matters.
@@ -44,7 +45,7 @@ import torch
 from fastmem import FastMem, Memory, Recipe, Tokens
 from fastmem.answer.cache import PrefixCache
 from fastmem.answer.detokenize import Detokenizer
-from fastmem.documents import document_parts, fitting_part, sentences
+from fastmem.documents import document_parts, fitting_part, sentences, word_scores
 from fastmem.lab.report.content import mean_text
 from fastmem.lab.run.run_files import Appender, Record, complete_rows
 from fastmem.lab.scores.qa import paper_correct, paper_normalize
@@ -164,7 +165,7 @@ def cells(llm: FastMem, example: Example, document: str, given: argparse.Namespa
     parts, positions = {}, llm.split_model.max_positions
     for most in given.parts:
         cut = document_parts(document, most, lambda text: token_count(llm.tokenizer, text))
-        if len(cut) > 1:
+        if len(cut) > 1 and any(word_scores(example.question, cut)):
             parts[f"part {most}"] = cut[fitting_part(example.question, cut)]
 
     def ids(text: str) -> Tokens:
@@ -233,8 +234,10 @@ def print_table(rows: Sequence[Record]) -> None:
     setting, groups = rows[0]["setting"], [row["group"] for row in rows]
     length = sum(row["document"] for row in rows) / len(rows)
     title = f"{setting['model']}, {setting['task']}, documents of {length:.0f} tokens, {len(rows)} questions"
-    print(f"\n{title}\n\n{HEADER}\n{'|---' * (HEADER.count('|') - 1)}|")
     columns = {key: [_cell(row, key) for row in rows] for key in _keys(rows)}
+    if lacking := sum(None in cells for cells in zip(*columns.values(), strict=True)):
+        title += f"; {lacking} of them lack a part, since none shares a word with them or the document is one"
+    print(f"\n{title}\n\n{HEADER}\n{'|---' * (HEADER.count('|') - 1)}|")
     for key, found in columns.items():
         prompt, memory, recipe = key
         right = _values(found, "right")

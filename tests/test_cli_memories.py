@@ -226,8 +226,12 @@ def test_options_that_would_have_no_effect_are_refused_before_a_model_is_loaded(
     assert "no model' does not exist" in refusal(fastmem("serve", *absent[:2], "--rank", 4))
     memorize(fastmem, base, documents, "--parametrization", "lora", "--rank", 2)
     source = documents / "memories" / "harbour.safetensors"
-    said = refusal(fastmem("export", source, *absent, "--rank", 1))
-    assert said == f"{source} is a low-rank memory, which is exported with its own rank, 2: leave out --rank."
+    for option in (("--rank", 1), ("--context", documents / "tarn.txt"), ("--max-kl", 0.1), ("--force",)):
+        said = refusal(fastmem("export", source, *absent, *option))
+        assert said == f"{option[0]} needs a full memory: {source} is low-rank, and is exported exactly."
+    assert refusal(fastmem("export", source, *absent, "--format", "peff", "--force")) == (
+        "unknown export format 'peff'. Did you mean 'peft'? Accepted: peft, merged (option --format)."
+    )
     for option in (("--rank", 4), ("--context", documents / "tarn.txt"), ("--max-kl", 0.1), ("--force",)):
         said = refusal(fastmem("export", source, *absent, "--format", "merged", *option))
         assert said == (

@@ -152,6 +152,7 @@ def test_settings_that_differ_are_one_line_each(make, fastmem):
             "identity.model.digest": "0123456789abcdef",
             "identity.recipe.steps": 7,
             "identity.recipe.layers": [2, 3],
+            "identity.model.tuned_weights": "fedcba9876543210",  # of other layers, also of the same model
             "identity.decoding.repetition_penalty": 1.2,
             "identity.data.digest": "other",
         },
@@ -173,6 +174,11 @@ def test_settings_that_differ_are_one_line_each(make, fastmem):
     assert sorted(line for line in out.splitlines() if line.startswith("- ")) == sorted(expected[:-1])
     (found,) = fastmem("compare", a, b, "--json").json["comparisons"]
     assert {"setting": "recipe.steps", "a": 3, "b": 7} in found["differences"]
+
+
+def test_other_weights_of_the_same_layers_are_a_difference(make, fastmem):
+    a, b = make("a", FIRST), make("b", SECOND, {"identity.model.tuned_weights": "fedcba9876543210"})
+    assert "- model.tuned_weights: " in fastmem("compare", a, b).out
 
 
 def test_runs_that_share_some_examples_are_compared_on_those(make, fastmem):

@@ -327,7 +327,12 @@ def symbols(text: str) -> str:
     return f"<m:r><m:rPr><m:sty m:val='p'/></m:rPr><w:rPr><w:b/></w:rPr><m:t>{text}</m:t></m:r>"
 
 
+def matrix(*cells: str) -> str:
+    return "<m:mr>" + "".join(f"<m:e>{symbols(cell)}</m:e>" for cell in cells) + "</m:mr>"
+
+
 FRACTION = f"<m:f><m:num>{symbols('1')}</m:num><m:den>{symbols('a+b')}</m:den></m:f>"
+HALF = f"<m:f><m:num>{symbols('1')}</m:num><m:den>{symbols('2')}</m:den></m:f>"
 POWER = f"<m:sSup><m:e>{symbols('x')}</m:e><m:sup>{symbols('12')}</m:sup></m:sSup>"
 
 
@@ -366,6 +371,31 @@ POWER = f"<m:sSup><m:e>{symbols('x')}</m:e><m:sup>{symbols('12')}</m:sup></m:sSu
             f"<m:oMath {MATH}><m:func><m:fName>{symbols('sin')}</m:fName><m:e>{symbols('x')}</m:e></m:func></m:oMath>",
             "sin x",
         ),
+        (f"{run('5')}<m:oMath {MATH}>{HALF}</m:oMath>{run('hours')}", "5 1/2 hours"),
+        (f"<m:oMath {MATH}>{symbols('=')}{HALF}{symbols('+')}{HALF}</m:oMath>", "=1/2+1/2"),
+        (
+            f"<m:oMath {MATH}><m:d><m:e><m:m>{matrix('1', '0')}{matrix('-2', '3')}</m:m></m:e></m:d></m:oMath>",
+            "(1, 0; -2, 3)",
+        ),
+        (
+            f"<m:oMath {MATH}><m:eqArr><m:e>{symbols('x=1')}</m:e><m:e>{symbols('2y=3')}</m:e></m:eqArr></m:oMath>",
+            "x=1; 2y=3",
+        ),
+        (
+            f"<m:oMath {MATH}><m:func><m:fName><m:limLow><m:e>{symbols('lim')}</m:e><m:lim>{symbols('x→0')}</m:lim>"
+            f"</m:limLow></m:fName><m:e>{symbols('x')}</m:e></m:func></m:oMath>",
+            "lim_(x→0) x",
+        ),
+        (
+            f"<m:oMath {MATH}>{symbols('2')}<m:rad><m:deg>{symbols('3')}</m:deg>"
+            f"<m:e>{symbols('8')}</m:e></m:rad></m:oMath>",
+            "2√[3]8",
+        ),
+        (
+            f"<m:oMath {MATH}><m:sSup><m:e>{symbols('x')}</m:e><m:sup>{HALF}</m:sup></m:sSup></m:oMath>",
+            "x^(1/2)",
+        ),
+        (f"<m:oMath {MATH}><m:f><m:num>{HALF}</m:num><m:den>{HALF}</m:den></m:f></m:oMath>", "(1/2)/(1/2)"),
     ],
 )
 def test_fields_and_equations_of_word(tmp_path: Path, inside: str, text: str) -> None:
@@ -377,6 +407,61 @@ def test_fields_and_equations_of_word(tmp_path: Path, inside: str, text: str) ->
     document = read_document(path)
     assert document.text == f"[{text}]\n\nSo[1]\n\n- [1] [{text}]"
     assert document.notes == ()
+
+
+def field(code: str, result: str | None = None) -> str:
+    """A field as Word writes it: its code, which may hold other fields, and what it shows."""
+    marks = [f'<w:r><w:fldChar w:fldCharType="{mark}"/></w:r>' for mark in ("begin", "separate", "end")]
+    return marks[0] + code + (marks[1] + result if result is not None else "") + marks[2]
+
+
+def code(text: str) -> str:
+    return f"<w:r><w:instrText>{text}</w:instrText></w:r>"
+
+
+def test_of_a_field_in_the_code_of_another_nothing_is_shown(tmp_path: Path) -> None:
+    """A letter to many: { IF { MERGEFIELD Sex } = "M" "Mr" "Ms" } { MERGEFIELD Name }."""
+    inner = field(code("MERGEFIELD Sex"), run("M"))
+    letter = field(
+        code("IF ") + inner + code(' = "M" ') + run("unseen"), run("Mr ") + field(code("NAME"), run("Lind"))
+    )
+    assert text_of(tmp_path, "a.docx", docx(f"<w:p>{letter}{run(' asks.')}</w:p>")) == "Mr Lind asks."
+    over = f"<w:p>{field(code('TOC'), run('1 Pay') + '</w:p><w:p>' + run('2 Leave'))}</w:p>"
+    assert text_of(tmp_path, "a.docx", docx(over)) == "1 Pay\n\n2 Leave"
+    assert text_of(tmp_path, "a.docx", docx(f"<w:p>{field(inner)}{run('after')}</w:p>")) == "after"
+    unclosed = f'<w:p><w:r><w:fldChar w:fldCharType="begin"/></w:r>{run("kept")}</w:p>'
+    stray = f'<w:p><w:r><w:fldChar w:fldCharType="separate"/></w:r>{run("too")}</w:p>'
+    assert text_of(tmp_path, "a.docx", docx(unclosed)) == "kept"
+    assert text_of(tmp_path, "a.docx", docx(stray)) == "too"
+
+
+def test_text_boxes_that_have_no_older_form(tmp_path: Path) -> None:
+    """Word writes each twice, and mammoth reads the older form; others write a picture in its place, or none."""
+    namespaces = (
+        "xmlns:mc='http://schemas.openxmlformats.org/markup-compatibility/2006' xmlns:wps='urn:wps' xmlns:a='urn:a' "
+        "xmlns:wp='http://schemas.openxmlformats.org/drawingml/2006/wordprocessingDrawing' xmlns:v='urn:v'"
+    )
+
+    def drawing(*texts: str) -> str:
+        boxes = "".join(f"<wps:txbx><w:txbxContent>{paragraph(text)}</w:txbxContent></wps:txbx>" for text in texts)
+        graphic = f"<a:graphic><a:graphicData><wps:wsp>{boxes}</wps:wsp></a:graphicData></a:graphic>"
+        return f"<w:drawing><wp:anchor><wp:docPr id='1' name='Box'/>{graphic}</wp:anchor></w:drawing>"
+
+    def either(fallback: str) -> str:
+        choice = f"<mc:Choice Requires='wps'>{drawing('Box')}</mc:Choice>"
+        return f"<mc:AlternateContent>{choice}{fallback}</mc:AlternateContent>"
+
+    older = f"<w:pict><v:textbox xmlns:v='urn:schemas-microsoft-com:vml'><w:txbxContent>{paragraph('Box')}"
+    older += "</w:txbxContent></v:textbox></w:pict>"
+    for inside, found in (
+        (either(f"<mc:Fallback>{older}</mc:Fallback>"), "Before after\n\nBox"),
+        (either(f"<mc:Fallback>{drawing()}</mc:Fallback>"), "Before after\n\nBox"),
+        (either(""), "Before after\n\nBox"),
+        (drawing("One", "Two"), "Before after\n\nOne\n\nTwo"),
+        (drawing(), "Before after"),
+    ):
+        body = f"<w:p {namespaces}>{run('Before ')}<w:r>{inside}</w:r>{run('after')}</w:p>"
+        assert text_of(tmp_path, "a.docx", docx(body)) == found, inside
 
 
 def test_strict_word_files(tmp_path: Path) -> None:

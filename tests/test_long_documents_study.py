@@ -1,7 +1,9 @@
 """studies/long_documents.py: its documents, its choice by surprisal against the plain model, its rule, resuming."""
 
+import argparse
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,6 +80,23 @@ def test_one_half_chooses_and_the_other_judges():
     assert said[0].startswith("r, part: part 200 less the whole document +0.000")
     assert said[1].startswith("r, part, alone in the prompt: part 100 less the whole document +1.000")
     assert f"on {60 - sum(searched)} questions" in said[0]
+
+
+def test_a_question_that_shares_no_word_with_any_part_has_none_and_is_counted(llm, capsys):
+    examples = load("world_swap", split="dev").examples
+    given = argparse.Namespace(parts=[60], shares=[], recipes="1x5e-4")
+    document = study.long_document(llm, examples, 0, 150)
+    rows = [
+        {"setting": {"model": "m", "task": "t"}, "group": str(number), "document": 150, "cells": found}
+        for number, found in enumerate(
+            study.cells(llm, example, document, given)
+            for example in (examples[0], replace(examples[0], question="zzz?"))
+        )
+    ]
+    assert {cell["memory"] for cell in rows[0]["cells"]} == {"none", "whole", "part 60"}
+    assert [(cell["prompt"], cell["memory"]) for cell in rows[1]["cells"]] == [("whole", "none"), ("whole", "whole")]
+    study.print_table(rows)
+    assert "2 questions; 1 of them lack a part, since none shares a word" in capsys.readouterr().out
 
 
 def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Runner, refusal, save
+from document_samples import Picture, pdf
 from fastmem.errors import FastMemError, InputError, TaskError
 from fastmem.lab.report import load_results
 from fastmem.lab.run.run_files import read_rows
@@ -143,6 +144,15 @@ def test_a_document_in_utf_16_and_one_of_another_ending(folder, tmp_path):
     rows = [ROW | {"document": name} for name in ("notepad.txt", "notes.rst")]
     contexts = [example.context for example in read(tmp_path / "a.csv", rows, documents=folder)]
     assert contexts == ["Der Leuchtturm gehört Ada.", "The light is kept by Dee."]
+
+
+def test_what_cannot_be_read_of_a_document_is_said_once(folder, tmp_path, caplog):
+    (folder / "scan.pdf").write_bytes(pdf(["The light is kept by Ada.", Picture()]))
+    rows = [ROW | {"document": name} for name in ("scan.pdf", "a.txt", "scan.pdf")]
+    assert read(tmp_path / "a.csv", rows, documents=folder)[0].context == "The light is kept by Ada."
+    (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("fastmem")]
+    assert said.startswith("scan.pdf: ")
+    assert "page 2" in said
 
 
 def test_the_only_document(folder, tmp_path):

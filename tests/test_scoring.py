@@ -78,6 +78,13 @@ def test_quirks(reply, answers, paper, strict, why):
         ("The answer is: %", "%", True),
         ("The answer is: 5", "%", False),
         ("The answer is: minus", "+", False),
+        ("The answer is: A. Paris", "(A)", True),  # punctuation around the letter is not part of it
+        ("The answer is: (A) Paris", "A.", True),
+        ("The answer is: (B) Paris", "(A)", False),
+        ("The answer is: 选项A。", "A", True),  # letters of another script are no part of it either
+        ("The answer is: A입니다", "(A)", True),
+        ("The answer is: Ältere", "A", False),
+        ("The answer is: Aérien", "A", False),
         ("The answer is: because", "B", True),  # all other answers are compared by the paper's rule
     ],
 )

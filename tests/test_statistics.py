@@ -142,6 +142,17 @@ def test_few_groups_have_no_interval_by_resampling():
     assert compare([True, False, True], [True, True, True]).difference.low is None
 
 
+def test_an_interval_holds_its_mean():
+    """The mean is over rows, the exact interval over groups: of few groups they agree only if all are of one size."""
+    values, groups = [False] * 100 + [True] * 4, ["a"] * 100 + ["b", "c", "d", "e"]
+    assert mean(values, groups).value == pytest.approx(4 / 104)
+    assert (mean(values, groups).low, mean(values, groups).how) == (None, "none")
+    pairs = mean([True, True, True, True, False, False], ["a", "a", "b", "b", "c", "c"])
+    assert (pairs.value, pairs.how) == (pytest.approx(2 / 3), "exact")
+    assert pairs.low < pairs.value < pairs.high
+    assert mean([True, True, True], ["a", "a", "b"]).how == "exact"  # all are equal, whatever the sizes
+
+
 def test_numbers_of_many_rows():
     random = np.random.default_rng(4)
     first = random.normal(0.0, 1.0, 200)

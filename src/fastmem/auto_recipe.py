@@ -18,7 +18,6 @@ from fastmem.calibrate import LIMITS, Calibration, Neutral, OnProgress, Point, c
 from fastmem.home_path import expanded
 from fastmem.memory.recipe import AutoRecipe, Recipe
 from fastmem.model import FastMem
-from fastmem.split.fingerprint import sampled_digest
 
 log = logging.getLogger("fastmem")
 
@@ -92,7 +91,7 @@ def _identity(llm: FastMem, neutral: Neutral, recipe: Recipe) -> dict[str, Any]:
     del fields["learning_rate"]
     return {
         "rule": RULE,
-        "weights": _sha256([llm.base().digest, sampled_digest(llm.split_model.model)]),
+        "weights": _sha256([llm.base().digest, llm.modules.sampled_digest]),
         **llm.preparer.identity,
         "texts": _sha256([neutral.documents, neutral.questions]),
         "limits": asdict(LIMITS),

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastmem.cli.output import Status, say
-from fastmem.cli.read_document import log_notes, no_documents
+from fastmem.cli.read_document import no_documents
 from fastmem.documents import (
     Document,
     DocumentFile,
@@ -18,7 +18,7 @@ from fastmem.documents import (
     read_documents,
     word_scores,
 )
-from fastmem.documents.document_files import FORMATS
+from fastmem.documents.document_files import FORMATS, log_notes
 from fastmem.errors import InputError
 from fastmem.home_path import expanded
 

@@ -11,7 +11,7 @@ from fastmem.cli.flags import ModelFlags, OutputFlags, require_effect, with_flag
 from fastmem.cli.memory_listing import memory_files, memory_line, memory_name, memory_record
 from fastmem.cli.output import Status, emit
 from fastmem.cli.read_document import read_document
-from fastmem.errors import FastMemError, InputError, MemoryFileError
+from fastmem.errors import FastMemError, MemoryFileError, one_of
 
 memories = typer.Typer(add_completion=False, rich_markup_mode=None, help="List, show and verify memory files.")
 
@@ -137,18 +137,16 @@ def export(
       fastmem export memories/policy.safetensors --model Qwen/Qwen3-0.6B --output adapter
       fastmem export memories/policy.safetensors --model ./base --format merged --output merged
     """
-    if format == "merged":
-        truncation = {"--rank": rank, "--context": context, "--max-kl": max_kl, "--force": force or None}
-        require_effect(truncation, "--format peft: a merged checkpoint contains the whole memory", "format")
-    from fastmem.export import DEFAULT_RANK, MAX_KL
+    from fastmem.export import DEFAULT_RANK, FORMATS, MAX_KL
     from fastmem.export import export as write
     from fastmem.memory.memory import Memory
 
-    own = Memory.peek(memory).recipe
-    if rank is not None and own.parametrization == "lora":
-        raise InputError(
-            f"{memory} is a low-rank memory, which is exported with its own rank, {own.rank}: leave out --rank."
-        )
+    one_of(format, FORMATS, "export format", field="format")
+    truncation = {"--rank": rank, "--context": context, "--max-kl": max_kl, "--force": force or None}
+    if format == "merged":
+        require_effect(truncation, "--format peft: a merged checkpoint contains the whole memory", "format")
+    if Memory.peek(memory).recipe.parametrization == "lora":
+        require_effect(truncation, f"a full memory: {memory} is low-rank, and is exported exactly", "memory")
     with Status(quiet=output.quiet) as status:
         llm = model.load(status)
         loaded = Memory.load(memory, model=llm)

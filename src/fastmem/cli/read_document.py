@@ -1,17 +1,14 @@
 """Reading the document: from a file, standard input, or the command line."""
 
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastmem.documents import Document, DocumentFile, Skipped, document_files
+from fastmem.documents import DocumentFile, Skipped, document_files
 from fastmem.documents.plain_text import plain_text
 from fastmem.documents.text_process import TextProcess
 from fastmem.errors import InputError
 from fastmem.home_path import expanded
-
-log = logging.getLogger(__name__)
 
 READ = "FastMem reads UTF-8 text, and files whose names end in .html, .pdf or .docx"
 
@@ -61,14 +58,8 @@ def _file(path: Path, source: str) -> str:
 def read_from_folder(file: DocumentFile, process: TextProcess) -> str:
     """The text of a file. What could not be read of it is logged. Errors: `DocumentError`."""
     document = document_files.read_document(file.path, name=file.name, process=process)
-    log_notes(document)
+    document_files.log_notes(document)
     return document.text
-
-
-def log_notes(document: Document) -> None:
-    """Log what could not be read of a document."""
-    for note in document.notes:
-        log.warning("%s: %s.", document.name, note)
 
 
 def no_documents(folder: Path, skipped: Sequence[Skipped]) -> InputError:

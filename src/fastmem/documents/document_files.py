@@ -5,6 +5,7 @@ characters of a document and of all together, and in `text_process` time and mem
 """
 
 import hashlib
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,8 @@ from fastmem.documents.text_process import TextProcess
 from fastmem.errors import DocumentError, InputError, MissingPackageError
 from fastmem.extras import require
 from fastmem.home_path import expanded
+
+log = logging.getLogger("fastmem")
 
 MAX_FILES = 10_000
 MAX_TOTAL_CHARACTERS = 200_000_000
@@ -186,6 +189,12 @@ def read_document(path: Path | str, *, name: str | None = None, process: TextPro
     except ValueError as error:
         raise DocumentError(name, str(error)) from error
     return Document(name, path, text, hashlib.sha256(text.encode()).hexdigest(), notes)
+
+
+def log_notes(document: Document) -> None:
+    """Log what could not be read of a document."""
+    for note in document.notes:
+        log.warning("%s: %s.", document.name, note)
 
 
 def read_documents(

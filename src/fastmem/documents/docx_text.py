@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fastmem.documents.html_text import html_text
-from fastmem.documents.word_xml import names_with_text, readable_xml
+from fastmem.documents.word_xml import names_with_text, readable_xml, spaced
 
 # A Word document is a zip archive. The largest of 35 real ones unpacks to 5 MB; a bomb to terabytes.
 MAX_UNPACKED_BYTES = 256 * 2**20
@@ -50,7 +50,7 @@ def docx_text(path: Path) -> tuple[str, list[str]]:
     made = mammoth.convert_to_html(readable, include_embedded_style_map=False, convert_image=lambda image: [])
     numbers = itertools.count(1)
     page = NOTE.sub(lambda found: f"{found[0]}[{next(numbers)}] ", BACK_TO_NOTE.sub("", made.value))
-    return html_text(page.encode(), numbered=False), _notes(made.messages, readable)
+    return spaced(html_text(page.encode(), numbered=False)), _notes(made.messages, readable)
 
 
 def _readable(file: IO[bytes]) -> IO[bytes]:

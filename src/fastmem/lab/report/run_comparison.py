@@ -202,6 +202,8 @@ def _differences(a: Results, b: Results) -> list[tuple[str, Any, Any]]:
     for name in _SURROUNDINGS:
         if of_a[name] is None or of_b[name] is None:
             del of_a[name], of_b[name]
+    if of_a["recipe"].get("layers") != of_b["recipe"].get("layers"):  # they have other weights in the same model
+        of_a["model"].pop("tuned_weights", None)
     return run_files.differences(of_a, of_b)
 
 

@@ -20,6 +20,7 @@ UNKNOWN = "Unknown"  # the paper's answer for a reply without the marker
 
 _MARKER = re.compile(r"the answer is:\s*", re.IGNORECASE)
 _PAPER_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_LATIN = r"[0-9A-Za-z_\u00c0-\u024f\u1e00-\u1eff]"  # what a letter or an article may be part of a word with
 _PUNCTUATION = frozenset(string.punctuation)
 
 
@@ -96,14 +97,15 @@ def contains_answer(reply: str, answers: Iterable[str]) -> bool:
     """`paper_correct`, except for a gold answer that is empty once normalized, such as "A" or "%".
 
     The reply must contain that as a whole word in its letter case, since "a" may be an article, or equal it by
-    `exact_match`.
+    `exact_match`. Punctuation around it, and letters of other scripts beside it, are no part of the word.
     """
     given, line = paper_answer(reply), strict_answer(reply) or ""
 
     def contains(answer: str) -> bool:
         if paper_normalize(answer):
             return paper_correct(reply, [answer])
-        return exact_match(line, [answer]) or re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", given) is not None
+        bare = re.escape(re.sub(r"^\W+|\W+$", "", answer) or answer)
+        return exact_match(line, [answer]) or re.search(f"(?<!{_LATIN}){bare}(?!{_LATIN})", given) is not None
 
     return any(map(contains, answers))
 

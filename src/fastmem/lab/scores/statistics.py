@@ -28,8 +28,8 @@ class Mean:
 
     how: "bootstrap" (percentile, over groups); "exact" (Clopper-Pearson, over groups) for booleans that are all
         equal, since resampling them would give an interval of width 0, and for those of fewer than `LEAST_GROUPS`
-        groups; "none" for other values that are all equal or of so few groups (also booleans, if one group has both),
-        and for no value at all: low and high are then None.
+        groups of one size; "none" for other values that are all equal or of so few groups (also booleans, if one
+        group has both, or more rows than another), and for no value at all: low and high are then None.
     """
 
     value: float | None
@@ -150,7 +150,8 @@ def _interval(sums: np.ndarray, counts: np.ndarray, boolean: bool) -> tuple[floa
     shares = sums / counts
     equal = np.ptp(shares) == 0
     if equal or len(shares) < LEAST_GROUPS:
-        if not boolean or not np.isin(shares, (0.0, 1.0)).all():
+        of_groups = equal or np.ptp(counts) == 0  # the mean over rows is that over groups, as the exact interval
+        if not boolean or not of_groups or not np.isin(shares, (0.0, 1.0)).all():
             return None, None, "none"
         right = int(shares.sum())
         exact = stats.binomtest(right, len(counts)).proportion_ci(CONFIDENCE, method="exact")

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
-from fastmem.documents.document_files import is_plain, read_document, visible_entries
+from fastmem.documents.document_files import is_plain, log_notes, read_document, visible_entries
 from fastmem.documents.plain_text import plain_text
 from fastmem.errors import DocumentError, TaskError
 
@@ -18,11 +18,13 @@ _LISTED = 5  # names in an error message
 def document_text(path: Path) -> str:
     """The text of a document: HTML, PDF and Word files by their ending, all others as plain text.
 
-    Errors: `TaskError` if it cannot be read, `MissingPackageError`.
+    What could not be read of it is logged. Errors: `TaskError` if it cannot be read, `MissingPackageError`.
     """
     try:
         if not is_plain(path):
-            return read_document(path).text
+            document = read_document(path)
+            log_notes(document)
+            return document.text
         if path.stat().st_size > 4 * MOST_CHARACTERS:  # at most four bytes per character, in UTF-8, -16 and -32
             raise TaskError(f"the document {path} has {path.stat().st_size:,} bytes: no model can read as many.")
         return plain_text(path.read_bytes())
