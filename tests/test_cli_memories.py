@@ -219,8 +219,8 @@ def test_options_that_would_have_no_effect_are_refused_before_a_model_is_loaded(
     assert not (tmp_path / "out").exists()
     said = refusal(fastmem("serve", *absent[:2], "--placement", "prompt"))
     assert said == (
-        "placement 'prompt' lays a document out inside one question, and memories of a server are for any: give "
-        "assistant, user or text (option --placement)."
+        "placement 'prompt' memorizes a document in the prompt of one question, but a server's memories answer any "
+        "question: give assistant, user or text (option --placement)."
     )
     # A request to a server may ask for lora.
     assert "no model' does not exist" in refusal(fastmem("serve", *absent[:2], "--rank", 4))

@@ -72,7 +72,7 @@ def serve(llm):
             {"documents": DOCUMENTS, "fastmem": {"recipe": {"placement": "prompt"}}},
             400,
             "placement",
-            "lays a document out inside one question",
+            "memorizes a document in the prompt of one question",
         ),
         ({"documents": DOCUMENTS, "fastmem": {"alpha": -1}}, 400, "fastmem.alpha", "greater than"),
         ({"documents": [{"text": "  "}]}, 400, None, "the context is empty"),

@@ -63,8 +63,8 @@ def check_placement(recipe: Recipe) -> None:
     """Errors: `InputError` for a memory that only one question could use."""
     if recipe.placement == "prompt":
         raise InputError(
-            "placement 'prompt' lays a document out inside one question, and memories of a server are for any: give "
-            "assistant, user or text.",
+            "placement 'prompt' memorizes a document in the prompt of one question, but a server's memories answer any "
+            "question: give assistant, user or text.",
             field="placement",
         )
 
